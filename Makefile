@@ -1,0 +1,49 @@
+# `make test` and `make demo` work on a fresh clone: each makes the virtual environment where missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
+
+.PHONY: help env test test-lowest lint format types check demo clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+env: $(STAMP)  ## make the virtual environment and install the package with its development tools
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	touch $@
+
+test: $(STAMP)  ## run every test, the README and the docstring examples
+	$(BIN)/python -m pytest
+
+test-lowest: pyproject.toml  ## run every test with the oldest versions that pyproject.toml admits
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --resolution lowest-direct \
+	  --python $(VENV)-lowest/bin/python --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest
+
+lint: $(STAMP)  ## ruff: style, docstrings, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## mypy, strict, on the package
+	$(BIN)/mypy
+
+check: lint types test  ## all of the above: what continuous integration runs
+
+demo: $(STAMP)  ## train on real data with 40 % wrong labels; prints a table, draws a picture
+	$(BIN)/python -m benchmarks.demo
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) $(VENV)-lowest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
