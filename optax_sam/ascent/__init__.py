@@ -1,0 +1,1 @@
+"""Ascent stages: a gradient to a perturbation."""

@@ -1,0 +1,149 @@
+"""Gradient noise: the objective of infoSAM.
+
+Noise in a mini-batch gradient turns SAM's ε away from the true worst direction. Weighting each coordinate
+of g by its information, the inverse noise variance, turns it back:
+
+    m_t = a m_{t-1} + (1 − a) g_t,   b_t = (m_t − g_t)²           (m_1 = g_1)
+    σ²_t = mean of b_2 ... b_t with weights λ^(t-s)               (σ²_1 = 1: the first step is SAM's)
+    C = (σ² + δ)^(-p)
+
+Symbols: a `decay`, m `gradient_mean`, λ `variance_decay`, σ² `noise_variance`, δ `damping`, p `power`.
+
+Deviations from the authors' code (BingcongLi/VaSSO, first commit), which λ = 0, δ = 0, p = 1 reproduces: by
+default the variance is averaged and damped, because one squared deviation is a very noisy estimate and
+its inverse blows up where it happens to be small. The estimator of the published version could not be
+confirmed. Where σ² + δ is 0 or under the rounding error of its mean, that bound is used (theirs: NaN).
+
+References:
+  Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization
+  <https://arxiv.org/abs/2501.06603>`_, 2025
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, tree_math
+from optax_sam.loss import AxisName, average
+
+
+class GradientNoiseState(NamedTuple):
+    """State of `gradient_noise`.
+
+    Attributes:
+      count: number of gradients seen; int32.
+      gradient_mean: running mean m of the gradients; like the parameters, float32 or wider.
+      noise_variance: running mean σ² of the squared deviations; like the parameters, float32 or wider.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
+    gradient_mean: optax.Updates
+    noise_variance: optax.Updates
+
+
+def gradient_noise(
+    decay: float = 0.9,
+    *,
+    variance_decay: float = 0.99,
+    damping: float | None = None,
+    relative_damping: float = 1.0,
+    power: float = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Maps a gradient to the diagonal C = (σ² + δ)^(-p) of the objective ⟨C g, ε⟩.
+
+    The scale of C does not matter to `steepest_ascent`. The estimate is of the noise over *time*: it mixes
+    the noise of the batches with the drift of the gradient, which is slow for small learning rates.
+
+    Args:
+      decay: a in [0, 1), of the running mean of the gradient; 0.9 in the authors' code.
+      variance_decay: λ in [0, 1), of the running mean of the squared deviations (free of the bias of its
+        start). 0 in the authors' code.
+      damping: δ, in units of a squared gradient. None: `relative_damping` times the mean of σ² over all
+        parameters, which no change of scale of the loss can spoil. 0 in the authors' code.
+      relative_damping: see `damping`.
+      power: p; 1 is the inverse variance, 1/2 the inverse standard deviation, 0 is SAM.
+
+    Returns:
+      A gradient transformation for `steepest_ascent(rho, objective=...)` with `GradientNoiseState`. The
+      diagonal has the shapes of the gradient and is float32 or wider.
+
+    Raises:
+      ValueError: on a decay outside [0, 1) or a negative damping or power.
+
+    Cost: no gradient; memory for m and σ², two copies of the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.gradient_noise(decay=0.5, damping=0.0)
+      >>> state = stage.init(jnp.zeros(2))
+      >>> for gradient in ([1.0, 1.0], [3.0, 1.5]):
+      ...     diagonal, state = stage.update(jnp.array(gradient), state)
+      >>> state.noise_variance.tolist(), diagonal.tolist()
+      ([1.0, 0.0625], [1.0, 16.0])
+    """
+    checks.check_number("decay", decay, below=1.0)
+    checks.check_number("variance_decay", variance_decay, below=1.0)
+    checks.check_number("damping", damping)
+    checks.check_number("relative_damping", relative_damping)
+    checks.check_number("power", power)
+
+    def init(params: optax.Params) -> GradientNoiseState:
+        zeros = tree_math.zeros_like(params)
+        return GradientNoiseState(
+            count=jnp.zeros((), jnp.int32),
+            gradient_mean=zeros,
+            noise_variance=jax.tree.map(jnp.ones_like, zeros),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: GradientNoiseState,
+        params: optax.Params | None = None,
+        *,
+        ascent_step: int = 0,
+        axis_name: AxisName = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, GradientNoiseState]:
+        if ascent_step == 0:
+            state = observe(average(updates, axis_name), state)
+        return inverse(state.noise_variance), state
+
+    def observe(gradient: optax.Updates, state: GradientNoiseState) -> GradientNoiseState:
+        a = jnp.where(state.count == 0, 0.0, decay)
+        # (1 − λ)/(1 − λ^n) is the weight of the n-th of n squares; there is none at the first gradient.
+        n, log_decay = jnp.maximum(state.count, 1), jnp.log(variance_decay)
+        weight = jnp.where(state.count == 0, 0.0, jnp.expm1(log_decay) / jnp.expm1(n * log_decay))
+
+        def mean(m: jax.Array, g: jax.Array) -> jax.Array:
+            return jnp.where(jnp.isfinite(g), _mix(a, m, g.astype(m.dtype)), m)
+
+        def variance(v: jax.Array, m: jax.Array, g: jax.Array) -> jax.Array:
+            return jnp.where(jnp.isfinite(g), _mix(1 - weight, v, (m - g.astype(m.dtype)) ** 2), v)
+
+        gradient_mean = jax.tree.map(mean, state.gradient_mean, gradient)
+        return GradientNoiseState(
+            count=optax.safe_increment(state.count),
+            gradient_mean=gradient_mean,
+            noise_variance=jax.tree.map(variance, state.noise_variance, gradient_mean, gradient),
+        )
+
+    def inverse(noise_variance: optax.Updates) -> optax.Updates:
+        mean = optax.tree.sum(noise_variance) / optax.tree.size(noise_variance)
+        delta = relative_damping * mean if damping is None else damping
+
+        def leaf(variance: jax.Array) -> jax.Array:
+            smallest = jnp.finfo(variance.dtype).eps * mean.astype(variance.dtype)
+            damped = jnp.maximum(variance + jnp.asarray(delta, variance.dtype), smallest)
+            # No noise anywhere: nothing to prefer, C = 1.
+            return jnp.where(damped == 0, 1, jnp.where(damped == 0, 1, damped) ** -power)
+
+        return jax.tree.map(leaf, noise_variance)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _mix(weight: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    weight = weight.astype(old.dtype)
+    return weight * old + (1 - weight) * new

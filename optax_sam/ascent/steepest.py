@@ -1,0 +1,133 @@
+"""Steepest ascent: the perturbation of SAM, ASAM, Fisher SAM, infoSAM and every preSAM.
+
+Solves the preconditioned linear model of the loss on a preconditioned ball,
+
+    ε = argmax ⟨C g, ε⟩  subject to  ‖T⁻¹ ε‖ ≤ ρ        ⇒        ε = ρ T² C g / ‖T C g‖
+
+with diagonal, positive C (objective) and T (constraint); C = T = I is SAM.
+
+"Precondition, then normalise" would be wrong for T: the metric of the constraint acts twice, with a dual
+norm in between. So a preconditioner is a stage of its own that returns a *diagonal*, and this stage
+applies it.
+
+Symbols: g `updates`, ρ `rho`, C `objective`, T `constraint`; D = T⁻¹ in Zhang et al.
+
+Deviations from the authors' code: a zero gradient gives ε = 0 (theirs: division by ‖g‖ + 1e-12); norms are
+accumulated in float32 or wider.
+
+References:
+  Foret et al., `Sharpness-aware minimization for efficiently improving generalization
+  <https://arxiv.org/abs/2010.01412>`_, 2021
+  Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization
+  <https://arxiv.org/abs/2501.06603>`_, 2025
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, tree_math
+
+
+class SteepestAscentState(NamedTuple):
+    """State of `steepest_ascent`.
+
+    Attributes:
+      count: number of updates made, for a schedule of `rho`; int32.
+      objective: state of the preconditioner C.
+      constraint: state of the preconditioner T.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
+    objective: optax.OptState
+    constraint: optax.OptState
+
+
+def steepest_ascent(
+    rho: optax.ScalarOrSchedule,
+    *,
+    objective: optax.GradientTransformation | None = None,
+    constraint: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Maps a gradient g to the perturbation ε = ρ T² C g / ‖T C g‖, the worst point of a ball.
+
+    Norms are global, over all parameters together. Without preconditioners ε = ρ g / ‖g‖.
+
+    Args:
+      rho: radius ρ of the ball ‖T⁻¹ ε‖ ≤ ρ, in units of T⁻¹ w; a number, or a schedule of the number of
+        updates made.
+      objective: a stage that maps g to the diagonal of C, such as `gradient_noise`.
+      constraint: a stage that maps g to the diagonal of T, such as `weight_magnitude` or
+        `fisher_information`.
+
+    Returns:
+      A gradient transformation g ↦ ε with `SteepestAscentState`.
+
+    Raises:
+      ValueError: if `rho` is negative.
+
+    Cost: no gradient; one reduction (two more with preconditioners, which fuse), no memory.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> ascent = optax_sam.steepest_ascent(rho=0.1)
+      >>> gradient = jnp.array([0.0, 4.0])
+      >>> perturbation, _ = ascent.update(gradient, ascent.init(gradient), gradient)
+      >>> perturbation
+      Array([0. , 0.1], dtype=float32)
+    """
+    checks.check_rho("rho", rho)
+    objective = _diagonal_stage(objective)
+    constraint = _diagonal_stage(constraint)
+
+    def init(params: optax.Params) -> SteepestAscentState:
+        return SteepestAscentState(
+            count=jnp.zeros((), jnp.int32),
+            objective=objective.init(params),
+            constraint=constraint.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: SteepestAscentState,
+        params: optax.Params | None = None,
+        *,
+        ascent_step: int = 0,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SteepestAscentState]:
+        extra_args["ascent_step"] = ascent_step
+        c, objective_state = objective.update(updates, state.objective, params, **extra_args)
+        t, constraint_state = constraint.update(updates, state.constraint, params, **extra_args)
+        # State has advanced at the first of several ascents; the later ones use the same radius.
+        count = state.count if ascent_step == 0 else state.count - 1
+        radius = jnp.asarray(rho(count) if callable(rho) else rho)
+
+        tcg = _multiply(t, _multiply(c, updates))
+        epsilon = tree_math.scale(
+            radius * tree_math.reciprocal_or_zero(tree_math.norm(tcg)), _multiply(t, tcg)
+        )
+        return tree_math.cast_like(epsilon, updates), SteepestAscentState(
+            count=optax.safe_increment(state.count),
+            objective=objective_state,
+            constraint=constraint_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _diagonal_stage(
+    stage: optax.GradientTransformation | None,
+) -> optax.GradientTransformationExtraArgs:
+    if stage is None:  # The identity matrix: no diagonal, no state.
+        return optax.GradientTransformationExtraArgs(
+            lambda params: optax.EmptyState(), lambda updates, state, params, **extra: (None, state)
+        )
+    return optax.with_extra_args_support(stage)
+
+
+def _multiply(diagonal: optax.Updates | None, vector: optax.Updates) -> optax.Updates:
+    if diagonal is None:
+        return vector
+    return jax.tree.map(lambda d, x: d * x.astype(d.dtype), diagonal, vector)

@@ -1,0 +1,88 @@
+"""Weight magnitude: the adaptive constraint of ASAM.
+
+    T = |w| + η   where the mask is true,   T = 1 elsewhere
+
+so that a large weight may be perturbed more than a small one, and the sharpness measured does not change
+when a layer is scaled up and the next one scaled down.
+
+Symbols: w `params`, η `eta`.
+
+Deviations from the authors' code: none with their mask (parameters named "weight") and their η = 0.01. The
+other common PyTorch implementation (davda54/sam) has no mask and η = 0.
+
+References:
+  Kwon et al., `ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep neural
+  networks <https://arxiv.org/abs/2102.11600>`_, 2021
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, tree_math
+
+Mask = Any | Callable[[optax.Params], Any]
+
+
+def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.GradientTransformationExtraArgs:
+    """Maps a gradient to the diagonal T = |w| + η of the ball ‖T⁻¹ ε‖ ≤ ρ.
+
+    Args:
+      eta: η, keeps weights at 0 perturbable; 0.01 in the authors' code.
+      mask: a pytree of bools with the structure of the parameters or a prefix of it, or a function from
+        the parameters to one: where T = |w| + η. 1 elsewhere. None: everywhere. The authors' own choice
+        is every weight matrix, no bias and no normalisation parameter:
+        `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
+
+    Returns:
+      A gradient transformation without state, for `steepest_ascent(rho, constraint=...)`. The diagonal has
+      the shapes of the parameters and is float32 or wider.
+
+    Raises:
+      ValueError: if `eta` is negative; at trace time if the mask does not fit the parameters.
+
+    Cost: no gradient, no memory.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.weight_magnitude(eta=0.5)
+      >>> params = jnp.array([-2.0, 0.0])
+      >>> stage.update(params, stage.init(params), params)[0].tolist()
+      [2.5, 0.5]
+    """
+    checks.check_number("eta", eta)
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        checks.check_params(updates, params)
+        magnitudes = lambda adaptive, params: jax.tree.map(
+            lambda w: _magnitude(w, eta) if adaptive else jnp.ones_like(w), params
+        )
+        if mask is None:
+            return magnitudes(True, params), state
+        selected = mask(params) if callable(mask) else mask
+        try:
+            return jax.tree.map(magnitudes, selected, params), state
+        except ValueError as error:
+            raise ValueError(
+                "`mask` must be a pytree of bools with the structure of the parameters (or a prefix"
+                f" of it), got {jax.tree.structure(selected)} for parameters with"
+                f" {jax.tree.structure(params)}. With `optax.inject_hyperparams` name it in"
+                " `static_args`."
+            ) from error
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _magnitude(w: jax.Array, eta: float) -> jax.Array:
+    return jnp.abs(w.astype(tree_math.accumulation_dtype(w))) + eta

@@ -1,0 +1,101 @@
+"""A top eigenpair of a symmetric operator in a few products, warm-started: power iteration and Lanczos.
+
+Loops are unrolled: a handful of products, and gradients with convolutions are slow inside loops on CPU.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import tree_math
+
+MatVec = Callable[[optax.Params], optax.Params]
+
+
+def power_iteration(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Array, optax.Params]:
+    """Repeats v ← H v / ‖H v‖, which converges to the eigenvalue of largest magnitude.
+
+    Args:
+      matvec: v ↦ H v.
+      start: a non-zero vector, of any length.
+      num_iters: number of products.
+
+    Returns:
+      (⟨u, H u⟩, v), u the iterate before the last: the last product gives both.
+    """
+    vector = _unit(start)
+    for _ in range(num_iters):
+        product = matvec(vector)
+        eigenvalue = tree_math.vdot(vector, product)
+        vector = _unit(product)
+    return eigenvalue, vector
+
+
+def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Array, optax.Params]:
+    """Returns the top Ritz pair of the Krylov space of `start`: the algebraically largest eigenvalue.
+
+    With full re-orthogonalisation, done twice. The residual vanishes when the space is exhausted; what
+    would follow is rounding error and is kept out of the result.
+
+    Args:
+      matvec: v ↦ H v.
+      start: a non-zero vector, of any length.
+      num_iters: number of products, and of vectors held in memory.
+
+    Returns:
+      (⟨v, H v⟩, v), v of unit length and the maximiser of ⟨v, H v⟩ in the Krylov space.
+    """
+    basis = [_unit(start)]
+    diagonal: list[jax.Array] = []
+    off_diagonal: list[jax.Array] = []
+    for k in range(num_iters):
+        product = matvec(basis[k])
+        length = tree_math.norm(product)
+        diagonal.append(tree_math.vdot(basis[k], product))
+        if k == num_iters - 1:
+            break
+        for _ in range(2):
+            for vector in basis:
+                product = tree_math.combine(
+                    jnp.ones_like(length), product, -tree_math.vdot(vector, product), vector
+                )
+        residual = tree_math.norm(product)
+        is_new = residual > 100 * jnp.finfo(residual.dtype).eps * length
+        off_diagonal.append(jnp.where(is_new, residual, 0))
+        factor = jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0)
+        basis.append(tree_math.scale(factor, product))
+
+    # A vector after the end of the space is 0; an entry under the first one, itself at most the top
+    # Ritz value, keeps it from being picked.
+    exists = jnp.stack([jnp.asarray(True)] + [beta > 0 for beta in off_diagonal])
+    entries = jnp.where(exists, jnp.stack(diagonal), diagonal[0] - 1 - jnp.abs(diagonal[0]))
+    matrix = jnp.diag(entries)
+    if off_diagonal:
+        matrix += jnp.diag(jnp.stack(off_diagonal), 1) + jnp.diag(jnp.stack(off_diagonal), -1)
+    ritz_values, ritz_vectors = jnp.linalg.eigh(matrix)
+    weights = ritz_vectors[:, -1]
+    vector = tree_math.scale(weights[0], basis[0])
+    for weight, direction in zip(weights[1:], basis[1:], strict=True):
+        vector = tree_math.combine(jnp.ones_like(weight), vector, weight, direction)
+    return ritz_values[-1], _unit(vector)
+
+
+SOLVERS = {"lanczos": lanczos, "power": power_iteration}
+
+
+def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
+    """Returns independent normal entries with the shapes and dtypes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
+            for i, leaf in enumerate(leaves)
+        ],
+    )
+
+
+def _unit(vector: optax.Params) -> optax.Params:
+    return tree_math.scale(tree_math.reciprocal_or_zero(tree_math.norm(vector)), vector)

@@ -1,0 +1,158 @@
+"""Spherical search: the descent direction of XSAM.
+
+SAM steps against the gradient at w + ε as if the worst point near w lay in that direction. XSAM looks: on the
+arc from ε's direction v₀ through the gradient's v₁ and beyond it, it picks the direction in which the loss at
+distance ρ_m from w is largest, and remembers the angle until the next search:
+
+    v₀ = ε/‖ε‖,   v₁ = g'/‖g'‖,   ψ = arccos⟨v₀, v₁⟩
+    v(α) = [sin((1−α)ψ) v₀ + sin(αψ) v₁] / sin ψ
+    α* = argmax L(w + ρ_m v(α))  over  α ∈ {0, ..., α_max}        when refreshed; first maximum wins
+    d = ‖g'‖ v(α*)
+
+α = 1 is SAM, α = 0 the authors' "SGD+" (ε's direction with the length of g'), α > 1 goes beyond v₁ on purpose.
+
+Symbols: g' `updates`, ε `perturbation`, ρ_m `rho_max`, α* `alpha`.
+
+Deviations from the authors' code (Cccjl219/XSAM): a negative loss can win (theirs starts the running maximum
+at 0) and a non-finite one cannot; where v₀ = −v₁, which spans no arc, d = g' (theirs: d = 0).
+
+References:
+  Chen and Zhou, `XSAM: Explicit sharpness-aware minimization <https://arxiv.org/abs/2603.10048>`_, 2026
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, tree_math
+from optax_sam.loss import AxisName, ValueFn, average, value_function
+from optax_sam.refresh import refreshed
+
+
+class SphericalSearchState(NamedTuple):
+    """State of `spherical_search`.
+
+    Attributes:
+      count: number of updates made; int32.
+      alpha: α* of the last search, a scalar; 1 (SAM's direction) before the first.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
+    alpha: jax.Array
+
+
+def spherical_search(
+    rho_max: optax.ScalarOrSchedule,
+    *,
+    alpha_max: float = 2.0,
+    num_alphas: int = 21,
+    interval: int = 100,
+    batch_size: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Maps the gradient g' at w + ε to d = ‖g'‖ v(α*), α* the worst direction on an arc.
+
+    Args:
+      rho_max: distance ρ_m from w at which losses are compared, in units of the parameters; a number or a
+        schedule of the number of updates made. 0.3, twice `rho`, in the paper.
+      alpha_max: largest α; 2 in the paper.
+      num_alphas: number of equidistant α from 0 to `alpha_max`; 21 in the paper.
+      interval: steps from one search to the next where `refresh=None`. The authors search at the first
+        batch of every epoch (of 400 steps) and find that the interval hardly matters.
+      batch_size: number of losses evaluated at once; None is one after another, whose memory does not
+        depend on `num_alphas`.
+
+    Returns:
+      A gradient transformation g' ↦ d with `SphericalSearchState`, for the descent of `sharpness_aware`: it
+      reads the extra arguments `perturbation` and `value_fn`.
+
+    Raises:
+      ValueError: on a negative `rho_max`, an interval under 1, or `update` without a perturbation.
+      TypeError: if `num_alphas` is not a Python integer.
+
+    Cost: `num_alphas` forward passes on refresh steps; on others two norms and an inner product. No memory.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, optax_sam
+      >>> loss = lambda w: jnp.sum(jnp.array([1.0, 9.0]) * w**2)
+      >>> tx = optax_sam.xsam(rho=0.1, rho_max=2.0)
+      >>> w = jnp.ones(2)
+      >>> _, state = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+      >>> bool(optax.tree.get(state, "alpha") > 1.0)
+      True
+    """
+    checks.check_rho("rho_max", rho_max)
+    checks.check_number("alpha_max", alpha_max)
+    checks.check_count("num_alphas", num_alphas)
+    checks.check_interval(interval)
+
+    def init(params: optax.Params) -> SphericalSearchState:
+        return SphericalSearchState(
+            count=jnp.zeros((), jnp.int32),
+            alpha=jnp.ones((), tree_math.accumulation_dtype(params)),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: SphericalSearchState,
+        params: optax.Params | None = None,
+        *,
+        perturbation: optax.Updates | None = None,
+        value_fn: ValueFn | None = None,
+        refresh: bool | jax.Array | None = None,
+        axis_name: AxisName = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SphericalSearchState]:
+        if perturbation is None:
+            raise ValueError(
+                "`spherical_search` searches between the perturbation and the gradient it led to, but"
+                " got no `perturbation`: use it as the descent of `sharpness_aware(steepest_ascent(rho),"
+                " spherical_search(rho_max))`."
+            )
+        perturbation = average(perturbation, axis_name)
+        inverse_0 = tree_math.reciprocal_or_zero(tree_math.norm(perturbation))
+        length = tree_math.norm(updates)
+        inverse_1 = tree_math.reciprocal_or_zero(length)
+        cosine = jnp.clip(tree_math.vdot(perturbation, updates) * inverse_0 * inverse_1, -1, 1)
+        # One of the two is zero: there is no arc, and the direction is the gradient's own.
+        cosine = jnp.where(inverse_0 * inverse_1 == 0, -1, cosine)
+
+        def point(alpha: jax.Array, radius: jax.Array) -> optax.Updates:
+            """Returns radius · v(α), in the dtypes of the gradient."""
+            weight_0, weight_1 = _slerp(alpha, cosine)
+            return tree_math.combine(
+                radius * weight_1 * inverse_1, updates, radius * weight_0 * inverse_0, perturbation
+            )
+
+        def search() -> jax.Array:
+            loss = value_function(value_fn, axis_name)
+            radius = rho_max(state.count) if callable(rho_max) else rho_max
+            alphas = jnp.linspace(0, alpha_max, num_alphas, dtype=state.alpha.dtype)
+            losses = jax.lax.map(
+                lambda alpha: loss(tree_math.add(params, point(alpha, radius))),
+                alphas,
+                batch_size=batch_size,
+            )
+            best = jnp.argmax(jnp.where(jnp.isfinite(losses), losses, -jnp.inf))
+            return jnp.where(jnp.isfinite(losses[best]), alphas[best], state.alpha)
+
+        alpha = refreshed(refresh, state.count, interval, search, state.alpha)
+        return point(alpha, length), SphericalSearchState(
+            count=optax.safe_increment(state.count), alpha=alpha
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _slerp(alpha: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the weights of v₀ and v₁ in v(α)."""
+    angle = jnp.arccos(cosine)
+    sine = jnp.sin(angle)
+    is_degenerate = sine < 1e-8
+    inverse = 1 / jnp.where(is_degenerate, 1, sine)
+    degenerate_0 = jnp.where(cosine > 0, 0.5, 0.0).astype(sine.dtype)
+    return (
+        jnp.where(is_degenerate, degenerate_0, jnp.sin((1 - alpha) * angle) * inverse),
+        jnp.where(is_degenerate, 1 - degenerate_0, jnp.sin(alpha * angle) * inverse),
+    )

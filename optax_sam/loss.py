@@ -1,0 +1,120 @@
+"""The batch loss and its gradient, checked, and averaged over devices where an axis is named.
+
+Inside `jax.pmap`, `jax.shard_map` or `jax.vmap(axis_name=...)` each device (or group) holds its own part
+of the batch, and `value_fn` is the loss of that part. The mean over the axis is the loss of the batch:
+
+    L(w) = mean_i L_i(w)        ∇L(w) = mean_i ∇L_i(w)
+
+Under `shard_map(check_vma=True)` JAX tracks which values vary over the axis, and the gradient of a
+varying loss with respect to parameters that do not vary is *summed* over the axis already; a mean taken
+afterwards would change nothing and the result would be N times too large. So the parameters are marked
+as varying before the gradient is taken, which leaves one all-reduce, the mean's own.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+ValueFn = Callable[[optax.Params], jax.Array]
+GradFn = Callable[[optax.Params], optax.Updates]
+AxisName = Hashable | tuple[Hashable, ...] | None
+
+
+def value_function(value_fn: ValueFn | None, axis_name: AxisName = None) -> ValueFn:
+    """Returns w ↦ L(w), averaged over `axis_name`."""
+    value_fn = _checked(value_fn)
+    if axis_name is None:
+        return value_fn
+    return lambda params: jax.lax.pmean(value_fn(_varying(params, axis_name)), axis_name)
+
+
+def value_and_gradient_function(
+    value_fn: ValueFn | None, grad_fn: GradFn | None = None, axis_name: AxisName = None
+) -> Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]:
+    """Returns w ↦ (L(w), ∇L(w)), averaged over `axis_name`.
+
+    With `grad_fn` the gradient is its result and the value, which would cost a forward pass more, is None.
+    """
+    evaluate: Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]
+    if grad_fn is None:
+        evaluate = jax.value_and_grad(_checked(value_fn))
+    else:
+        user_grad_fn = grad_fn
+        evaluate = lambda params: (None, user_grad_fn(params))
+    if axis_name is None:
+        return evaluate
+    return lambda params: jax.lax.pmean(evaluate(_varying(params, axis_name)), axis_name)
+
+
+def average(tree: optax.Updates, axis_name: AxisName = None) -> optax.Updates:
+    """Returns the mean of `tree` over `axis_name`; what is known to be the same everywhere, as it is."""
+    if axis_name is None:
+        return tree
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    is_same = lambda x: all(
+        name in _varies_over(jax.lax.axis_index(name)) and name not in _varies_over(x) for name in names
+    )
+    return jax.tree.map(lambda x: x if is_same(x) else jax.lax.pmean(x, axis_name), tree)
+
+
+def _checked(value_fn: ValueFn | None) -> ValueFn:
+    """Returns `value_fn` with errors for what would otherwise fail far from its cause, or silently."""
+    if value_fn is None:
+        raise ValueError(
+            "Sharpness-aware methods evaluate the loss at perturbed parameters, but `update` got no"
+            " `value_fn`. Pass this batch's loss as a function of the parameters:"
+            " `tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))`."
+        )
+    if not callable(value_fn):
+        raise TypeError(
+            f"`value_fn` must be a function of the parameters, got {type(value_fn).__name__}."
+            " Pass `value_fn=lambda params: loss(params, batch)`, not the loss itself."
+        )
+
+    def checked(params: optax.Params) -> jax.Array:
+        value: Any = value_fn(params)
+        if isinstance(value, tuple | list | dict):
+            raise TypeError(
+                f"`value_fn` must return the loss alone, a scalar, but it returned a"
+                f" {type(value).__name__}: drop the auxiliary output (as of `has_aux=True`), as in"
+                " `value_fn=lambda params: loss_and_aux(params, batch)[0]`."
+            )
+        if jnp.ndim(value) != 0 or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise TypeError(
+                "`value_fn` must return a real floating-point scalar, the loss of the whole batch, but"
+                f" it returned shape {jnp.shape(value)}, dtype {jnp.result_type(value)}. Reduce the"
+                " losses of the examples, as in `value_fn=lambda params: losses(params, batch).mean()`."
+            )
+        unaveraged = _varies_over(value) - frozenset().union(*map(_varies_over, jax.tree.leaves(params)))
+        if unaveraged:
+            names = ", ".join(sorted(map(repr, unaveraged)))
+            raise ValueError(
+                f"The loss varies over the mesh axis {names} and the parameters do not, so its gradient"
+                " would be summed over the devices instead of averaged. Pass that axis as `axis_name`,"
+                f" as in `optax_sam.sam(0.05, axis_name={names})`, or average the loss in `value_fn`"
+                f" by `jax.lax.pmean(loss, {names})`."
+            )
+        return value
+
+    return checked
+
+
+def _varying(params: optax.Params, axis_name: AxisName) -> optax.Params:
+    """Marks the parameters as varying over the axis, where JAX tracks that."""
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+    def leaf(x: jax.Array) -> jax.Array:
+        missing = tuple(
+            name for name in names if name in _varies_over(jax.lax.axis_index(name)) - _varies_over(x)
+        )
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(leaf, params)
+
+
+def _varies_over(x: Any) -> frozenset[Hashable]:
+    """Returns the mesh axes over which `shard_map(check_vma=True)` knows `x` to vary; else none."""
+    return frozenset(getattr(jax.typeof(x), "vma", ()))

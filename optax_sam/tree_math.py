@@ -1,0 +1,74 @@
+"""Inner products, norms and combinations of pytrees, accumulated in float32 or wider.
+
+A float16 norm overflows at 256 entries of size 16 and a bfloat16 sum stalls after 256 equal terms, so
+every reduction here is carried out in at least float32, whatever the dtype of the parameters. The
+products are element-wise (no `ravel`, no dot): a sharded leaf is reduced where it lies.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def accumulation_dtype(*trees: optax.Params) -> jnp.dtype:
+    """Returns float32, or what the widest leaf needs if that is more."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(trees)]
+    return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+
+
+def zeros_like(tree: optax.Params) -> optax.Params:
+    """Returns zeros shaped and sharded like `tree`, in float32 or wider: the start of a statistic."""
+    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=accumulation_dtype(x)), tree)
+
+
+def vdot(a: optax.Params, b: optax.Params) -> jax.Array:
+    """Returns the inner product ⟨a, b⟩ over all leaves, a scalar."""
+    dtype = accumulation_dtype(a, b)
+    products = jax.tree.map(lambda x, y: jnp.sum(x.astype(dtype) * y.astype(dtype)), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
+
+
+def norm(tree: optax.Params) -> jax.Array:
+    """Returns the Euclidean norm over all leaves, a scalar."""
+    return jnp.sqrt(vdot(tree, tree))
+
+
+def reciprocal_or_zero(x: jax.Array) -> jax.Array:
+    """Returns 1/x, and 0 at x = 0: `v * reciprocal_or_zero(norm(v))` is the unit vector, never NaN."""
+    return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))
+
+
+def scale(factor: jax.Array, tree: optax.Params) -> optax.Params:
+    """Returns factor · tree, each leaf in its own dtype, multiplied in float32 or wider."""
+    return jax.tree.map(
+        lambda x: (factor.astype(accumulation_dtype(x)) * x.astype(accumulation_dtype(x))).astype(x.dtype),
+        tree,
+    )
+
+
+def combine(a: jax.Array, x: optax.Params, b: jax.Array, y: optax.Params) -> optax.Params:
+    """Returns a·x + b·y, each leaf in the dtype of x's, computed in float32 or wider."""
+
+    def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+        dtype = accumulation_dtype(x, y)
+        total = a.astype(dtype) * x.astype(dtype) + b.astype(dtype) * y.astype(dtype)
+        return total.astype(x.dtype)
+
+    return jax.tree.map(leaf, x, y)
+
+
+def add(x: optax.Params, y: optax.Params) -> optax.Params:
+    """Returns x + y, each leaf in the dtype of x's."""
+
+    def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(x.dtype, y.dtype)
+        return (x.astype(dtype) + y.astype(dtype)).astype(x.dtype)
+
+    return jax.tree.map(leaf, x, y)
+
+
+def cast_like(tree: optax.Params, target: optax.Params) -> optax.Params:
+    """Returns `tree` with the dtypes of `target`."""
+    return jax.tree.map(lambda x, t: x.astype(t.dtype), tree, target)
