@@ -69,10 +69,11 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
             " frozen), steepest_ascent(rho)))`, and put the mask or partition on the base optimizer"
             " behind it."
         )
-    if not jax.tree.structure(updates) == jax.tree.structure(params):
+    structures: tuple[Any, Any] = (jax.tree.structure(updates), jax.tree.structure(params))
+    if structures[0] != structures[1]:
         raise ValueError(
             "The gradients must have the tree structure of the parameters, got"
-            f" {jax.tree.structure(updates)} for the gradients and {jax.tree.structure(params)} for"
+            f" {structures[0]} for the gradients and {structures[1]} for"
             " the parameters. Pass the gradient of `value_fn` with respect to all of `params`."
         )
     shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]

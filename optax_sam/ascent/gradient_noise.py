@@ -113,7 +113,8 @@ def gradient_noise(
     def observe(gradient: optax.Updates, state: GradientNoiseState) -> GradientNoiseState:
         a = jnp.where(state.count == 0, 0.0, decay)
         # (1 − λ)/(1 − λ^n) is the weight of the n-th of n squares; there is none at the first gradient.
-        n, log_decay = jnp.maximum(state.count, 1), jnp.log(variance_decay)
+        log_decay = jnp.log(variance_decay)
+        n = jnp.maximum(state.count, 1).astype(log_decay.dtype)
         weight = jnp.where(state.count == 0, 0.0, jnp.expm1(log_decay) / jnp.expm1(n * log_decay))
 
         def mean(m: jax.Array, g: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ distance ρ_m from w is largest, and remembers the angle until the next search:
 
     v₀ = ε/‖ε‖,   v₁ = g'/‖g'‖,   ψ = arccos⟨v₀, v₁⟩
     v(α) = [sin((1−α)ψ) v₀ + sin(αψ) v₁] / sin ψ
-    α* = argmax L(w + ρ_m v(α))  over  α ∈ {0, ..., α_max}        when refreshed; first maximum wins
+    α* = argmax L(w + ρ_m v(α))  over  α ∈ {0, ..., α_max}        on refresh; the first maximum wins
     d = ‖g'‖ v(α*)
 
 α = 1 is SAM, α = 0 the authors' "SGD+" (ε's direction with the length of g'), α > 1 goes beyond v₁ on purpose.

@@ -1,0 +1,84 @@
+"""One row per method: the contract tests run on all of them. A new method adds a row."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+import pytest
+
+import optax_sam
+
+
+class Method(NamedTuple):
+    """A method with the arguments that contract tests need.
+
+    Attributes:
+      make: builds the method from its radius.
+      static_args: arguments that `optax.inject_hyperparams` must not turn into arrays.
+      has_refresh: whether the method does occasional work.
+    """
+
+    name: str
+    make: Callable[..., optax.GradientTransformationExtraArgs]
+    static_args: tuple[str, ...] = ("num_steps", "axis_name")
+    has_refresh: bool = False
+
+
+def combination(rho=0.05, *, rho_max=0.3, num_steps=2, axis_name=None):
+    """Every stage at once: the example of the issue tracker and of the module docstring."""
+    return optax_sam.sharpness_aware(
+        optax.chain(
+            optax_sam.steepest_ascent(
+                rho, objective=optax_sam.gradient_noise(), constraint=optax_sam.weight_magnitude()
+            ),
+            optax_sam.tilt_to_top_eigenvector(interval=3, num_iters=2),
+        ),
+        optax_sam.spherical_search(rho_max, interval=3, num_alphas=5),
+        num_steps=num_steps,
+        axis_name=axis_name,
+    )
+
+
+def eigen_sam(rho=0.05, alpha=0.2, *, interval=3, solver="power", num_iters=2, num_steps=1, axis_name=None):
+    return optax_sam.eigen_sam(
+        rho,
+        alpha,
+        interval=interval,
+        num_iters=num_iters,
+        solver=solver,
+        num_steps=num_steps,
+        axis_name=axis_name,
+    )
+
+
+def eigen_sam_lanczos(rho=0.05, alpha=0.2, *, num_iters=3, axis_name=None):
+    return eigen_sam(rho, alpha, solver="lanczos", num_iters=num_iters, axis_name=axis_name)
+
+
+def xsam(rho=0.05, rho_max=0.3, *, interval=3, num_alphas=21, num_steps=1, axis_name=None):
+    return optax_sam.xsam(
+        rho, rho_max, interval=interval, num_alphas=num_alphas, num_steps=num_steps, axis_name=axis_name
+    )
+
+
+def sam_3_steps(rho=0.05, *, num_steps=3, axis_name=None):
+    return optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name)
+
+
+EIGEN = ("num_steps", "num_iters", "axis_name")
+SEARCH = ("num_steps", "num_alphas", "axis_name")
+
+METHODS = [
+    Method("sam", optax_sam.sam),
+    Method("sam_3_steps", sam_3_steps),
+    Method("asam", optax_sam.asam),
+    Method("fisher_sam", optax_sam.fisher_sam),
+    Method("presam", optax_sam.presam),
+    Method("info_sam", optax_sam.info_sam),
+    Method("eigen_sam", eigen_sam, EIGEN, has_refresh=True),
+    Method("eigen_sam_lanczos", eigen_sam_lanczos, ("num_iters", "axis_name"), has_refresh=True),
+    Method("xsam", xsam, SEARCH, has_refresh=True),
+    Method("combination", combination, ("num_steps", "axis_name"), has_refresh=True),
+]
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

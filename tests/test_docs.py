@@ -1,0 +1,111 @@
+"""What the documents say is true: their code runs, and every public name is documented."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import optax_sam
+
+ROOT = Path(__file__).parent.parent
+SETUP = "Setup: plain JAX"
+
+
+def python_blocks(document):
+    """Returns (heading, code, line) of every ```python block."""
+    lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
+    blocks, heading, language, start = [], "", None, 0
+    for number, line in enumerate(lines, 1):
+        if language is None and (match := re.match(r"#+ (.*)", line)):
+            heading = match[1]
+        elif language is None and line.startswith("```"):
+            language, start = line.removeprefix("```"), number
+        elif language is not None and line == "```":
+            if language == "python":
+                blocks.append((heading, "\n".join(lines[start : number - 1]), start))
+            language = None
+    assert language is None, f"{document}:{start}: the block is not closed"
+    return blocks
+
+
+def run(document, code, line, namespace):
+    # As many empty lines in front as there are in the document, so that tracebacks point into it.
+    exec(compile("\n" * line + code, str(ROOT / document), "exec"), namespace)
+
+
+README = python_blocks("README.md")
+FIRST_SCRIPT = README[0][1]
+SETUP_BLOCK = next(block for block in README if block[0] == SETUP)
+BLOCKS = [("README.md", *block) for block in README[1:]] + [
+    ("CONTRIBUTING.md", *block) for block in python_blocks("CONTRIBUTING.md")
+]
+FUNCTIONS = [name for name in optax_sam.__all__ if inspect.isfunction(getattr(optax_sam, name))]
+# The methods are the functions of this module; the stages are all others.
+ALIASES = [name for name in FUNCTIONS if getattr(optax_sam, name).__module__ == "optax_sam.aliases"]
+
+
+@pytest.fixture(scope="module")
+def setup_namespace():
+    """The names that the README's recipes share, as a reader has them after the setup block."""
+    namespace = {"__name__": "readme"}
+    run("README.md", *SETUP_BLOCK[1:], namespace)
+    return namespace
+
+
+def block_id(block):
+    document, heading, _, line = block
+    return f"{document}:{line}-{re.sub(r'[^a-z0-9]+', '-', heading.lower()).strip('-')}"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=block_id)
+def test_block_runs(block, setup_namespace):
+    document, heading, code, line = block
+    if heading == SETUP:
+        return  # The fixture has run it.
+    run(document, code, line, dict(setup_namespace) if document == "README.md" else {"__name__": "example"})
+
+
+def test_first_script_is_short_and_runs_as_it_stands(tmp_path):
+    assert len(FIRST_SCRIPT.splitlines()) <= 25
+    script = tmp_path / "script.py"
+    script.write_text(FIRST_SCRIPT, encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    printed = float(re.fullmatch(r"test accuracy (0\.\d\d)\n", result.stdout)[1])
+    promised = re.search(r"It prints `test accuracy (0\.\d\d)`", (ROOT / "README.md").read_text("utf-8"))
+    assert printed == pytest.approx(float(promised[1]), abs=0.05)
+
+
+def test_every_alias_is_in_the_table_of_methods():
+    section = (ROOT / "README.md").read_text("utf-8").split("\n## Methods\n")[1].split("\n## ")[0]
+    table = section.strip().split("\n\n")[0].splitlines()
+    assert table[0].startswith("| Method | Alias |")
+    assert sorted(row.split("|")[2].strip(" `") for row in table[2:]) == sorted(ALIASES)
+
+
+@pytest.mark.parametrize("name", optax_sam.__all__)
+def test_public_symbol_is_documented(name):
+    assert getattr(optax_sam, name).__doc__
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_public_function_has_every_section(name):
+    doc = inspect.getdoc(getattr(optax_sam, name))
+    for section in ("Args:", "Returns:", "Cost:", "Example:"):
+        assert f"\n{section}" in doc, f"{name} has no section {section!r}"
+    assert ">>>" in doc, f"the example of {name} is no code"
+    arguments = doc.split("\nArgs:")[1].split("\nReturns:")[0]
+    for argument in inspect.signature(getattr(optax_sam, name)).parameters:
+        assert re.search(rf"^\s+{argument}: ", arguments, re.MULTILINE), f"{name} does not explain {argument}"
+
+
+@pytest.mark.parametrize("name", [name for name in optax_sam.__all__ if name.endswith("State")])
+def test_public_state_explains_its_fields(name):
+    state = getattr(optax_sam, name)
+    for field in state._fields:
+        assert re.search(rf"^\s+{field}: ", state.__doc__, re.MULTILINE), f"{name} does not explain {field}"
