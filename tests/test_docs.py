@@ -68,6 +68,10 @@ def test_block_runs(block, setup_namespace):
     run(document, code, line, dict(setup_namespace) if document == "README.md" else {"__name__": "example"})
 
 
+def promised_accuracies():
+    return map(float, re.findall(r"`test accuracy (0\.\d\d)`", (ROOT / "README.md").read_text("utf-8")))
+
+
 def test_first_script_is_short_and_runs_as_it_stands(tmp_path):
     assert len(FIRST_SCRIPT.splitlines()) <= 25
     script = tmp_path / "script.py"
@@ -76,9 +80,16 @@ def test_first_script_is_short_and_runs_as_it_stands(tmp_path):
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
-    printed = float(re.fullmatch(r"test accuracy (0\.\d\d)\n", result.stdout)[1])
-    promised = re.search(r"It prints `test accuracy (0\.\d\d)`", (ROOT / "README.md").read_text("utf-8"))
-    assert printed == pytest.approx(float(promised[1]), abs=0.05)
+    sam, sgd = promised_accuracies()
+    assert float(result.stdout.removeprefix("test accuracy ")) == pytest.approx(sam, abs=0.04)
+    assert sam > sgd
+
+
+def test_first_script_without_perturbation_prints_what_the_text_says(capsys):
+    assert FIRST_SCRIPT.count("rho=0.2") == 1
+    exec(FIRST_SCRIPT.replace("rho=0.2", "rho=0.0"), {"__name__": "readme"})
+    _, sgd = promised_accuracies()
+    assert float(capsys.readouterr().out.removeprefix("test accuracy ")) == pytest.approx(sgd, abs=0.04)
 
 
 def test_every_alias_is_in_the_table_of_methods():

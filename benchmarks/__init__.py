@@ -1,0 +1,1 @@
+"""Training loops, data and measurements around `optax_sam`; see README.md here."""

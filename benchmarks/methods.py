@@ -1,0 +1,79 @@
+"""The table of methods that the benchmarks compare: name, constructor, what to tune.
+
+A method is what goes in front of the base optimizer; `sgd` puts nothing there.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import optax
+
+import optax_sam
+from benchmarks.errors import UsageError
+
+
+class Method(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        make: constructor; its keyword arguments are the method's options.
+        label: how tables and figures spell it.
+        search: values to choose from on validation data, for each option that is tuned.
+        occasional: whether some steps do more work than others, every `interval` steps.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    label: str
+    search: Mapping[str, tuple[float, ...]]
+    occasional: bool = False
+
+
+RADII = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+XSAM_RADII = {"rho": (0.05, 0.1, 0.2), "rho_max": (0.2, 0.4)}
+
+# Every method has six settings of its own to choose from: equal budgets.
+METHODS = {
+    "sgd": Method(optax.identity, "SGD", {}),
+    "sam": Method(optax_sam.sam, "SAM", {"rho": RADII}),
+    "asam": Method(optax_sam.asam, "ASAM", {"rho": (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)}),
+    "fisher_sam": Method(optax_sam.fisher_sam, "Fisher SAM", {"rho": RADII}),
+    "info_sam": Method(optax_sam.info_sam, "infoSAM", {"rho": (0.1, 0.2, 0.4), "power": (0.5, 1.0)}),
+    "eigen_sam": Method(
+        optax_sam.eigen_sam, "Eigen-SAM", {"rho": (0.1, 0.2, 0.4), "alpha": (0.1, 0.2)}, occasional=True
+    ),
+    "xsam": Method(optax_sam.xsam, "XSAM", XSAM_RADII, occasional=True),
+    "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),
+}
+
+
+def combinations(search: Mapping[str, tuple[float, ...]]) -> list[dict[str, float]]:
+    """All combinations of the values that a search offers for each name."""
+    return [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
+
+
+def build(name: str, options: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Builds the transformation that goes in front of the base optimizer.
+
+    Args:
+        name: one of `METHODS`.
+        options: keyword arguments of its constructor.
+
+    Returns:
+        An Optax gradient transformation.
+
+    Raises:
+        UsageError: if the name is unknown or the method does not have an option.
+    """
+    if name not in METHODS:
+        raise UsageError(f"no method {name!r}; choose one of: {', '.join(METHODS)}")
+    known = inspect.signature(METHODS[name].make).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UsageError(
+            f"method {name!r} has no option {', '.join(unknown)}; "
+            f"its options are: {', '.join(known) or 'none'}"
+        )
+    return METHODS[name].make(**options)

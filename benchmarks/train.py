@@ -1,0 +1,452 @@
+"""Trains one network with one method. The whole loop, to be read from top to bottom.
+
+    python -m benchmarks.train --method sam --rho 0.2 --label-noise 0.4
+    python -m benchmarks.train --help
+
+A run is a function of its configuration and seed: the order of the batches depends on the seed and
+the step alone, so a run that was stopped at any moment and resumed ends with the same bits as one
+that was not.
+
+The step is compiled twice, with and without the occasional work of Eigen-SAM and XSAM, and the host
+chooses: on CPUs, convolutions inside `lax.cond` or `lax.scan` would be 20 to 90 times slower.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import absl.logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import tyro
+from flax import nnx
+from tqdm import tqdm
+
+from benchmarks import data, methods
+from benchmarks.errors import UsageError
+from benchmarks.models import MODELS
+
+# Independent streams of random numbers, each made from the run's seed.
+NOISE_STREAM, ORDER_STREAM = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    method: Literal[*methods.METHODS] = "sam"
+    """What goes in front of SGD; sgd itself is the baseline."""
+    rho: float | None = None
+    """Length of the perturbation. Left out: the method's default."""
+    options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """Further options of the method, as pairs: --options alpha 0.2 solver lanczos"""
+    refresh_every: int = 100
+    """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
+
+    dataset: Literal[*data.SOURCES] = "digits"
+    """Data set; digits is bundled, the others need files (--download-dir, --download)."""
+    train_size: int | None = None
+    """Train on this many images only."""
+    label_noise: float = 0.0
+    """Fraction of the training labels made wrong. Validation and test labels stay right."""
+    model: Literal[*MODELS] = "mlp"
+    """Network."""
+
+    epochs: int = 100
+    """Passes over the training data."""
+    batch_size: int = 100
+    """Images a step; the last, smaller batch of an epoch is left out."""
+    learning_rate: float = 0.1
+    """Initial learning rate; it falls to 0 along a cosine."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay, added to the gradient after the method."""
+    seed: int = 0
+    """Seeds initial weights, wrong labels and the order of the batches."""
+
+    output: Path | None = None
+    """Folder of metrics and checkpoints. Left out: a folder under runs/ named after the run."""
+    data_dir: Path = data.DEFAULT_DATA_DIR
+    """Folder of prepared data sets."""
+    download_dir: Path | None = None
+    """Folder with raw files that are already there, in <download-dir>/<dataset>/."""
+    download: bool = False
+    """Let TensorFlow Datasets download raw files that are missing."""
+    checkpoint_every: int = 10
+    """Epochs from one checkpoint to the next."""
+    resume: bool = False
+    """Continue the run in the output folder from its last checkpoint, if it has one."""
+
+
+# What may differ between a run and its continuation.
+NOT_PART_OF_THE_RUN = (
+    "output",
+    "data_dir",
+    "download_dir",
+    "download",
+    "checkpoint_every",
+    "resume",
+)
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        params: trainable variables.
+        rest: all other variables of the model: BatchNorm statistics, random streams.
+        opt_state: state of the method and of SGD.
+    """
+
+    params: nnx.State
+    rest: nnx.State
+    opt_state: optax.OptState
+
+
+class Program(NamedTuple):
+    """The compiled functions of a configuration; all its seeds share them.
+
+    Attributes:
+        init: seed -> state.
+        loss: params, rest, batch -> (mean loss, rest after the batch), not compiled.
+        step: state, training data, order, index of the batch, refresh -> state, mean loss.
+        evaluate: state, batch -> sum of losses, number of right answers.
+        steps_per_epoch: whole batches in the training data.
+        num_steps: steps of the whole run.
+        refresh_every: steps between refreshes; None where the method has nothing to refresh.
+    """
+
+    init: Callable[..., TrainState]
+    loss: Callable[..., tuple[jax.Array, nnx.State]]
+    step: Callable[..., tuple[TrainState, jax.Array]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    steps_per_epoch: int
+    num_steps: int
+    refresh_every: int | None
+
+
+def make_program(config: Config, dataset: data.Dataset) -> Program:
+    """Builds the functions of a run; its seed plays no part here."""
+    num_train = len(dataset.train.labels)
+    steps_per_epoch = num_train // config.batch_size
+    if steps_per_epoch == 0:
+        raise UsageError(
+            f"a batch of {config.batch_size} images cannot be drawn from {num_train} training "
+            f"images; use --batch-size {num_train} or less"
+        )
+    num_steps = config.epochs * steps_per_epoch
+    method = methods.METHODS[config.method]
+
+    given_rho = {} if config.rho is None else {"rho": config.rho}
+    tx = optax.chain(
+        methods.build(config.method, config.options | given_rho),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(optax.cosine_decay_schedule(config.learning_rate, num_steps), momentum=config.momentum),
+    )
+
+    def make_model(seed: jax.Array | int) -> nnx.Module:
+        shape = dataset.train.images.shape[1:]
+        rngs = nnx.Rngs(jax.random.key(seed))
+        return MODELS[config.model](shape, dataset.num_classes, rngs=rngs)
+
+    graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(0)), nnx.Param, ...)
+
+    @jax.jit
+    def init(seed: jax.Array | int) -> TrainState:
+        _, params, rest = nnx.split(make_model(seed), nnx.Param, ...)
+        return TrainState(params, rest, tx.init(params))
+
+    def loss(
+        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
+        # copy=True: without it the second gradient would update BatchNorm and dropout keys again.
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        model.train()
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+        return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
+
+    @partial(jax.jit, static_argnames="refresh", donate_argnames="state")
+    def step(
+        state: TrainState, train: data.Split, order: jax.Array, index: int, *, refresh: bool
+    ) -> tuple[TrainState, jax.Array]:
+        batch = jax.lax.dynamic_slice_in_dim(order, index * config.batch_size, config.batch_size)
+        images, labels = train.images[batch], train.labels[batch]
+        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state.rest, images, labels
+        )
+        updates, opt_state = tx.update(
+            grads,
+            state.opt_state,
+            state.params,
+            value_fn=lambda params: loss(params, state.rest, images, labels)[0],
+            refresh=refresh,
+        )
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, rest, opt_state), value
+
+    @jax.jit
+    def evaluate(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, state.params, state.rest, copy=True)
+        model.eval()
+        logits = model(images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.sum(), (logits.argmax(-1) == labels).sum()
+
+    return Program(
+        init,
+        loss,
+        step,
+        evaluate,
+        steps_per_epoch,
+        num_steps,
+        refresh_every=config.refresh_every if method.occasional else None,
+    )
+
+
+def add_label_noise(train: data.Split, config: Config, num_classes: int) -> data.Split:
+    """Puts the training data on the device, with the wrong labels of this run's seed."""
+    key = jax.random.fold_in(jax.random.key(config.seed), NOISE_STREAM)
+    labels = data.symmetric_label_noise(train.labels, key, config.label_noise, num_classes)
+    return data.Split(jnp.asarray(train.images), labels)
+
+
+@partial(jax.jit, static_argnums=2)
+def epoch_order(seed: int, epoch: int, num_train: int) -> jax.Array:
+    """Order of the training images in an epoch."""
+    key = jax.random.fold_in(jax.random.key(seed), ORDER_STREAM)
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_train)
+
+
+def train_steps(
+    program: Program, train: data.Split, state: TrainState, seed: int, first_step: int = 0
+) -> Iterator[tuple[int, TrainState, jax.Array]]:
+    """Trains to the end of the run.
+
+    Args:
+        program: from `make_program`.
+        train: training data, on the device.
+        state: state after `first_step` steps. Its buffers are given away.
+        seed: of the run.
+        first_step: steps already made.
+
+    Yields:
+        After every step: number of steps made, state, loss of the batch. The state is valid until
+        the next step only. Nothing waits for the device.
+    """
+    order = None
+    for step in range(first_step, program.num_steps):
+        epoch, index = divmod(step, program.steps_per_epoch)
+        if order is None or index == 0:
+            order = epoch_order(seed, epoch, len(train.labels))
+        refresh = program.refresh_every is not None and step % program.refresh_every == 0
+        state, loss = program.step(state, train, order, index, refresh=refresh)
+        yield step + 1, state, loss
+
+
+def evaluate(program: Program, state: TrainState, split: data.Split) -> dict[str, float]:
+    """Mean loss and accuracy on a whole split."""
+    total_loss, total_right = 0.0, 0
+    for start in range(0, len(split.labels), 1000):
+        chunk = slice(start, start + 1000)
+        loss, right = program.evaluate(state, split.images[chunk], split.labels[chunk])
+        total_loss += float(loss)
+        total_right += int(right)
+    return {"loss": total_loss / len(split.labels), "accuracy": total_right / len(split.labels)}
+
+
+def check_finite(losses: list[jax.Array], last_step: int, config: Config) -> None:
+    """Stops a run that has diverged.
+
+    Args:
+        losses: of the latest steps.
+        last_step: number of the last of them.
+        config: of the run.
+
+    Raises:
+        UsageError: if one of the losses is not finite.
+    """
+    finite = np.isfinite(np.asarray(jnp.stack(losses)))
+    if not finite.all():
+        step = last_step - len(losses) + 1 + int(np.argmin(finite))
+        raise UsageError(
+            f"diverged: the training loss is not finite at step {step} "
+            f"(method {config.method}, seed {config.seed}). "
+            "Try a smaller --learning-rate (or --rho), in a new --output folder."
+        )
+
+
+class Log:
+    """The file `metrics.jsonl` of a run: one JSON object a line, the configuration first."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.path = folder / "metrics.jsonl"
+        identity = dataclasses.asdict(config)
+        for name in NOT_PART_OF_THE_RUN:
+            del identity[name]
+        packages = ("optax_sam", "jax", "jaxlib", "optax", "flax", "numpy")
+        self.start = {
+            "event": "start",
+            "config": identity,
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "device": jax.devices()[0].device_kind,
+        }
+
+    def begin(self, step: int) -> None:
+        """Starts the file, or cuts it back to the step from which a run goes on."""
+        lines = [json.dumps(self.start)]
+        if step:
+            kept = [record for record in self.read() if record.get("step", step + 1) <= step]
+            kept.append(self.start | {"event": "resume", "step": step})
+            lines += map(json.dumps, kept)
+        partial_file = self.path.with_suffix(".partial")
+        partial_file.write_text("\n".join(lines) + "\n")
+        os.replace(partial_file, self.path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The records so far; a last line cut short by a kill is left out."""
+        records = []
+        for line in self.path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds a line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def check_same_run(self, resume: bool) -> None:
+        """Refuses to write over a run, or to continue another one.
+
+        Args:
+            resume: whether the user asked to continue.
+
+        Raises:
+            UsageError: with what to write instead.
+        """
+        if not self.path.exists():
+            return
+        if not resume:
+            raise UsageError(
+                f"{self.path.parent} already holds a run; add --resume to continue it, or choose "
+                "another --output folder"
+            )
+        records = self.read()
+        before, now = records[0]["config"] if records else {}, self.start["config"]
+        changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+        if changed:
+            raise UsageError(
+                f"{self.path.parent} holds a run with other settings ({'; '.join(changed)}); "
+                "resume it with its own settings, or choose another --output folder"
+            )
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains, with progress bar, metrics and checkpoints.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The last record of `metrics.jsonl`: accuracies and losses at the end of the last epoch.
+
+    Raises:
+        UsageError: if the run cannot start, or diverges.
+    """
+    name = (config.dataset, config.model, config.method, config.label_noise, config.seed)
+    folder = (config.output or Path("runs") / "-".join(map(str, name))).absolute()
+    log = Log(folder, config)
+    log.check_same_run(config.resume)
+
+    dataset = data.load(
+        config.dataset,
+        config.data_dir,
+        download_dir=config.download_dir,
+        download=config.download,
+        train_size=config.train_size,
+    )
+    program = make_program(config, dataset)
+    train = add_label_noise(dataset.train, config, dataset.num_classes)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(folder / "checkpoints", options=options) as checkpoints:
+        first_step = checkpoints.latest_step() or 0
+        if first_step:
+            like = jax.eval_shape(program.init, config.seed)
+            state = checkpoints.restore(first_step, args=ocp.args.StandardRestore(like))
+        else:
+            state = program.init(config.seed)
+        log.begin(first_step)
+
+        losses, began = [], time.perf_counter()
+        bar = tqdm(total=program.num_steps, initial=first_step, unit="step", desc=config.method)
+        steps = train_steps(program, train, state, config.seed, first_step)
+        with bar:
+            for step, state, loss in steps:
+                losses.append(loss)
+                bar.update()
+                if step % program.steps_per_epoch:
+                    continue
+                check_finite(losses, step, config)
+                epoch = step // program.steps_per_epoch
+                record = {
+                    "event": "epoch",
+                    "epoch": epoch,
+                    "step": step,
+                    "train_loss": float(jnp.stack(losses).mean()),
+                    "validation": evaluate(program, state, dataset.validation),
+                    "seconds": round(time.perf_counter() - began, 3),
+                }
+                log.write(record)
+                bar.set_postfix(
+                    loss=f"{record['train_loss']:.3f}",
+                    validation=f"{record['validation']['accuracy']:.3f}",
+                    refresh=False,
+                )
+                losses = []
+                if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
+                    checkpoints.save(step, args=ocp.args.StandardSave(state))
+
+        end = {
+            "event": "end",
+            "step": program.num_steps,
+            "seed": config.seed,
+            "validation": evaluate(program, state, dataset.validation),
+            "test": evaluate(program, state, dataset.test),
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+    log.write(end)
+    return end
+
+
+def main() -> None:
+    """The command line."""
+    absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS would recommend OpenCV
+    config = tyro.cli(Config, prog="python -m benchmarks.train", description=__doc__)
+    try:
+        end = run(config)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume continues from the last checkpoint")
+        sys.exit(130)
+    print(f"validation accuracy {end['validation']['accuracy']:.4f}")
+    print(f"test accuracy       {end['test']['accuracy']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

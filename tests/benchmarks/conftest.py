@@ -1,0 +1,25 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import data
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Folder with the digits prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    data.prepare("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw_files():
+    """Folder with the idx files of MNIST and Fashion-MNIST."""
+    folder = Path(os.environ.get("OPTAX_SAM_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "fashion_mnist").is_dir():
+        pytest.skip(f"no real Fashion-MNIST files in {folder} (set OPTAX_SAM_DATA to their folder)")
+    return folder

@@ -1,0 +1,259 @@
+import dataclasses
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tyro
+from flax import nnx
+
+from benchmarks import data, methods, train
+from benchmarks.errors import UsageError
+from tests.benchmarks.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def dataset(data_dir):
+    return data.load("digits", data_dir, train_size=200)
+
+
+class Regularised(nnx.Module):
+    """A model with everything that a second pass could spoil."""
+
+    def __init__(self, image_shape, num_classes, *, rngs):
+        self.first = nnx.Linear(64, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.second = nnx.Linear(16, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        x = nnx.relu(self.norm(self.first(images.reshape(len(images), -1))))
+        return self.second(self.dropout(x))
+
+
+@pytest.fixture
+def regularised(monkeypatch):
+    monkeypatch.setitem(train.MODELS, "regularised", Regularised)
+    return "regularised"
+
+
+def as_numpy(state):
+    def convert(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.array(leaf)  # a copy: the next step gives the buffer away
+
+    return jax.tree.map(convert, state)
+
+
+def train_few_steps(config, dataset, steps=3):
+    program = train.make_program(config, dataset)
+    noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
+    run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
+    losses = []
+    for _, state, loss in itertools.islice(run, steps):
+        losses.append(float(loss))
+        last = state
+    return as_numpy(last), losses
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def last_checkpoint(folder, config):
+    dataset = data.load(config.dataset, config.data_dir, train_size=config.train_size)
+    like = jax.eval_shape(train.make_program(config, dataset).init, config.seed)
+    with ocp.CheckpointManager(folder / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step()
+        return step, as_numpy(checkpoints.restore(step, args=ocp.args.StandardRestore(like)))
+
+
+def without_times(log):
+    records = [json.loads(line) for line in (log / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("seconds", None)
+    return [record for record in records if record["event"] != "resume"]
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_trains(method, dataset):
+    config = train.Config(method=method, refresh_every=5)
+    _, losses = train_few_steps(config, dataset, steps=30)
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_strided_cnn_trains(dataset):
+    config = train.Config(model="strided_cnn", batch_size=50, learning_rate=0.05)
+    _, losses = train_few_steps(config, dataset, steps=30)
+    assert np.mean(losses[-5:]) < 0.9 * losses[0]
+
+
+def test_second_pass_leaves_batch_statistics_and_random_streams_alone(dataset, regularised):
+    configs = [
+        train.Config(method=method, rho=rho, model=regularised)
+        for method, rho in (("sgd", None), ("sam", 0.1))
+    ]
+    sgd, sam = (train_few_steps(config, dataset, steps=1)[0] for config in configs)
+    assert_same(sgd.rest, sam.rest)
+    changed = [
+        not np.array_equal(one, other)
+        for one, other in zip(jax.tree.leaves(sgd.params), jax.tree.leaves(sam.params), strict=True)
+    ]
+    assert any(changed)
+
+
+def test_both_passes_use_the_same_dropout_key(dataset, regularised):
+    configs = [
+        train.Config(method=method, rho=rho, model=regularised)
+        for method, rho in (("sgd", None), ("sam", 0.0))
+    ]
+    sgd, sam = (train_few_steps(config, dataset, steps=5)[0] for config in configs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), sgd.params, sam.params)
+
+
+def test_seeds_differ_and_repeat(dataset):
+    states = [train_few_steps(train.Config(seed=seed), dataset)[0] for seed in (0, 0, 1)]
+    assert_same(states[0], states[1])
+    assert not np.array_equal(*(jax.tree.leaves(states[i].params)[0] for i in (0, 2)))
+
+
+def test_label_noise_reaches_training_labels_only(dataset):
+    config = train.Config(label_noise=0.4)
+    noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
+    assert (np.asarray(noisy.labels) != dataset.train.labels).sum() == 80
+    assert np.array_equal(noisy.images, dataset.train.images)
+
+
+def test_an_epoch_visits_every_image_once():
+    orders = [np.asarray(train.epoch_order(0, epoch, 50)) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert not np.array_equal(*orders)
+
+
+def test_run_resumed_after_sigkill_ends_with_the_same_bits(data_dir, tmp_path):
+    # Checkpoints fall between two refreshes, so the eigenvector has to be in them.
+    settings = {"method": "eigen_sam", "refresh_every": 5, "train_size": 200, "epochs": 60}
+    config = train.Config(**settings, checkpoint_every=3, data_dir=data_dir)
+    stopped = dataclasses.replace(config, output=tmp_path / "stopped", resume=True)
+    settings |= {"checkpoint_every": 3, "data_dir": data_dir, "output": stopped.output}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.train", *arguments], cwd=REPOSITORY)
+    metrics = stopped.output / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 8):
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    with metrics.open("a") as file:
+        file.write('{"event": "epo')  # what a kill inside a write leaves
+
+    train.run(stopped)
+    whole = dataclasses.replace(config, output=tmp_path / "whole")
+    train.run(whole)
+    assert_same(last_checkpoint(stopped.output, config), last_checkpoint(whole.output, config))
+    assert without_times(stopped.output) == without_times(whole.output)
+    assert '"resume"' in metrics.read_text()
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    assert end.value.code == 130
+    assert "--resume continues" in capsys.readouterr().out
+
+
+def test_resume_with_batch_norm_and_dropout(data_dir, tmp_path, regularised):
+    config = train.Config(model=regularised, train_size=200, epochs=4, checkpoint_every=1, data_dir=data_dir)
+    whole = dataclasses.replace(config, output=tmp_path / "whole")
+    end = train.run(whole)
+    stopped = dataclasses.replace(config, output=tmp_path / "stopped")
+
+    evaluate, calls = train.evaluate, []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(stopped)
+    resumed = train.run(dataclasses.replace(stopped, resume=True))
+    assert resumed | {"seconds": 0} == end | {"seconds": 0}
+
+
+def test_a_run_is_not_overwritten_or_continued_with_other_settings(data_dir, tmp_path):
+    config = train.Config(epochs=1, train_size=200, output=tmp_path / "run", data_dir=data_dir)
+    end = train.run(config)
+    with pytest.raises(UsageError, match="add --resume"):
+        train.run(config)
+    with pytest.raises(UsageError, match=r"learning_rate: 0.1 -> 0.2"):
+        train.run(dataclasses.replace(config, learning_rate=0.2, resume=True))
+    again = train.run(dataclasses.replace(config, resume=True))
+    assert again["test"] == end["test"]
+
+
+def test_metrics_hold_configuration_versions_and_seed(data_dir, tmp_path):
+    config = train.Config(epochs=2, seed=3, train_size=200, output=tmp_path / "run", data_dir=data_dir)
+    train.run(config)
+    start, *epochs, end = without_times(config.output)
+    assert start["config"]["seed"] == end["seed"] == 3
+    assert start["versions"]["jax"] == jax.__version__
+    assert [record["epoch"] for record in epochs] == [1, 2]
+    assert set(end["test"]) == {"loss", "accuracy"}
+
+
+def test_divergence_is_reported_with_its_step(data_dir, tmp_path):
+    config = train.Config(
+        learning_rate=1e6, epochs=5, train_size=200, output=tmp_path / "run", data_dir=data_dir
+    )
+    with pytest.raises(UsageError, match=r"not finite at step \d+ .*smaller --learning-rate"):
+        train.run(config)
+
+
+def test_unknown_option_is_refused_with_the_known_ones(dataset):
+    with pytest.raises(UsageError, match=r"'sam' has no option alpha; its options are: rho"):
+        train.make_program(train.Config(options={"alpha": 0.2}), dataset)
+    with pytest.raises(UsageError, match="'sgd' has no option rho; its options are: none"):
+        train.make_program(train.Config(method="sgd", rho=0.2), dataset)
+    with pytest.raises(UsageError, match="--batch-size 200 or less"):
+        train.make_program(train.Config(batch_size=500), dataset)
+
+
+def test_help_lists_the_options(capsys):
+    with pytest.raises(SystemExit) as end:
+        tyro.cli(train.Config, args=["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for option in [
+        "--method",
+        "--rho",
+        "--dataset",
+        "--model",
+        "--epochs",
+        "--seed",
+        "--label-noise",
+        "--output",
+    ]:
+        assert option in shown
+
+
+def test_options_are_typed():
+    config = tyro.cli(train.Config, args=["--options", "alpha", "0.3", "num_iters", "4", "solver", "lanczos"])
+    assert config.options == {"alpha": 0.3, "num_iters": 4, "solver": "lanczos"}
+    assert isinstance(config.options["num_iters"], int)

@@ -1,0 +1,220 @@
+"""Whole training trajectories in float64 agree with independent NumPy transcriptions of the rules.
+
+Each method stands in front of SGD with momentum and weight decay on a small tanh network, with a
+different mini-batch for every step, and the parameters after every step are compared to those of
+`transcriptions.py`. Every row of `CASES` is one method with one setting of its options.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from tests.parity import transcriptions as rules
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+NUM_STEPS = 16
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-3
+BATCHES = list(rules.mini_batches(NUM_STEPS))
+START = rules.initial_parameters()
+START_VECTOR = np.random.default_rng(2).normal(size=START.shape)
+START_VECTOR /= np.linalg.norm(START_VECTOR)
+
+
+class Case(NamedTuple):
+    """A method of the library, the rule that it must follow, and how closely."""
+
+    name: str
+    method: Callable[[], optax.GradientTransformationExtraArgs]
+    transcription: Callable[[], Any]
+    tolerance: float = 1e-10
+    refresh_steps: tuple[int, ...] = (0, 3, 4, 9)  # next to each other, and far apart
+    by_interval: bool = False  # the method's own interval gives these steps; nothing is passed
+    tracks: str | None = None  # a state field that must agree from the first refresh on
+
+
+def is_weight(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "weight", params)
+
+
+IS_WEIGHT = {
+    "layer1": {"weight": True, "bias": False},
+    "layer2": {"weight": True, "bias": False},
+}
+
+
+def eigen_case(name, *, num_iters=5, refresh_steps=(0, 3, 4, 9), by_interval=False):
+    interval = {"interval": 4} if by_interval else {}
+    return Case(
+        name,
+        lambda: optax_sam.eigen_sam(0.2, 0.3, num_iters=num_iters, solver="power", **interval),
+        lambda: rules.EigenSam(0.2, 0.3, start=START_VECTOR, num_iters=num_iters),
+        refresh_steps=refresh_steps,
+        by_interval=by_interval,
+        tracks="eigenvector",
+    )
+
+
+def xsam_case(name, rho, rho_max, *, num_steps=1, refresh_steps=(0, 3, 4, 9), by_interval=False):
+    interval = {"interval": 4} if by_interval else {}
+    return Case(
+        name,
+        lambda: optax_sam.xsam(rho, rho_max, num_steps=num_steps, **interval),
+        lambda: rules.Xsam(rho, rho_max, num_steps),
+        refresh_steps=refresh_steps,
+        by_interval=by_interval,
+        tracks="alpha",
+    )
+
+
+CASES = [
+    Case("sam", lambda: optax_sam.sam(0.2), lambda: rules.Sam(0.2)),
+    Case(
+        "sam, 3 steps",
+        lambda: optax_sam.sam(0.3, num_steps=3),
+        lambda: rules.Sam(0.3, num_steps=3),
+    ),
+    Case(
+        "asam, mask a pytree",
+        lambda: optax_sam.asam(0.5, 0.01, mask=IS_WEIGHT),
+        lambda: rules.Asam(0.5, 0.01, where=rules.IS_WEIGHT),
+    ),
+    Case(
+        "asam, mask a function",
+        lambda: optax_sam.asam(0.5, 0.01, mask=is_weight),
+        lambda: rules.Asam(0.5, 0.01, where=rules.IS_WEIGHT),
+    ),
+    Case(
+        "asam, no mask",
+        lambda: optax_sam.asam(0.5, 0.0),
+        lambda: rules.Asam(0.5, 0.0),
+    ),
+    Case(
+        "fisher_sam",
+        lambda: optax_sam.fisher_sam(0.2, 1.0),
+        lambda: rules.FisherSam(0.2, 1.0),
+    ),
+    Case(
+        "fisher_sam, eta 30",
+        lambda: optax_sam.fisher_sam(0.2, 30.0),
+        lambda: rules.FisherSam(0.2, 30.0),
+    ),
+    Case(
+        "info_sam, the authors' form",
+        lambda: optax_sam.info_sam(0.2, decay=0.9, variance_decay=0.0, damping=0.0),
+        lambda: rules.InfoSam(0.2, decay=0.9),
+        tolerance=1e-6,  # 1 / (m - g)^2 has no bound
+    ),
+    eigen_case("eigen_sam"),
+    eigen_case("eigen_sam, 1 iteration", num_iters=1),
+    eigen_case("eigen_sam, late first refresh", refresh_steps=(2, 7)),
+    eigen_case("eigen_sam, own interval", by_interval=True, refresh_steps=(0, 4, 8, 12)),
+    xsam_case("xsam", 0.3, 0.6),
+    xsam_case("xsam, alpha below 1", 0.6, 0.5),
+    xsam_case("xsam, 3 steps", 0.6, 1.0, num_steps=3),
+    xsam_case("xsam, own interval", 0.3, 0.6, by_interval=True, refresh_steps=(0, 4, 8, 12)),
+]
+
+
+def loss(params, batch):
+    inputs, labels = batch
+    hidden = jnp.tanh(inputs @ params["layer1"]["weight"] + params["layer1"]["bias"])
+    logits = hidden @ params["layer2"]["weight"] + params["layer2"]["bias"]
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def to_jax(w):
+    return jax.tree.map(jnp.asarray, rules.unflatten(w))
+
+
+def transcribed(case, rule):
+    return rules.trajectory(
+        rule,
+        START,
+        BATCHES,
+        learning_rate=LEARNING_RATE,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        refresh_steps=case.refresh_steps,
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_step_agrees_with_the_transcription(case):
+    optimizer = optax.chain(
+        case.method(),
+        optax.add_decayed_weights(WEIGHT_DECAY),
+        optax.sgd(LEARNING_RATE, momentum=MOMENTUM),
+    )
+
+    @partial(jax.jit, static_argnames="refresh")
+    def step(params, state, batch, refresh):
+        value_fn = partial(loss, batch=batch)
+        grads = jax.grad(value_fn)(params)
+        updates, state = optimizer.update(grads, state, params, value_fn=value_fn, refresh=refresh)
+        return optax.apply_updates(params, updates), state
+
+    params = to_jax(START)
+    state = optimizer.init(params)
+    rule = case.transcription()
+    for index, expected in enumerate(transcribed(case, rule)):
+        if case.tracks == "eigenvector" and index == case.refresh_steps[0]:
+            state = optax.tree.set(state, eigenvector=to_jax(START_VECTOR))
+
+        refresh = None if case.by_interval else index in case.refresh_steps
+        params, state = step(params, state, BATCHES[index], refresh)
+
+        assert_agrees(params, expected, case.tolerance, f"parameters after step {index}")
+        if case.tracks == "eigenvector" and index >= case.refresh_steps[0]:
+            v = optax.tree.get(state, "eigenvector")
+            assert_agrees(v, rule.eigenvector, case.tolerance, f"eigenvector in step {index}")
+        if case.tracks == "alpha":
+            alpha = optax.tree.get(state, "alpha")
+            assert abs(alpha - rule.alpha) <= 1e-12, f"α in step {index}: {alpha}, {rule.alpha}"
+
+
+def assert_agrees(tree, expected, tolerance, what):
+    assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(tree))
+    difference = np.max(np.abs(rules.flatten(tree) - expected))
+    assert difference <= tolerance, f"{what}: off by {difference:.1e}, allowed {tolerance:.0e}"
+
+
+def test_the_problem_tells_the_rules_apart():
+    """Two different rows are never within 1e-4 of each other, a million times the tolerance."""
+    ends = {}
+    for case in CASES:
+        *_, ends[case.name] = transcribed(case, case.transcription())
+    *_, ends["sgd"] = transcribed(CASES[0], rules.Sgd())
+    del ends["asam, mask a function"]  # the same rule as with a pytree
+
+    names = list(ends)
+    for i, one in enumerate(names):
+        for other in names[:i]:
+            assert np.max(np.abs(ends[one] - ends[other])) > 1e-4, (one, other)
+
+
+def test_alpha_searches_find_different_values_inside_the_range():
+    for case in CASES:
+        if case.tracks == "alpha":
+            rule = case.transcription()
+            found = {rule.alpha for _ in transcribed(case, rule)}
+            assert 0 < min(found) < max(found) < 2, case.name
+
+
+@pytest.mark.parametrize("batch", BATCHES[:3], ids=["batch0", "batch1", "batch2"])
+def test_the_transcribed_network_is_the_same_network(batch):
+    """Loss, hand-written backpropagation and complex-step Hessian product against JAX's own."""
+    value_fn = partial(loss, batch=batch)
+    params, v = to_jax(START), to_jax(START_VECTOR)
+    grads, hvp = jax.jvp(jax.grad(value_fn), (params,), (v,))
+
+    assert abs(value_fn(params) - rules.loss(START, batch)) <= 1e-12
+    assert_agrees(grads, rules.gradient(START, batch), 1e-12, "gradient")
+    assert_agrees(hvp, rules.hessian_vector_product(START, START_VECTOR, batch), 1e-12, "Hessian product")

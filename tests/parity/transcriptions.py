@@ -1,0 +1,235 @@
+"""The published rules in plain NumPy, float64: what the JAX library is checked against.
+
+Nothing here imports JAX or `optax_sam`. Parameters are one flat vector `w`, so that every rule
+reads like its equation; `flatten` and `unflatten` go to and from the dictionary
+`{"layer1": {"weight", "bias"}, "layer2": {"weight", "bias"}}`.
+
+Every rule is a small class with `direction(w, batch, refresh)`: what the base optimizer receives
+in place of the gradient. `refresh` matters only to the rules with an occasional step.
+"""
+
+import numpy as np
+from numpy.linalg import norm
+
+# --- A two-layer tanh network with softmax cross-entropy -----------------------------------------
+# Every operation is analytic (no abs, no max), so that `hessian_vector_product` may pass complex w.
+
+SHAPES = {
+    ("layer1", "weight"): (5, 7),
+    ("layer1", "bias"): (7,),
+    ("layer2", "weight"): (7, 3),
+    ("layer2", "bias"): (3,),
+}
+
+
+def flatten(params):
+    return np.concatenate([np.ravel(params[layer][name]) for layer, name in SHAPES])
+
+
+def unflatten(w):
+    params, start = {"layer1": {}, "layer2": {}}, 0
+    for (layer, name), shape in SHAPES.items():
+        stop = start + np.prod(shape)
+        params[layer][name] = np.reshape(w[start:stop], shape)
+        start = stop
+    return params
+
+
+IS_WEIGHT = np.concatenate([np.full(np.prod(shape), name == "weight") for (_, name), shape in SHAPES.items()])
+
+
+def forward(w, inputs):
+    params = unflatten(w)
+    hidden = np.tanh(inputs @ params["layer1"]["weight"] + params["layer1"]["bias"])
+    logits = hidden @ params["layer2"]["weight"] + params["layer2"]["bias"]
+    return hidden, logits
+
+
+def loss(w, batch):
+    inputs, labels = batch
+    _, logits = forward(w, inputs)
+    log_normaliser = np.log(np.sum(np.exp(logits), axis=1))
+    return np.mean(log_normaliser - logits[np.arange(len(labels)), labels])
+
+
+def gradient(w, batch):
+    """Backpropagation by hand."""
+    inputs, labels = batch
+    hidden, logits = forward(w, inputs)
+    probabilities = np.exp(logits) / np.sum(np.exp(logits), axis=1, keepdims=True)
+    d_logits = (probabilities - np.eye(logits.shape[1])[labels]) / len(labels)
+    d_hidden = d_logits @ unflatten(w)["layer2"]["weight"].T
+    d_preactivation = d_hidden * (1 - hidden**2)
+    return flatten(
+        {
+            "layer1": {"weight": inputs.T @ d_preactivation, "bias": d_preactivation.sum(axis=0)},
+            "layer2": {"weight": hidden.T @ d_logits, "bias": d_logits.sum(axis=0)},
+        }
+    )
+
+
+def hessian_vector_product(w, v, batch, h=1e-30):
+    """The complex-step derivative Im ∇L(w + ihv) / h, which is exact to rounding."""
+    return gradient(w + 1j * h * v, batch).imag / h
+
+
+def initial_parameters(seed=0):
+    return 0.5 * np.random.default_rng(seed).normal(size=len(IS_WEIGHT))
+
+
+def mini_batches(num_batches, batch_size=16, seed=1):
+    """A different batch for every step; random labels keep the gradients large and noisy."""
+    rng = np.random.default_rng(seed)
+    teacher = rng.normal(size=(5, 3))
+    for _ in range(num_batches):
+        inputs = rng.normal(size=(batch_size, 5))
+        labels = np.argmax(inputs @ teacher, axis=1)
+        random_labels = rng.integers(3, size=batch_size)
+        yield inputs, np.where(rng.random(batch_size) < 0.25, random_labels, labels)
+
+
+# --- The rules -----------------------------------------------------------------------------------
+
+
+class Sgd:
+    """d = g."""
+
+    def direction(self, w, batch, refresh=False):
+        return gradient(w, batch)
+
+
+class Sam:
+    """k ascents of ρ/k each along the unit gradient; d is the gradient at the last point."""
+
+    def __init__(self, rho, num_steps=1):
+        self.rho, self.num_steps = rho, num_steps
+
+    def climb(self, w, batch):
+        for _ in range(self.num_steps):
+            g = gradient(w, batch)
+            w = w + self.rho / self.num_steps * g / norm(g)
+        return w
+
+    def direction(self, w, batch, refresh=False):
+        return gradient(self.climb(w, batch), batch)
+
+
+class Asam:
+    """ε = ρ T² g / ‖T g‖ with T = |w| + η where `where` is true and 1 elsewhere."""
+
+    def __init__(self, rho, eta, where=None):
+        self.rho, self.eta = rho, eta
+        self.where = np.ones_like(IS_WEIGHT) if where is None else where
+
+    def direction(self, w, batch, refresh=False):
+        g = gradient(w, batch)
+        T = np.where(self.where, np.abs(w) + self.eta, 1.0)
+        epsilon = self.rho * T**2 * g / norm(T * g)
+        return gradient(w + epsilon, batch)
+
+
+class FisherSam:
+    """ε = ρ F⁻¹g / √(gᵀF⁻¹g) with F⁻¹ = 1 / (1 + η g²)."""
+
+    def __init__(self, rho, eta):
+        self.rho, self.eta = rho, eta
+
+    def direction(self, w, batch, refresh=False):
+        g = gradient(w, batch)
+        inverse_fisher = 1 / (1 + self.eta * g**2)
+        epsilon = self.rho * inverse_fisher * g / np.sqrt(g @ (inverse_fisher * g))
+        return gradient(w + epsilon, batch)
+
+
+class InfoSam:
+    """ε = ρ (g/b) / ‖g/b‖, as in the authors' early code.
+
+    First step: m = g, b = 1. Then m ← a m + (1 − a) g and b = (m − g)², not averaged, not damped.
+    """
+
+    def __init__(self, rho, decay):
+        self.rho, self.decay = rho, decay
+        self.mean = None
+
+    def direction(self, w, batch, refresh=False):
+        g = gradient(w, batch)
+        if self.mean is None:
+            self.mean = g
+            b = np.ones_like(g)
+        else:
+            self.mean = self.decay * self.mean + (1 - self.decay) * g
+            b = (self.mean - g) ** 2
+        epsilon = self.rho * (g / b) / norm(g / b)
+        return gradient(w + epsilon, batch)
+
+
+class EigenSam:
+    """ε = ρ (ĝ + α s v⊥) with s = sign⟨g, v⟩ and v⊥ = v − ⟨ĝ, v⟩ ĝ; neither is normalised again.
+
+    A refresh repeats v ← H v / ‖H v‖ on this batch, before the step uses v. Until the first refresh
+    the rule is plain SAM.
+    """
+
+    def __init__(self, rho, alpha, start, num_iters):
+        self.rho, self.alpha, self.num_iters = rho, alpha, num_iters
+        self.eigenvector = start
+        self.refreshed = False
+
+    def direction(self, w, batch, refresh):
+        if refresh:
+            for _ in range(self.num_iters):
+                image = hessian_vector_product(w, self.eigenvector, batch)
+                self.eigenvector = image / norm(image)
+            self.refreshed = True
+
+        g = gradient(w, batch)
+        unit_g = g / norm(g)
+        epsilon = self.rho * unit_g
+        if self.refreshed:
+            v = self.eigenvector
+            v_perp = v - (unit_g @ v) * unit_g
+            epsilon = self.rho * (unit_g + self.alpha * np.sign(g @ v) * v_perp)
+        return gradient(w + epsilon, batch)
+
+
+class Xsam:
+    """d = ‖g_k‖ v(α), with v(α) on the great circle through v0 = (w_k − w)/‖·‖ and v1 = g_k/‖g_k‖.
+
+    A refresh takes the first α of 0, 0.1, …, 2.0 with the largest L(w + ρ_m v(α)) on this batch.
+    """
+
+    def __init__(self, rho, rho_max, num_steps=1):
+        self.rho_max = rho_max
+        self.ascent = Sam(rho, num_steps)
+        self.alpha = None
+
+    def direction(self, w, batch, refresh):
+        w_k = self.ascent.climb(w, batch)
+        g_k = gradient(w_k, batch)
+        v0 = (w_k - w) / norm(w_k - w)
+        v1 = g_k / norm(g_k)
+        psi = np.arccos(np.clip(v0 @ v1, -1, 1))
+
+        def v(alpha):
+            if np.sin(psi) < 1e-8:
+                return (v0 + v1) / 2
+            return (np.sin((1 - alpha) * psi) * v0 + np.sin(alpha * psi) * v1) / np.sin(psi)
+
+        if refresh:
+            alphas = np.linspace(0, 2, 21)
+            losses = [loss(w + self.rho_max * v(alpha), batch) for alpha in alphas]
+            self.alpha = alphas[np.argmax(losses)]
+        return norm(g_k) * v(self.alpha)
+
+
+# --- The base optimizer --------------------------------------------------------------------------
+
+
+def trajectory(rule, w, batches, *, learning_rate, momentum, weight_decay, refresh_steps=()):
+    """PyTorch's SGD around a rule. Yields the parameters after every step."""
+    buffer = np.zeros_like(w)
+    for step, batch in enumerate(batches):
+        d = rule.direction(w, batch, refresh=step in refresh_steps)
+        buffer = momentum * buffer + (d + weight_decay * w)
+        w = w - learning_rate * buffer
+        yield w
