@@ -150,8 +150,8 @@ def presam(
       >>> tx = optax.chain(method, optax.sgd(0.1))
 
     References:
-      Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization
-      <https://arxiv.org/abs/2501.06603>`_, 2025
+      Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization: unifying
+      analysis and a novel learning algorithm <https://arxiv.org/abs/2501.06603>`_, 2025
     """
     ascent = steepest_ascent(rho, objective=objective, constraint=constraint)
     return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name)
@@ -190,8 +190,8 @@ def info_sam(
       >>> tx = optax.chain(optax_sam.info_sam(rho=0.1), optax.sgd(0.1))
 
     References:
-      Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization
-      <https://arxiv.org/abs/2501.06603>`_, 2025
+      Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization: unifying
+      analysis and a novel learning algorithm <https://arxiv.org/abs/2501.06603>`_, 2025
     """
     noise = gradient_noise(
         decay,
@@ -286,8 +286,8 @@ def xsam(
       >>> tx = optax.chain(optax_sam.xsam(rho=0.15, rho_max=0.3), optax.sgd(0.1))
 
     References:
-      Chen and Zhou, `XSAM: Explicit sharpness-aware minimization
-      <https://arxiv.org/abs/2603.10048>`_, 2026
+      Chen and Zhou, `Revisiting sharpness-aware minimization: a more faithful and
+      effective implementation <https://arxiv.org/abs/2603.10048>`_, 2026
     """
     search = spherical_search(rho_max, alpha_max=alpha_max, num_alphas=num_alphas, interval=interval)
     return sharpness_aware(steepest_ascent(rho), search, num_steps=num_steps, axis_name=axis_name)

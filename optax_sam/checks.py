@@ -1,31 +1,45 @@
-"""Errors that say what was wrong, why it matters, and what to write instead."""
+"""Errors that say what was wrong, why it matters, and what to write instead.
+
+`optax.inject_hyperparams` hands numbers over as (traced) arrays: these are let through unseen, except where
+the number fixes the shape of the program.
+"""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 Number = int | float | np.number
 
 
-def check_number(name: str, value: Any, *, low: float = 0.0, below: float | None = None) -> None:
-    """Raises unless `value` is in [low, below). Arrays and schedules are not looked into.
-
-    `optax.inject_hyperparams` hands numbers over as (traced) arrays, whose values are unknown here.
-    """
-    if not isinstance(value, Number):
+def check_number(name: str, value: Any, *, low: float = 0.0, below: float = float("inf")) -> None:
+    """Raises unless `value` is a number in [low, below), or an array."""
+    if isinstance(value, jax.Array | np.ndarray):
         return
-    if not value >= low or (below is not None and not value < below):
-        bounds = f"at least {low:g}" if below is None else f"in [{low:g}, {below:g})"
+    if not isinstance(value, Number):
+        raise TypeError(
+            f"`{name}` must be a number, got {type(value).__name__}. For a schedule, wrap the method:"
+            f" `optax.inject_hyperparams(method, static_args=...)({name}=schedule)`."
+        )
+    if not low <= value < below:
+        bounds = f"at least {low:g}" if below == float("inf") else f"in [{low:g}, {below:g})"
         raise ValueError(f"`{name}` must be {bounds}, got {value}.")
 
 
-def check_rho(name: str, rho: Any) -> None:
-    """Raises on a negative radius."""
-    if isinstance(rho, Number) and not rho >= 0:
+def check_radius(name: str, radius: Any) -> None:
+    """Raises unless `radius` is a number that is not negative, a schedule, or an array."""
+    if callable(radius) or isinstance(radius, jax.Array | np.ndarray):
+        return
+    if not isinstance(radius, Number):
+        raise TypeError(
+            f"`{name}` must be a number or a schedule (a function of the number of updates made), got"
+            f" {type(radius).__name__}."
+        )
+    if not radius >= 0:
         raise ValueError(
-            f"`{name}` is the radius of a ball and must be at least 0, got {rho}: a negative radius"
+            f"`{name}` is the radius of a ball and must be at least 0, got {radius}: a negative radius"
             " would turn the ascent into a descent. To descend on purpose (Reverse-SAM), chain"
             " `optax.scale(-1.0)` behind the ascent stage:"
             " `sharpness_aware(optax.chain(steepest_ascent(rho), optax.scale(-1.0)))`."
@@ -37,19 +51,38 @@ def check_count(name: str, value: Any) -> None:
     if not isinstance(value, int | np.integer):
         raise TypeError(
             f"`{name}` must be a Python integer, because it fixes the shape of the compiled program;"
-            f" got {type(value).__name__}. With `optax.inject_hyperparams` name it in `static_args`:"
-            ' `optax.inject_hyperparams(optax_sam.sam, static_args=("num_steps", "axis_name"))`.'
+            f" got {type(value).__name__}. With `optax.inject_hyperparams` name it in `static_args`,"
+            " like every argument that is no number of the method's equation:"
+            f' `optax.inject_hyperparams(method, static_args=("{name}", "axis_name"))(rho=rho)`.'
         )
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def check_interval(interval: Any) -> None:
-    """Raises on an interval under 1."""
-    if isinstance(interval, Number) and not interval >= 1:
+    """Raises unless `interval` is an integer of at least 1, or an array."""
+    if isinstance(interval, jax.Array | np.ndarray):
+        return
+    if not isinstance(interval, int | np.integer):
+        raise TypeError(
+            "`interval` is the number of steps from one refresh to the next and must be an integer, got"
+            f" {interval!r}."
+        )
+    if interval < 1:
         raise ValueError(
-            f"`interval` is the number of steps from one refresh to the next and must be at least 1,"
-            f" got {interval}. To never refresh, pass `refresh=False` to `update`."
+            "`interval` is the number of steps from one refresh to the next and must be at least 1, got"
+            f" {interval}. To never refresh, pass `refresh=False` to `update`."
+        )
+
+
+def check_stage(name: str, stage: Any) -> None:
+    """Raises unless `stage` is a gradient transformation."""
+    if not (callable(getattr(stage, "init", None)) and callable(getattr(stage, "update", None))):
+        got = f"the function `{stage.__name__}`" if hasattr(stage, "__name__") else repr(stage)
+        raise TypeError(
+            f"`{name}` must be an Optax gradient transformation, got {got}. Stages are built by a call,"
+            " as in `sharpness_aware(steepest_ascent(0.05))` or"
+            " `steepest_ascent(0.5, constraint=weight_magnitude())`."
         )
 
 
@@ -69,16 +102,28 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
             " frozen), steepest_ascent(rho)))`, and put the mask or partition on the base optimizer"
             " behind it."
         )
-    structures: tuple[Any, Any] = (jax.tree.structure(updates), jax.tree.structure(params))
+    check_gradient("The gradients passed to `update`", updates, params)
+    for leaf in jax.tree.leaves(params):
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                "The parameters must be arrays of real floating-point numbers, got"
+                f" {getattr(leaf, 'dtype', type(leaf).__name__)}. Complex parameters: hand over their real"
+                " and imaginary parts. Integers: keep them out of `params`."
+            )
+
+
+def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
+    """Raises unless `gradient` has the tree structure and shapes of `params`."""
+    structures: tuple[Any, Any] = (jax.tree.structure(gradient), jax.tree.structure(params))
     if structures[0] != structures[1]:
         raise ValueError(
-            "The gradients must have the tree structure of the parameters, got"
-            f" {structures[0]} for the gradients and {structures[1]} for"
-            " the parameters. Pass the gradient of `value_fn` with respect to all of `params`."
+            f"{name} must have the tree structure of the parameters, got {structures[0]} for parameters"
+            f" with {structures[1]}. Pass the gradient with respect to all of `params`, and that alone"
+            " (no loss, no auxiliary output)."
         )
-    shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
-    if shapes(updates) != shapes(params):
+    shapes = lambda tree: [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if shapes(gradient) != shapes(params):
         raise ValueError(
-            f"The gradients must have the shapes of the parameters, got {shapes(updates)} for the"
-            f" gradients and {shapes(params)} for the parameters."
+            f"{name} must have the shapes of the parameters, got {shapes(gradient)} for parameters of"
+            f" {shapes(params)}."
         )

@@ -18,35 +18,48 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_sam import checks
+
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], optax.Updates]
 AxisName = Hashable | tuple[Hashable, ...] | None
 
 
-def value_function(value_fn: ValueFn | None, axis_name: AxisName = None) -> ValueFn:
-    """Returns w ↦ L(w), averaged over `axis_name`."""
-    value_fn = _checked(value_fn)
+def value_function(
+    value_fn: ValueFn | None, *, axis_name: AxisName = None, name: str = "value_fn"
+) -> ValueFn:
+    """Returns w ↦ L(w), averaged over `axis_name`. Errors call the function `name`."""
+    value_fn = _checked(value_fn, name)
     if axis_name is None:
         return value_fn
     return lambda params: jax.lax.pmean(value_fn(_varying(params, axis_name)), axis_name)
 
 
 def value_and_gradient_function(
-    value_fn: ValueFn | None, grad_fn: GradFn | None = None, axis_name: AxisName = None
+    value_fn: ValueFn | None,
+    grad_fn: GradFn | None = None,
+    *,
+    axis_name: AxisName = None,
+    name: str = "value_fn",
 ) -> Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]:
-    """Returns w ↦ (L(w), ∇L(w)), averaged over `axis_name`.
+    """Returns w ↦ (L(w), ∇L(w)), averaged over `axis_name`. Errors call the function `name`.
 
     With `grad_fn` the gradient is its result and the value, which would cost a forward pass more, is None.
     """
     evaluate: Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]
-    if grad_fn is None:
-        evaluate = jax.value_and_grad(_checked(value_fn))
-    else:
-        user_grad_fn = grad_fn
-        evaluate = lambda params: (None, user_grad_fn(params))
+    evaluate = jax.value_and_grad(_checked(value_fn, name)) if grad_fn is None else _without_value(grad_fn)
     if axis_name is None:
         return evaluate
     return lambda params: jax.lax.pmean(evaluate(_varying(params, axis_name)), axis_name)
+
+
+def _without_value(grad_fn: GradFn) -> Callable[[optax.Params], tuple[None, optax.Updates]]:
+    def evaluate(params: optax.Params) -> tuple[None, optax.Updates]:
+        gradient = grad_fn(params)
+        checks.check_gradient("The result of `grad_fn`", gradient, params)
+        return None, gradient
+
+    return evaluate
 
 
 def average(tree: optax.Updates, axis_name: AxisName = None) -> optax.Updates:
@@ -60,33 +73,34 @@ def average(tree: optax.Updates, axis_name: AxisName = None) -> optax.Updates:
     return jax.tree.map(lambda x: x if is_same(x) else jax.lax.pmean(x, axis_name), tree)
 
 
-def _checked(value_fn: ValueFn | None) -> ValueFn:
+def _checked(value_fn: ValueFn | None, name: str) -> ValueFn:
     """Returns `value_fn` with errors for what would otherwise fail far from its cause, or silently."""
     if value_fn is None:
         raise ValueError(
             "Sharpness-aware methods evaluate the loss at perturbed parameters, but `update` got no"
-            " `value_fn`. Pass this batch's loss as a function of the parameters:"
-            " `tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))`."
+            f" `{name}`. Pass this batch's loss as a function of the parameters:"
+            f" `tx.update(grads, state, params, {name}=lambda params: loss(params, batch))`."
         )
     if not callable(value_fn):
         raise TypeError(
-            f"`value_fn` must be a function of the parameters, got {type(value_fn).__name__}."
-            " Pass `value_fn=lambda params: loss(params, batch)`, not the loss itself."
+            f"`{name}` must be a function of the parameters, got {type(value_fn).__name__}."
+            f" Pass `{name}=lambda params: loss(params, batch)`, not the loss itself."
         )
 
     def checked(params: optax.Params) -> jax.Array:
         value: Any = value_fn(params)
-        if isinstance(value, tuple | list | dict):
+        if value is None or isinstance(value, tuple | list | dict):
             raise TypeError(
-                f"`value_fn` must return the loss alone, a scalar, but it returned a"
-                f" {type(value).__name__}: drop the auxiliary output (as of `has_aux=True`), as in"
-                " `value_fn=lambda params: loss_and_aux(params, batch)[0]`."
+                f"`{name}` must return the loss alone, a scalar, but it returned a"
+                f" {type(value).__name__}: return the loss and drop any auxiliary output (as of"
+                f" `has_aux=True`), as in `{name}=lambda params: loss_and_aux(params, batch)[0]`."
             )
-        if jnp.ndim(value) != 0 or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        value = jnp.asarray(value)
+        if value.ndim != 0 or not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(
-                "`value_fn` must return a real floating-point scalar, the loss of the whole batch, but"
-                f" it returned shape {jnp.shape(value)}, dtype {jnp.result_type(value)}. Reduce the"
-                " losses of the examples, as in `value_fn=lambda params: losses(params, batch).mean()`."
+                f"`{name}` must return a real floating-point scalar, the loss of the whole batch, but it"
+                f" returned shape {value.shape}, dtype {value.dtype}. Reduce the losses of the examples,"
+                f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
         unaveraged = _varies_over(value) - frozenset().union(*map(_varies_over, jax.tree.leaves(params)))
         if unaveraged:

@@ -129,6 +129,8 @@ def sharpness_aware(
       <https://arxiv.org/abs/2010.01412>`_, 2021
     """
     checks.check_count("num_steps", num_steps)
+    checks.check_stage("ascent", ascent)
+    checks.check_stage("descent", descent)
     ascent = optax.with_extra_args_support(ascent)
     descent = optax.with_extra_args_support(descent)
 
@@ -150,7 +152,13 @@ def sharpness_aware(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
-        evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name)
+        if "ascent_step" in extra_args or "perturbation" in extra_args:
+            raise ValueError(
+                "A whole method, such as `sam(rho)`, was used as a stage of `sharpness_aware`. Stages map a"
+                " gradient to a perturbation (`steepest_ascent(rho)`) or to a direction"
+                " (`spherical_search(rho_max)`): `sharpness_aware(steepest_ascent(rho))` is `sam(rho)`."
+            )
+        evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name=axis_name)
         extra_args |= {
             "value_fn": value_fn,
             "grad_fn": grad_fn,

@@ -14,7 +14,7 @@ import optax
 
 def accumulation_dtype(*trees: optax.Params) -> jnp.dtype:
     """Returns float32, or what the widest leaf needs if that is more."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(trees)]
+    dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in jax.tree.leaves(trees)]
     return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 

@@ -15,8 +15,8 @@ its inverse blows up where it happens to be small. The estimator of the publishe
 confirmed. Where σ² + δ is 0 or under the rounding error of its mean, that bound is used (theirs: NaN).
 
 References:
-  Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization
-  <https://arxiv.org/abs/2501.06603>`_, 2025
+  Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization: unifying analysis
+  and a novel learning algorithm <https://arxiv.org/abs/2501.06603>`_, 2025
 """
 
 from typing import Any, NamedTuple
@@ -85,7 +85,8 @@ def gradient_noise(
     """
     checks.check_number("decay", decay, below=1.0)
     checks.check_number("variance_decay", variance_decay, below=1.0)
-    checks.check_number("damping", damping)
+    if damping is not None:
+        checks.check_number("damping", damping)
     checks.check_number("relative_damping", relative_damping)
     checks.check_number("power", power)
 

@@ -18,8 +18,8 @@ accumulated in float32 or wider.
 References:
   Foret et al., `Sharpness-aware minimization for efficiently improving generalization
   <https://arxiv.org/abs/2010.01412>`_, 2021
-  Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization
-  <https://arxiv.org/abs/2501.06603>`_, 2025
+  Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization: unifying analysis
+  and a novel learning algorithm <https://arxiv.org/abs/2501.06603>`_, 2025
 """
 
 from typing import Any, NamedTuple
@@ -78,9 +78,9 @@ def steepest_ascent(
       >>> perturbation
       Array([0. , 0.1], dtype=float32)
     """
-    checks.check_rho("rho", rho)
-    objective = _diagonal_stage(objective)
-    constraint = _diagonal_stage(constraint)
+    checks.check_radius("rho", rho)
+    objective = _diagonal_stage("objective", objective)
+    constraint = _diagonal_stage("constraint", constraint)
 
     def init(params: optax.Params) -> SteepestAscentState:
         return SteepestAscentState(
@@ -118,12 +118,13 @@ def steepest_ascent(
 
 
 def _diagonal_stage(
-    stage: optax.GradientTransformation | None,
+    name: str, stage: optax.GradientTransformation | None
 ) -> optax.GradientTransformationExtraArgs:
     if stage is None:  # The identity matrix: no diagonal, no state.
         return optax.GradientTransformationExtraArgs(
             lambda params: optax.EmptyState(), lambda updates, state, params, **extra: (None, state)
         )
+    checks.check_stage(name, stage)
     return optax.with_extra_args_support(stage)
 
 

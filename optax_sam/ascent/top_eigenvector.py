@@ -117,9 +117,9 @@ def tilt_to_top_eigenvector(
     ) -> tuple[optax.Updates, TiltToTopEigenvectorState]:
         def track() -> tuple[jax.Array, optax.Params]:
             if curvature_fn is None:
-                evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name)
+                evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name=axis_name)
             else:
-                evaluate = value_and_gradient_function(curvature_fn, None, axis_name)
+                evaluate = value_and_gradient_function(curvature_fn, axis_name=axis_name, name="curvature_fn")
             matvec = lambda v: hessian_vector_product(lambda w: evaluate(w)[1], params, v)
             is_unset = tree_math.norm(state.eigenvector) == 0
             start = jax.tree.map(

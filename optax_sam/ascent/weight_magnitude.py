@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_sam import checks, tree_math
@@ -71,17 +72,33 @@ def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.Gr
         if mask is None:
             return magnitudes(True, params), state
         selected = mask(params) if callable(mask) else mask
-        try:
-            return jax.tree.map(magnitudes, selected, params), state
-        except ValueError as error:
-            raise ValueError(
-                "`mask` must be a pytree of bools with the structure of the parameters (or a prefix"
-                f" of it), got {jax.tree.structure(selected)} for parameters with"
-                f" {jax.tree.structure(params)}. With `optax.inject_hyperparams` name it in"
-                " `static_args`."
-            ) from error
+        _check_mask(selected, params)
+        return jax.tree.map(magnitudes, selected, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_mask(mask: Any, params: optax.Params) -> None:
+    """Raises unless `mask` is a prefix tree of bools, one of them true."""
+    remedy = (
+        " Write `mask=lambda params: jax.tree.map(lambda w: w.ndim > 1, params)` for all weight matrices,"
+        " and with `optax.inject_hyperparams` name `mask` in `static_args`."
+    )
+    leaves = jax.tree.leaves(mask)
+    if not all(isinstance(leaf, bool | np.bool_) for leaf in leaves):
+        raise TypeError(
+            "`mask` must be a pytree of bools, one for each parameter array, or a function from the"
+            f" parameters to one; got {mask!r}.{remedy}"
+        )
+    try:
+        jax.tree.map(lambda leaf, subtree: None, mask, params)
+    except ValueError as error:
+        raise ValueError(
+            "`mask` must have the tree structure of the parameters or a prefix of it, got"
+            f" {jax.tree.structure(mask)} for parameters with {jax.tree.structure(params)}.{remedy}"
+        ) from error
+    if not any(leaves):
+        raise ValueError(f"`mask` selects no parameter, so that T = 1 and ASAM is SAM.{remedy}")
 
 
 def _magnitude(w: jax.Array, eta: float) -> jax.Array:

@@ -35,7 +35,7 @@ def hvp(
       >>> hvp(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()
       [4.0, 2.0]
     """
-    evaluate = value_and_gradient_function(value_fn, None, axis_name)
+    evaluate = value_and_gradient_function(value_fn, axis_name=axis_name)
     return hessian_vector_product(lambda w: evaluate(w)[1], params, vector)
 
 

@@ -6,7 +6,7 @@ distance ρ_m from w is largest, and remembers the angle until the next search:
 
     v₀ = ε/‖ε‖,   v₁ = g'/‖g'‖,   ψ = arccos⟨v₀, v₁⟩
     v(α) = [sin((1−α)ψ) v₀ + sin(αψ) v₁] / sin ψ
-    α* = argmax L(w + ρ_m v(α))  over  α ∈ {0, ..., α_max}        on refresh; the first maximum wins
+    α* = argmax L(w + ρ_m v(α))  over  α ∈ {0, ..., α_max}     on refresh; the first maximum wins
     d = ‖g'‖ v(α*)
 
 α = 1 is SAM, α = 0 the authors' "SGD+" (ε's direction with the length of g'), α > 1 goes beyond v₁ on purpose.
@@ -17,7 +17,8 @@ Deviations from the authors' code (Cccjl219/XSAM): a negative loss can win (thei
 at 0) and a non-finite one cannot; where v₀ = −v₁, which spans no arc, d = g' (theirs: d = 0).
 
 References:
-  Chen and Zhou, `XSAM: Explicit sharpness-aware minimization <https://arxiv.org/abs/2603.10048>`_, 2026
+  Chen and Zhou, `Revisiting sharpness-aware minimization: a more faithful and effective
+  implementation <https://arxiv.org/abs/2603.10048>`_, 2026
 """
 
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ def spherical_search(
       >>> bool(optax.tree.get(state, "alpha") > 1.0)
       True
     """
-    checks.check_rho("rho_max", rho_max)
+    checks.check_radius("rho_max", rho_max)
     checks.check_number("alpha_max", alpha_max)
     checks.check_count("num_alphas", num_alphas)
     checks.check_interval(interval)
@@ -126,7 +127,12 @@ def spherical_search(
             )
 
         def search() -> jax.Array:
-            loss = value_function(value_fn, axis_name)
+            if value_fn is None:
+                raise ValueError(
+                    "`spherical_search` compares losses, so it needs `value_fn`, also where `grad_fn` is"
+                    " given: `tx.update(grads, state, params, value_fn=value_fn, grad_fn=grad_fn)`."
+                )
+            loss = value_function(value_fn, axis_name=axis_name)
             radius = rho_max(state.count) if callable(rho_max) else rho_max
             alphas = jnp.linspace(0, alpha_max, num_alphas, dtype=state.alpha.dtype)
             losses = jax.lax.map(
