@@ -10,6 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+import optax_sam
 from tests.problems import network
 from tests.registry import every_method
 
@@ -29,8 +30,28 @@ def make_step(tx, problem=PROBLEM, **update_kwargs):
     return step
 
 
+def take(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
 def batches(problem=PROBLEM):
-    return [jax.tree.map(lambda x: x[i], problem.batches) for i in range(len(problem.batches[0]))]
+    return [take(problem.batches, i) for i in range(len(problem.batches[0]))]
+
+
+def update(tx, state, value_fn, params=PROBLEM.params, grads=None, **update_kwargs):
+    """One jitted call of `tx.update` with the gradient of `value_fn`."""
+
+    @jax.jit
+    def jitted(grads, state, params):
+        grads = jax.grad(value_fn)(params) if grads is None else grads
+        return tx.update(grads, state, params, value_fn=value_fn, **update_kwargs)
+
+    return jitted(grads, state, params)
+
+
+def batch_loss(index=0, problem=PROBLEM):
+    batch = batches(problem)[index]
+    return lambda params: problem.loss(params, batch)
 
 
 def train(tx, problem=PROBLEM, *, params=None, jit=jax.jit, **update_kwargs):
@@ -83,7 +104,7 @@ def test_vmap_over_seeds_equals_single_runs(method):
         carry = step(carry, batch)
     for i, params in enumerate(seeds):
         single, _ = train(tx, params=params)
-        chex.assert_trees_all_close(jax.tree.map(lambda x: x[i], carry[0]), single, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(take(carry[0], i), single, rtol=1e-4, atol=1e-5)
 
 
 @every_method
@@ -101,11 +122,8 @@ def test_dtypes_are_stable(method, dtype):
         problem = network(dtype=jnp.dtype(dtype))
         tx = method.make(0.05)
         state = tx.init(problem.params)
-        for batch in batches(problem)[:4]:
-            value_fn = lambda params, batch=batch: problem.loss(params, batch)
-            updates, new_state = tx.update(
-                jax.grad(value_fn)(problem.params), state, problem.params, value_fn=value_fn
-            )
+        for index in range(2):
+            updates, new_state = update(tx, state, batch_loss(index, problem), problem.params)
             chex.assert_trees_all_equal_shapes_and_dtypes(updates, problem.params)
             chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
             chex.assert_tree_all_finite((updates, new_state))
@@ -117,8 +135,6 @@ def test_dtypes_are_stable(method, dtype):
 
 @pytest.mark.parametrize("size", [1e-4, 100.0])
 def test_float16_norms_neither_overflow_nor_vanish(size):
-    import optax_sam
-
     ascent = optax_sam.steepest_ascent(1.0)
     gradient = jnp.full((10_000,), size, jnp.float16)
     perturbation, _ = ascent.update(gradient, ascent.init(gradient), gradient)
@@ -129,9 +145,9 @@ def test_float16_norms_neither_overflow_nor_vanish(size):
 def test_zero_gradient_is_finite_and_leaves_the_parameters(method):
     tx = with_base(method)
     params, state = PROBLEM.params, tx.init(PROBLEM.params)
-    for _ in range(4):
-        value_fn = lambda params: 0.0 * jnp.sum(params["layer1"]["weight"])
-        updates, state = tx.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn)
+    constant = lambda params: 0.0 * jnp.sum(params["layer1"]["weight"])
+    for _ in range(2):
+        updates, state = update(tx, state, constant, params)
         params = optax.apply_updates(params, updates)
     chex.assert_tree_all_finite(state)
     chex.assert_trees_all_equal(params, PROBLEM.params)
@@ -149,13 +165,12 @@ def test_zero_rho_is_the_base_optimizer(method):
 def test_nan_in_the_second_gradient_can_be_skipped(method):
     tx = optax.chain(method.make(0.05), optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5))
     params, state = train(tx)
-    batch = batches()[0]
     is_here = lambda p: jnp.all(
         jnp.stack(jax.tree.leaves(jax.tree.map(lambda x, y: (x == y).all(), p, params)))
     )
-    broken = lambda p: PROBLEM.loss(p, batch) * jnp.where(is_here(p), 1.0, jnp.nan)
+    broken = lambda p: batch_loss()(p) * jnp.where(is_here(p), 1.0, jnp.nan)
     for refresh in (False, True):
-        updates, state = tx.update(jax.grad(broken)(params), state, params, value_fn=broken, refresh=refresh)
+        updates, state = update(tx, state, broken, params, refresh=refresh)
         chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
         chex.assert_tree_all_finite(state)
 
@@ -167,7 +182,7 @@ def test_non_finite_gradients_leave_the_state_finite(method):
     nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), PROBLEM.params)
     value_fn = lambda p: jnp.nan * p["layer1"]["bias"].sum()
     for refresh in (False, True):
-        _, new_state = tx.update(nan, state[0], PROBLEM.params, value_fn=value_fn, refresh=refresh)
+        _, new_state = update(tx, state[0], value_fn, grads=nan, refresh=refresh)
         chex.assert_tree_all_finite(new_state)
 
 
@@ -210,14 +225,11 @@ def test_rho_schedule_follows_our_own_count(method):
     schedule = optax.piecewise_constant_schedule(0.1, {3: 0.5})
     tx = method.make(schedule)
     state = tx.init(PROBLEM.params)
-    value_fn = lambda params: PROBLEM.loss(params, batches()[0])
-    grads = jax.grad(value_fn)(PROBLEM.params)
     for step in range(5):
-        # The state of the schedule's method with a constant radius must agree at every step.
+        # A method with the constant radius of this step, in the same state, must agree.
         constant = method.make(float(schedule(step)))
-        kwargs = {"value_fn": value_fn, "refresh": step == 0}
-        expected, _ = constant.update(grads, state, PROBLEM.params, **kwargs)
-        updates, state = tx.update(grads, state, PROBLEM.params, **kwargs)
+        expected, _ = update(constant, state, batch_loss(), refresh=step == 0)
+        updates, state = update(tx, state, batch_loss(), refresh=step == 0)
         chex.assert_trees_all_close(updates, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -231,7 +243,7 @@ def test_unknown_extra_arguments_pass_through(method):
 
     spy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), record)
     tx = optax.chain(method.make(0.05), spy)
-    train(tx, jit=lambda step: step, value=1.0, another="argument")
+    train(tx, value=1.0, another="argument")
     assert seen["value"] == 1.0
     assert seen["another"] == "argument"
 
@@ -240,38 +252,33 @@ def test_unknown_extra_arguments_pass_through(method):
 def test_grad_fn_replaces_the_gradient(method):
     tx = method.make(0.05)
     state = tx.init(PROBLEM.params)
-    value_fn = lambda params: PROBLEM.loss(params, batches()[0])
-    halves = [jax.tree.map(lambda x: x[part], batches()[0]) for part in (slice(0, 8), slice(8, 16))]
+    halves = [take(batches()[0], part) for part in (slice(0, 8), slice(8, 16))]
 
     def grad_fn(params):
         grads = [jax.grad(PROBLEM.loss)(params, half) for half in halves]
         return jax.tree.map(lambda *g: sum(g) / 2, *grads)
 
-    grads = jax.grad(value_fn)(PROBLEM.params)
-    expected, _ = tx.update(grads, state, PROBLEM.params, value_fn=value_fn)
-    updates, new = tx.update(grads, state, PROBLEM.params, value_fn=value_fn, grad_fn=grad_fn)
+    expected, _ = update(tx, state, batch_loss())
+    updates, new = update(tx, state, batch_loss(), grad_fn=grad_fn)
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-6)
     assert optax.tree.get(new, "ascent_value") == 0  # Not a by-product here, so not measured.
 
 
 @every_method
 def test_ascent_value_is_the_loss_at_the_perturbed_point(method):
-    seen = {}
+    points = []
 
-    def remember(updates, state, params=None, *, perturbation, **extra_args):
-        seen["perturbation"] = perturbation
-        return updates, state
+    def value_fn(params):
+        # The last point at which the loss is taken outside a search is w + ε.
+        jax.debug.callback(points.append, params)
+        return batch_loss()(params)
 
     tx = method.make(0.05)
-    descent = optax.GradientTransformationExtraArgs(tx.init, remember)
-    value_fn = lambda params: PROBLEM.loss(params, batches()[0])
-    grads = jax.grad(value_fn)(PROBLEM.params)
-    import optax_sam
-
-    spied = optax_sam.sharpness_aware(optax_sam.steepest_ascent(0.05), descent)
-    _, state = spied.update(grads, spied.init(PROBLEM.params), PROBLEM.params, value_fn=value_fn)
-    perturbed = optax.apply_updates(PROBLEM.params, seen["perturbation"])
-    np.testing.assert_allclose(state.ascent_value, value_fn(perturbed), rtol=1e-6)
+    _, state = update(tx, tx.init(PROBLEM.params), value_fn, refresh=False)
+    jax.effects_barrier()
+    losses = [float(batch_loss()(params)) for params in points]
+    assert any(np.isclose(state.ascent_value, loss, rtol=1e-6) for loss in losses)
+    assert state.ascent_value > batch_loss()(PROBLEM.params)
 
 
 @every_method
@@ -283,12 +290,10 @@ def test_multi_steps_behind_the_method_averages_the_directions(method):
     alone = method.make(0.05)
     state, alone_state = tx.init(PROBLEM.params), alone.init(PROBLEM.params)
     directions = []
-    for batch in batches()[:2]:
-        value_fn = lambda params, batch=batch: PROBLEM.loss(params, batch)
-        grads = jax.grad(value_fn)(PROBLEM.params)
-        direction, alone_state = alone.update(grads, alone_state, PROBLEM.params, value_fn=value_fn)
+    for index in range(2):
+        direction, alone_state = update(alone, alone_state, batch_loss(index))
         directions.append(direction)
-        updates, state = tx.update(grads, state, PROBLEM.params, value_fn=value_fn)
+        updates, state = update(tx, state, batch_loss(index))
     expected = jax.tree.map(lambda a, b: -0.1 * (a + b) / 2, *directions)
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-7)
 
@@ -298,13 +303,12 @@ def test_multi_steps_around_the_method_takes_the_last_micro_batch_only(method):
     """The wrong way, which the README warns of: runs, with the second gradient of one micro-batch."""
     tx = optax.MultiSteps(optax.chain(method.make(0.05), optax.sgd(0.1)), every_k_schedule=2)
     state = tx.init(PROBLEM.params)
-    value_fns = [lambda p, batch=batch: PROBLEM.loss(p, batch) for batch in batches()[:2]]
-    grads = [jax.grad(value_fn)(PROBLEM.params) for value_fn in value_fns]
-    for gradient, value_fn in zip(grads, value_fns, strict=True):
-        updates, state = tx.update(gradient, state, PROBLEM.params, value_fn=value_fn)
+    grads = [jax.grad(batch_loss(index))(PROBLEM.params) for index in range(2)]
+    for index in range(2):
+        updates, state = update(tx, state, batch_loss(index), grads=grads[index])
     alone = method.make(0.05)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
-    direction, _ = alone.update(mean, alone.init(PROBLEM.params), PROBLEM.params, value_fn=value_fns[-1])
+    direction, _ = update(alone, alone.init(PROBLEM.params), batch_loss(1), grads=mean)
     expected = jax.tree.map(lambda d: -0.1 * d, direction)
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-6)
 
@@ -349,7 +353,7 @@ def test_refresh_none_follows_the_interval(method):
     tx = with_base(method)
     automatic = PROBLEM.params, tx.init(PROBLEM.params)
     static = traced = automatic
-    steps = {refresh: make_step(tx, refresh=refresh) for refresh in (None, True, False)}
+    steps = {refresh: jax.jit(make_step(tx, refresh=refresh)) for refresh in (None, True, False)}
     by_array = jax.jit(lambda carry, batch, refresh: make_step(tx, refresh=refresh)(carry, batch))
     for i, batch in enumerate(batches()):
         automatic = steps[None](automatic, batch)
@@ -364,7 +368,5 @@ def test_strict_dtype_promotion(method):
     """Our stages cast on purpose only (`optax.sgd` with momentum would not pass, so it is left out)."""
     with jax.numpy_dtype_promotion("strict"):
         tx = method.make(0.05)
-        value_fn = lambda params: PROBLEM.loss(params, batches()[0])
-        grads = jax.grad(value_fn)(PROBLEM.params)
-        updates, _ = tx.update(grads, tx.init(PROBLEM.params), PROBLEM.params, value_fn=value_fn)
+        updates, _ = update(tx, tx.init(PROBLEM.params), batch_loss())
     chex.assert_tree_all_finite(updates)
