@@ -95,16 +95,11 @@ def make_loss(model: str, batch_size: int) -> tuple[Callable[..., jax.Array], nn
     return loss, params, (images, labels)
 
 
-def make_rows(
-    config: Config, loss: Callable[..., jax.Array], params: nnx.State, batch: Any
+def make_steps(
+    config: Config, loss: Callable[..., jax.Array], params: nnx.State
 ) -> dict[str, tuple[Callable[..., Any], Any]]:
-    """Name -> (compiled step, its first carry): every step maps (carry, batch) to a carry."""
+    """Name -> (step, its first carry): every step maps (carry, batch) to a carry."""
     base = optax.sgd(0.01, momentum=0.9)
-    rows: dict[str, tuple[Callable[..., Any], Any]] = {}
-
-    def add(name: str, step: Callable[..., Any], carry: Any) -> None:
-        compiled = jax.jit(step, donate_argnums=0).lower(carry, batch).compile()
-        rows[name] = compiled, jax.tree.map(jnp.copy, carry)
 
     def by_hand(carry: Any, batch: Any) -> Any:
         params, state = carry
@@ -128,32 +123,37 @@ def make_rows(
         updates, state = tx.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
         return optax.apply_updates(params, updates), state
 
-    add("forward pass", lambda carry, batch: (carry[0], loss(carry[0], batch)), (params, jnp.zeros(())))
-    add("gradient", lambda carry, batch: (carry[0], jax.grad(loss)(carry[0], batch)), (params, params))
-    add("sam by hand", by_hand, (params, base.init(params)))
     contrib = optax.contrib.sam(
         base, optax.chain(optax.contrib.normalize(), optax.sgd(RHO)), sync_period=2, opaque_mode=True
     )
-    add(
-        "optax.contrib.sam",
-        functools.partial(with_contrib, contrib),
-        (params, contrib.init(params)),
-    )
+    steps: dict[str, tuple[Callable[..., Any], Any]] = {
+        "forward pass": (lambda carry, batch: (carry[0], loss(carry[0], batch)), (params, jnp.zeros(()))),
+        "gradient": (lambda carry, batch: (carry[0], jax.grad(loss)(carry[0], batch)), (params, params)),
+        "sam by hand": (by_hand, (params, base.init(params))),
+        "optax.contrib.sam": (functools.partial(with_contrib, contrib), (params, contrib.init(params))),
+    }
     for name, (method, kwargs) in methods(config).items():
         tx = optax.chain(method, base)
-        add(name, functools.partial(with_method, tx, kwargs), (params, tx.init(params)))
-    return rows
+        steps[name] = functools.partial(with_method, tx, kwargs), (params, tx.init(params))
+    return steps
+
+
+def compile_step(step: Callable[..., Any], carry: Any, batch: Any) -> jax.stages.Compiled:
+    """Compiles a step that gives its carry away."""
+    return jax.jit(step, donate_argnums=0).lower(carry, batch).compile()
 
 
 def measure(config: Config, model: str) -> list[dict[str, Any]]:
     """One record a row."""
     loss, params, batch = make_loss(model, config.batch_size)
-    rows = make_rows(config, loss, params, batch)
+    rows, carries = {}, {}
+    for name, (step, carry) in tqdm(make_steps(config, loss, params).items(), desc=f"{model}, compiling"):
+        rows[name] = compile_step(step, carry, batch)
+        carries[name] = jax.tree.map(jnp.copy, carry)
     seconds: dict[str, list[float]] = {name: [] for name in rows}
-    carries = {name: carry for name, (_, carry) in rows.items()}
     bar = tqdm(total=(config.rounds + 1) * len(rows), desc=model, unit="row")
     for _ in range(config.rounds + 1):  # The first round warms up.
-        for name, (compiled, _) in rows.items():
+        for name, compiled in rows.items():
             began = time.perf_counter()
             for _ in range(1 if "refresh" in name else config.steps):
                 carries[name] = compiled(carries[name], batch)
@@ -164,16 +164,13 @@ def measure(config: Config, model: str) -> list[dict[str, Any]]:
     bar.close()
 
     records = []
-    for name, (compiled, _) in rows.items():
-        text = compiled.as_text()
+    for name, compiled in rows.items():
         records.append(
             {
                 "model": model,
                 "batch_size": config.batch_size,
                 "row": name,
-                "flops": compiled.cost_analysis()["flops"],
-                "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-                "control_flow": sum(text.count(f" {op}(") for op in ("while", "conditional")),
+                **counts(compiled),
                 "median_seconds": statistics.median(seconds[name][1:]),
                 "seconds_relative_to_sgd": relative(seconds[name], seconds["sgd"]),
                 "seconds_relative_to_sam_by_hand": relative(seconds[name], seconds["sam by hand"]),
@@ -184,6 +181,16 @@ def measure(config: Config, model: str) -> list[dict[str, Any]]:
             }
         )
     return records
+
+
+def counts(compiled: jax.stages.Compiled) -> dict[str, float]:
+    """What the compiled program says of itself."""
+    text = compiled.as_text()
+    return {
+        "flops": compiled.cost_analysis()["flops"],
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "control_flow": sum(text.count(f" {op}(") for op in ("while", "conditional")),
+    }
 
 
 def relative(own: list[float], other: list[float]) -> float:
