@@ -112,16 +112,22 @@ def prepare(
         )
     # TFDS makes its download folders in any case: where they stay empty, they go again.
     with tempfile.TemporaryDirectory() as scratch:
-        builder.download_and_prepare(
-            download_dir=data_dir / "downloads" if download else scratch,
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=raw,
-                extract_dir=scratch,
-                force_checksums_validation=True,
-                try_download_gcs=False,
-            ),
-            file_format="array_record",
-        )
+        try:
+            builder.download_and_prepare(
+                download_dir=data_dir / "downloads" if download else scratch,
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=raw,
+                    extract_dir=scratch,
+                    force_checksums_validation=True,
+                    try_download_gcs=False,
+                ),
+                file_format="array_record",
+            )
+        except FileExistsError:
+            # Another process has prepared it in the meantime; its files are as good.
+            if not builder.data_path.exists():
+                raise
+            builder = source.builder(data_dir=data_dir, file_format="array_record")
     return builder
 
 

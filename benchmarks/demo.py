@@ -1,16 +1,20 @@
 """`make demo`: what sharpness-aware training does, on real data with 40 % of the training labels wrong.
 
-Trains the same network on scikit-learn's digits with SGD and five sharpness-aware methods, several
-seeds each, then prints a table and draws a picture.
+Trains the same network on 500 of scikit-learn's digits, with SGD and five sharpness-aware methods,
+several seeds each, then prints a table and draws a picture.
 
+- "Usual recipe" rows keep learning rate 0.05 and weight decay 5e-4, and differ by the one line that
+  puts SAM in front of SGD (its rho is chosen). "Tuned" rows choose learning rate and weight decay, too,
+  so that SGD has its own remedy against wrong labels: strong weight decay.
 - Test accuracy is that after the last epoch, on 500 images with right labels that no choice has seen.
-- Settings come from `results/demo_tuning.jsonl`: twelve trials a method, compared by accuracy on
-  validation images, with seeds that the demonstration does not use. SGD chooses among learning rates
-  and weight decays (the range goes well beyond the usual 5e-4: strong weight decay is the baseline's
-  own remedy against wrong labels), the others among two weight decays and six settings of their own.
+- Settings come from `results/demo_tuning.jsonl`: sixteen trials for every tuned row, compared by
+  accuracy on validation images, with seeds that the demonstration does not use. SGD spends its trials on
+  learning rates and weight decays, the others on fewer of those and on four settings of their own.
   `python -m benchmarks.demo --tune` does it again, one process on each core.
+- "Over tuned SGD" is the mean difference seed by seed (rows share initial weights, wrong labels and
+  order of the batches) with its standard error.
 - λ_max is the largest eigenvalue of the Hessian of the loss on the training data, wrong labels included.
-- Time per step is measured in the same run, the methods taking turns, and contains the occasional
+- Time per step is measured in the same run, the rows taking turns, and contains the occasional
   work of Eigen-SAM and XSAM in its due share.
 """
 
@@ -24,9 +28,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import absl.logging
 import jax
@@ -42,23 +46,62 @@ from benchmarks.sharpness import largest_hessian_eigenvalue
 
 mpl.use("agg")  # the picture goes to a file; no display needed
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
-SHOWN = ("sgd", "sam", "asam", "info_sam", "eigen_sam", "xsam")
-TUNING_FILE = Path(__file__).parent / "results" / "demo_tuning.jsonl"
+RESULTS = Path(__file__).parent / "results"
+TUNING_FILE = RESULTS / "demo_tuning.jsonl"
+RESULT_FILE = RESULTS / "demo.jsonl"  # a copy of the results.jsonl of the run that is reported
 TUNING_SEEDS = (1000, 1001, 1002)  # the demonstration itself uses 0, 1, 2, ...
-LEARNING_RATE = 0.05
-SGD_SEARCH = {"learning_rate": (0.01, 0.02, 0.05), "weight_decay": (5e-4, 8e-3, 0.02, 0.04)}
-WEIGHT_DECAY_SEARCH = {"weight_decay": (5e-4, 5e-3)}
-# Wong, "Points of view: Color blindness", Nature Methods 2011.
-COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
-MARKERS = "osD^vP"
+TRAIN_SIZE = 500  # of 1,000; validation and test keep their 297 and 500
+USUAL_RECIPE = {"learning_rate": 0.05, "weight_decay": 5e-4}
+# Sixteen trials for every tuned row. SGD's weight decays go far beyond the usual 5e-4: that is its own
+# remedy against wrong labels.
+SGD_SEARCH = {"learning_rate": (0.005, 0.01, 0.02, 0.05), "weight_decay": (0.02, 0.03, 0.045, 0.06)}
+SHARED_SEARCH = {"learning_rate": (0.02, 0.05), "weight_decay": (0.01, 0.02)}
+
+
+class Row(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        method: its name in `methods.METHODS`.
+        label: how table and picture spell it.
+        search: values to choose from on validation data.
+        colour: in the picture.
+        marker: in the picture.
+    """
+
+    method: str
+    label: str
+    search: Mapping[str, tuple[float, ...]]
+    colour: str
+    marker: str
+
+
+def tuned(method: str, colour: str, marker: str) -> Row:
+    """The row of a method whose learning rate and weight decay are chosen, too."""
+    label, own = methods.METHODS[method].label, methods.METHODS[method].search
+    return Row(method, f"{label}, tuned", SHARED_SEARCH | own, colour, marker)
+
+
+# Colours: Wong, "Points of view: Color blindness", Nature Methods 2011.
+ROWS = {
+    "sgd_usual": Row("sgd", "SGD, usual recipe", {}, "#7F7F7F", "x"),
+    "sam_usual": Row("sam", "SAM, usual recipe", methods.METHODS["sam"].search, "#56B4E9", "+"),
+    "sgd": Row("sgd", "SGD, tuned", SGD_SEARCH, "#000000", "o"),
+    "sam": tuned("sam", "#0072B2", "s"),
+    "asam": tuned("asam", "#E69F00", "D"),
+    "info_sam": tuned("info_sam", "#009E73", "^"),
+    "eigen_sam": tuned("eigen_sam", "#CC79A7", "v"),
+    "xsam": tuned("xsam", "#D55E00", "P"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
     """The demonstration."""
 
-    seeds: int = 5
+    seeds: int = 10
     """Networks trained for each method."""
     epochs: int = 60
     """Passes over the training data: enough for plain SGD to learn the wrong labels by heart."""
@@ -74,14 +117,17 @@ class Demo:
     """Where --tune writes, and the demonstration reads."""
 
 
-def base_config(demo: Demo) -> train.Config:
-    """What all runs share."""
+def row_config(demo: Demo, name: str) -> train.Config:
+    """Configuration of a row before anything is chosen: the usual recipe, the method's defaults."""
     return train.Config(
+        method=ROWS[name].method,
         dataset="digits",
-        model="strided_cnn",
+        train_size=TRAIN_SIZE,
+        batch_size=50,
+        model="mlp",
         label_noise=0.4,
         epochs=demo.epochs,
-        learning_rate=LEARNING_RATE,
+        **USUAL_RECIPE,
     )
 
 
@@ -91,6 +137,11 @@ def with_settings(config: train.Config, settings: dict[str, float]) -> train.Con
     own = {key: value for key, value in settings.items() if key in fields}
     options = {key: value for key, value in settings.items() if key not in fields}
     return dataclasses.replace(config, **own, options=config.options | options)
+
+
+def load(demo: Demo) -> data.Dataset:
+    """The data of all rows: few images, so that wrong labels matter."""
+    return data.load("digits", demo.data_dir, train_size=TRAIN_SIZE)
 
 
 def train_once(
@@ -112,15 +163,11 @@ def train_once(
 # --- Tuning -------------------------------------------------------------------------------------------
 
 
-def searched(name: str) -> list[dict[str, float]]:
-    """The settings that a method chooses from."""
-    own = methods.METHODS[name].search
-    return methods.combinations(SGD_SEARCH if name == "sgd" else WEIGHT_DECAY_SEARCH | own)
-
-
 def tune(demo: Demo) -> None:
     """Writes one line a trial; `chosen_configs` reads them."""
-    jobs = [(demo, name, settings) for name in SHOWN for settings in searched(name)]
+    jobs = [
+        (demo, name, settings) for name, row in ROWS.items() for settings in methods.combinations(row.search)
+    ]
     if demo.processes == 1:
         trials = [trial(job) for job in tqdm(jobs, unit="trial")]
     else:
@@ -136,8 +183,8 @@ def tune(demo: Demo) -> None:
     partial_file = demo.tuning_file.with_suffix(".partial")
     partial_file.write_text("".join(json.dumps(trial) + "\n" for trial in trials))
     os.replace(partial_file, demo.tuning_file)
-    for name in SHOWN:
-        print(methods.METHODS[name].label, best(trials, name))
+    for name, row in ROWS.items():
+        print(row.label, best(trials, name))
 
 
 def stay_on_core(cores: multiprocessing.Queue) -> None:
@@ -149,10 +196,10 @@ def stay_on_core(cores: multiprocessing.Queue) -> None:
 
 
 def trial(job: tuple[Demo, str, dict[str, float]]) -> dict[str, Any]:
-    """Trains a method with one of its settings, every tuning seed; validation accuracy at the end."""
+    """Trains a row with one of its settings, every tuning seed; validation accuracy at the end."""
     demo, name, settings = job
-    dataset = data.load("digits", demo.data_dir)
-    config = with_settings(dataclasses.replace(base_config(demo), method=name), settings)
+    dataset = load(demo)
+    config = with_settings(row_config(demo, name), settings)
     program = train.make_program(config, dataset)
     accuracies = []
     for seed in TUNING_SEEDS:
@@ -166,8 +213,11 @@ def trial(job: tuple[Demo, str, dict[str, float]]) -> dict[str, Any]:
         else:
             accuracies.append(train.evaluate(program, state, dataset.validation)["accuracy"])
     return {
-        "method": name,
+        "row": name,
         "settings": settings,
+        "model": config.model,
+        "train_size": config.train_size,
+        "batch_size": config.batch_size,
         "epochs": demo.epochs,
         "seeds": TUNING_SEEDS,
         "validation_accuracies": accuracies,
@@ -176,19 +226,19 @@ def trial(job: tuple[Demo, str, dict[str, float]]) -> dict[str, Any]:
 
 
 def best(trials: list[dict[str, Any]], name: str) -> dict[str, float]:
-    """Settings of the method's trial with the highest validation accuracy; the first of equals."""
-    own = [trial for trial in trials if trial["method"] == name]
+    """Settings of the row's trial with the highest validation accuracy; the first of equals."""
+    own = [trial for trial in trials if trial["row"] == name]
     return max(own, key=lambda trial: trial["validation_accuracy"])["settings"]
 
 
 def chosen_configs(demo: Demo) -> dict[str, train.Config]:
-    """Configuration of every method, from the tuning file.
+    """Configuration of every row, from the tuning file.
 
     Args:
         demo: names the file.
 
     Returns:
-        Method name -> configuration; only the seed is open.
+        Row name -> configuration; only the seed is open.
 
     Raises:
         UsageError: if the file is missing.
@@ -199,10 +249,7 @@ def chosen_configs(demo: Demo) -> dict[str, train.Config]:
             "python -m benchmarks.demo --tune"
         )
     trials = [json.loads(line) for line in demo.tuning_file.read_text().splitlines()]
-    return {
-        name: with_settings(dataclasses.replace(base_config(demo), method=name), best(trials, name))
-        for name in SHOWN
-    }
+    return {name: with_settings(row_config(demo, name), best(trials, name)) for name in ROWS}
 
 
 # --- The demonstration --------------------------------------------------------------------------------
@@ -214,7 +261,7 @@ def train_all(
     configs: dict[str, train.Config],
     programs: dict[str, train.Program],
 ) -> list[dict[str, Any]]:
-    """Trains every method with every seed; one record a network."""
+    """Trains every row with every seed; one record a network."""
     sgd = programs["sgd"]
 
     def training_loss(params, rest, images, labels):
@@ -224,7 +271,7 @@ def train_all(
     total = sum(program.num_steps for program in programs.values()) * demo.seeds
     with tqdm(total=total, unit="step") as bar:
         for seed, name in itertools.product(range(demo.seeds), configs):
-            bar.set_description(f"{methods.METHODS[name].label:9s} seed {seed}")
+            bar.set_description(f"{ROWS[name].label:17s} seed {seed}")
             config = dataclasses.replace(configs[name], seed=seed)
             program = programs[name]
             curve = []
@@ -235,7 +282,11 @@ def train_all(
                     curve.append((epoch, accuracy))
             records.append(
                 {
-                    "method": name,
+                    "row": name,
+                    "method": config.method,
+                    "model": config.model,
+                    "train_size": config.train_size,
+                    "batch_size": config.batch_size,
                     "seed": seed,
                     "settings": {
                         "learning_rate": config.learning_rate,
@@ -297,57 +348,97 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), error
 
 
+def summarise(records: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, dict[str, float]]:
+    """The numbers of the table, by row.
+
+    Rows share seeds, and with them initial weights, wrong labels and order of the batches: gains over
+    tuned SGD are differences seed by seed, which vary less than the accuracies themselves.
+    """
+    numbers = {}
+    accuracies = {
+        name: [100 * record["test_accuracy"] for record in records if record["row"] == name]
+        for name in seconds
+    }
+    for name, own in accuracies.items():
+        gains = [one - other for one, other in zip(own, accuracies["sgd"], strict=True)]
+        sharpness = [r["largest_hessian_eigenvalue"] for r in records if r["row"] == name]
+        columns = {"accuracy": own, "gain": gains, "sharpness": sharpness}
+        numbers[name] = {"time": seconds[name] / seconds["sgd"]}
+        for column, values in columns.items():
+            numbers[name][column], numbers[name][column + "_error"] = mean_and_error(values)
+    return numbers
+
+
 def print_table(records: list[dict[str, Any]], seconds: dict[str, float]) -> None:
-    """One row a method."""
-    print(f"\n{'method':10s} {'test accuracy':>18s} {'λ_max':>16s} {'time per step':>14s}  settings")
-    for name in seconds:
-        own = [record for record in records if record["method"] == name]
-        accuracy, error = mean_and_error([100 * record["test_accuracy"] for record in own])
-        sharpness, spread = mean_and_error([r["largest_hessian_eigenvalue"] for r in own])
-        settings = ", ".join(f"{key} {value:g}" for key, value in own[0]["settings"].items())
+    """One line a row."""
+    titles = ("", "test accuracy", "over tuned SGD", "λ_max", "time per step")
+    print("\n{:18s} {:>14s} {:>16s} {:>14s} {:>14s}  settings".format(*titles))
+    for name, row in summarise(records, seconds).items():
+        settings = next(record["settings"] for record in records if record["row"] == name)
+        gain = f"{row['gain']:+.1f} ± {row['gain_error']:.1f} %" if name != "sgd" else "-"
         print(
-            f"{methods.METHODS[name].label:10s} {accuracy:10.1f} ± {error:3.1f} % "
-            f"{sharpness:9.2f} ± {spread:4.2f} {seconds[name] / seconds['sgd']:9.2f} x SGD"
-            f"  {settings}"
+            f"{ROWS[name].label:18s} {row['accuracy']:6.1f} ± {row['accuracy_error']:.1f} % {gain:>16s} "
+            f"{row['sharpness']:7.2f} ± {row['sharpness_error']:4.2f} {row['time']:8.2f} x SGD  "
+            + ", ".join(f"{key} {value:g}" for key, value in settings.items())
         )
 
 
-def draw(records: list[dict[str, Any]], num_seeds: int, path: Path) -> None:
+def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Test accuracy along training, and at its end against sharpness."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for name, colour, marker in zip(SHOWN, COLOURS, MARKERS, strict=False):
-        own = [record for record in records if record["method"] == name]
-        label = methods.METHODS[name].label
+    figure = plt.figure(figsize=(12, 5), layout="constrained")
+    # The left axis is broken: the unrescued baseline falls far below where the others differ.
+    grid = figure.add_gridspec(4, 2)
+    upper, lower = figure.add_subplot(grid[:3, 0]), figure.add_subplot(grid[3, 0])
+    right = figure.add_subplot(grid[:, 1])
+    ends = {}
+    for name, row in ROWS.items():
+        own = [record for record in records if record["row"] == name]
+        if not own:
+            continue
         epochs = [epoch for epoch, _ in own[0]["test_accuracy_by_epoch"]]
-        curves = np.array([[a for _, a in record["test_accuracy_by_epoch"]] for record in own])
-        curves = 100 * curves
+        curves = 100 * np.array([[a for _, a in record["test_accuracy_by_epoch"]] for record in own])
         mean = curves.mean(0)
-        left.plot(epochs, mean, color=colour, label=label, marker=marker, markevery=4, markersize=5)
-        if len(own) > 1:
-            error = curves.std(0, ddof=1) / len(own) ** 0.5
-            left.fill_between(epochs, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
+        ends[name] = mean[-1]
+        style = {"color": row.colour, "marker": row.marker}
+        for axes in (upper, lower):
+            axes.plot(epochs, mean, label=row.label, markevery=4, markersize=5, **style)
+            if len(own) > 1:
+                error = curves.std(0, ddof=1) / len(own) ** 0.5
+                axes.fill_between(epochs, mean - error, mean + error, color=row.colour, alpha=0.15, lw=0)
         right.scatter(
             [record["largest_hessian_eigenvalue"] for record in own],
             [100 * record["test_accuracy"] for record in own],
-            color=colour,
-            marker=marker,
-            label=label,
+            label=row.label,
             alpha=0.8,
+            **style,
         )
-    left.set(
-        xlabel="epoch",
+    lowest = min(ends.values())
+    others = [end for end in ends.values() if end > lowest] or [lowest]
+    break_at = min(others) - 4
+    upper.set(
+        ylim=(break_at, max(others) + 1.5),
+        title=f"During training (mean of {len(own)} seeds ± standard error)",
         ylabel="test accuracy (%)",
-        title=f"During training (mean of {num_seeds} seeds ± standard error)",
     )
+    upper.tick_params(labelbottom=False, bottom=False)
+    lower.set(ylim=(min(lowest - 5, break_at - 5), break_at), xlabel="epoch")
+    upper.sharex(lower)
+    slant = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 9, "color": "k", "clip_on": False, "ls": "none"}
+    upper.plot([0], [0], transform=upper.transAxes, **slant)
+    lower.plot([0], [1], transform=lower.transAxes, **slant)
     right.set(
-        xlabel="largest eigenvalue of the Hessian of the training loss",
+        xlabel="largest eigenvalue of the Hessian of the training loss (log scale)",
         ylabel="test accuracy (%)",
         title="After the last epoch (each point a network)",
         xscale="log",
     )
-    for axes in (left, right):
+    right.xaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))
+    right.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    right.xaxis.set_minor_locator(ticker.NullLocator())
+    for axes in (upper, lower, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+    upper.spines["bottom"].set_visible(False)
     right.legend(frameon=False)
     figure.suptitle("Digits with 40 % of the training labels wrong")
     figure.savefig(path, dpi=150)
@@ -365,7 +456,7 @@ def main() -> None:
     demo = tyro.cli(Demo, prog="python -m benchmarks.demo", description=__doc__)
     quiet()
     try:
-        dataset = data.load("digits", demo.data_dir)
+        dataset = load(demo)
         if demo.tune:
             tune(demo)
         else:
@@ -388,11 +479,11 @@ def demonstrate(demo: Demo, dataset: data.Dataset) -> None:
     packages = ("optax_sam", "jax", "optax", "flax")
     versions = {name: importlib.metadata.version(name) for name in packages}
     lines = [
-        json.dumps(record | {"seconds_per_step": seconds[record["method"]], "versions": versions})
+        json.dumps(record | {"seconds_per_step": seconds[record["row"]], "versions": versions})
         for record in records
     ]
     (demo.output / "results.jsonl").write_text("\n".join(lines) + "\n")
-    draw(records, demo.seeds, demo.output / "demo.png")
+    draw(records, demo.output / "demo.png")
     print(
         f"\n{len(records)} networks trained and measured in {trained:.0f} s. "
         f"Picture: {demo.output / 'demo.png'}; every number: {demo.output / 'results.jsonl'}"

@@ -23,9 +23,7 @@ AUTHORS = {"decay": 0.9, "variance_decay": 0.0, "damping": 0.0, "power": 1.0}
 ESTIMATORS = [
     {"decay": 0.9, "variance_decay": variance_decay, "relative_damping": damping, "power": power}
     for variance_decay, damping, power in itertools.product((0.9, 0.99), (0.1, 1.0), (0.5, 1.0))
-] + [
-    {"decay": 0.99, "variance_decay": 0.99, "relative_damping": 1.0, "power": power} for power in (0.5, 1.0)
-]
+] + [{"decay": 0.99, "variance_decay": 0.99, "relative_damping": 1.0, "power": power} for power in (0.5, 1.0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +45,17 @@ class Experiment:
 def main() -> None:
     """The command line."""
     experiment = tyro.cli(Experiment, prog="python -m benchmarks.info_sam_defaults", description=__doc__)
-    dataset = data.load(
-        "mnist", experiment.data_dir, download_dir=experiment.download_dir, train_size=3000
-    )
+    dataset = data.load("mnist", experiment.data_dir, download_dir=experiment.download_dir, train_size=3000)
     settings = [("sam", {})] + [("info_sam", options) for options in [AUTHORS, *ESTIMATORS]]
     records = []
     for (method, options), rho in tqdm(list(itertools.product(settings, RADII)), unit="setting"):
         config = train.Config(
-            method=method, rho=rho, options=options, dataset="mnist", label_noise=0.4, epochs=experiment.epochs
+            method=method,
+            rho=rho,
+            options=options,
+            dataset="mnist",
+            label_noise=0.4,
+            epochs=experiment.epochs,
         )
         program = train.make_program(config, dataset)
         accuracies = []

@@ -31,18 +31,18 @@ class Method(NamedTuple):
     occasional: bool = False
 
 
-RADII = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-XSAM_RADII = {"rho": (0.05, 0.1, 0.2), "rho_max": (0.2, 0.4)}
+RADII = (0.2, 0.3, 0.4, 0.5)
+XSAM_RADII = {"rho": (0.1, 0.2), "rho_max": (0.2, 0.4)}
 
-# Every method has six settings of its own to choose from: equal budgets.
+# Every method has four settings of its own to choose from: equal budgets.
 METHODS = {
     "sgd": Method(optax.identity, "SGD", {}),
     "sam": Method(optax_sam.sam, "SAM", {"rho": RADII}),
-    "asam": Method(optax_sam.asam, "ASAM", {"rho": (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)}),
+    "asam": Method(optax_sam.asam, "ASAM", {"rho": (2.0, 3.0, 4.0, 5.0)}),
     "fisher_sam": Method(optax_sam.fisher_sam, "Fisher SAM", {"rho": RADII}),
-    "info_sam": Method(optax_sam.info_sam, "infoSAM", {"rho": (0.1, 0.2, 0.4), "power": (0.5, 1.0)}),
+    "info_sam": Method(optax_sam.info_sam, "infoSAM", {"rho": (0.2, 0.3), "power": (0.5, 1.0)}),
     "eigen_sam": Method(
-        optax_sam.eigen_sam, "Eigen-SAM", {"rho": (0.1, 0.2, 0.4), "alpha": (0.1, 0.2)}, occasional=True
+        optax_sam.eigen_sam, "Eigen-SAM", {"rho": (0.2, 0.3), "alpha": (0.1, 0.2)}, occasional=True
     ),
     "xsam": Method(optax_sam.xsam, "XSAM", XSAM_RADII, occasional=True),
     "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),

@@ -100,6 +100,21 @@ def test_interrupted_preparation_leaves_no_half_data_set(tmp_path, monkeypatch):
     assert len(data.load("digits", tmp_path).test.labels) == 500
 
 
+def test_data_set_prepared_by_another_process_meanwhile_is_used(tmp_path, monkeypatch):
+    def overtaken(self, indices):
+        with monkeypatch.context() as patch:
+            patch.setattr(Digits, "_generate_examples", whole)
+            if not (tmp_path / "digits" / "1.0.0").exists():
+                data.prepare("digits", tmp_path)
+        yield from whole(self, indices)
+
+    whole = Digits._generate_examples
+    with monkeypatch.context() as patch:
+        patch.setattr(Digits, "_generate_examples", overtaken)
+        dataset = data.load("digits", tmp_path)
+    assert len(dataset.test.labels) == 500
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_idx_files_are_read_as_they_are(name, raw_files, tmp_path, monkeypatch):
     first = partial(data.tfds.download.DownloadConfig, max_examples_per_split=50)

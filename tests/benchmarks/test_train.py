@@ -8,14 +8,15 @@ import time
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 import tyro
-from flax import nnx
 
 from benchmarks import data, methods, train
 from benchmarks.errors import UsageError
 from tests.benchmarks.conftest import REPOSITORY
+from tests.benchmarks.networks import Regularised, Tiny
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +24,10 @@ def dataset(data_dir):
     return data.load("digits", data_dir, train_size=200)
 
 
-class Regularised(nnx.Module):
-    """A model with everything that a second pass could spoil."""
-
-    def __init__(self, image_shape, num_classes, *, rngs):
-        self.first = nnx.Linear(64, 16, rngs=rngs)
-        self.norm = nnx.BatchNorm(16, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.second = nnx.Linear(16, num_classes, rngs=rngs)
-
-    def __call__(self, images):
-        x = nnx.relu(self.norm(self.first(images.reshape(len(images), -1))))
-        return self.second(self.dropout(x))
-
-
-@pytest.fixture
-def regularised(monkeypatch):
+@pytest.fixture(autouse=True)
+def more_models(monkeypatch):
     monkeypatch.setitem(train.MODELS, "regularised", Regularised)
-    return "regularised"
+    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
 
 
 def as_numpy(state):
@@ -52,8 +39,7 @@ def as_numpy(state):
     return jax.tree.map(convert, state)
 
 
-def train_few_steps(config, dataset, steps=3):
-    program = train.make_program(config, dataset)
+def train_few_steps(program, config, dataset, steps=3):
     noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
     run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
     losses = []
@@ -75,6 +61,13 @@ def last_checkpoint(folder, config):
         return step, as_numpy(checkpoints.restore(step, args=ocp.args.StandardRestore(like)))
 
 
+def share_program(monkeypatch, config):
+    """All runs of this test are of one configuration: compile it once."""
+    dataset = data.load(config.dataset, config.data_dir, train_size=config.train_size)
+    program = train.make_program(config, dataset)
+    monkeypatch.setattr(train, "make_program", lambda *_: program)
+
+
 def without_times(log):
     records = [json.loads(line) for line in (log / "metrics.jsonl").read_text().splitlines()]
     for record in records:
@@ -84,45 +77,53 @@ def without_times(log):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_trains(method, dataset):
-    config = train.Config(method=method, refresh_every=5)
-    _, losses = train_few_steps(config, dataset, steps=30)
+    config = train.Config(method=method, refresh_every=5, model="tiny")
+    _, losses = train_few_steps(train.make_program(config, dataset), config, dataset, steps=30)
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
-def test_strided_cnn_trains(dataset):
-    config = train.Config(model="strided_cnn", batch_size=50, learning_rate=0.05)
-    _, losses = train_few_steps(config, dataset, steps=30)
+@pytest.mark.parametrize("model", ["mlp", "strided_cnn"])
+def test_every_model_trains(model, dataset):
+    config = train.Config(method="sgd", model=model, batch_size=50, learning_rate=0.05)
+    _, losses = train_few_steps(train.make_program(config, dataset), config, dataset, steps=30)
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
 
 
-def test_second_pass_leaves_batch_statistics_and_random_streams_alone(dataset, regularised):
-    configs = [
-        train.Config(method=method, rho=rho, model=regularised)
-        for method, rho in (("sgd", None), ("sam", 0.1))
-    ]
-    sgd, sam = (train_few_steps(config, dataset, steps=1)[0] for config in configs)
-    assert_same(sgd.rest, sam.rest)
-    changed = [
-        not np.array_equal(one, other)
-        for one, other in zip(jax.tree.leaves(sgd.params), jax.tree.leaves(sam.params), strict=True)
-    ]
-    assert any(changed)
+def test_second_pass_is_of_the_same_network_and_leaves_it_alone(dataset):
+    """Same dropout mask in both passes; BatchNorm statistics and random streams advance once a step."""
+    states, losses, ascent_values = {}, {}, {}
+    for name, method, rho in (("sgd", "sgd", None), ("rho=0", "sam", 0.0), ("sam", "sam", 0.1)):
+        config = train.Config(method=method, rho=rho, model="regularised")
+        program = train.make_program(config, dataset)
+        noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
+        run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
+        states[name], losses[name], ascent_values[name] = [], [], []
+        for _, state, loss in itertools.islice(run, 3):
+            states[name].append(as_numpy(state))
+            losses[name].append(float(loss))
+            ascent_values[name].append(float(optax.tree.get(state, "ascent_value", 0.0)))
 
-
-def test_both_passes_use_the_same_dropout_key(dataset, regularised):
-    configs = [
-        train.Config(method=method, rho=rho, model=regularised)
-        for method, rho in (("sgd", None), ("sam", 0.0))
-    ]
-    sgd, sam = (train_few_steps(config, dataset, steps=5)[0] for config in configs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), sgd.params, sam.params)
+    # At rho = 0 the second pass is the first one again: same mask, same loss.
+    np.testing.assert_allclose(ascent_values["rho=0"], losses["rho=0"], rtol=1e-6)
+    for one, other in zip(states["sgd"], states["rho=0"], strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, other.params)
+    assert len(set(losses["rho=0"])) == 3  # and the next step has another
+    # At rho > 0 the parameters go elsewhere, but the statistics of the first step are those of SGD.
+    assert_same(states["sgd"][0].rest, states["sam"][0].rest)
+    assert ascent_values["sam"][0] > losses["sam"][0]
+    pairs = zip(
+        jax.tree.leaves(states["sgd"][0].params), jax.tree.leaves(states["sam"][0].params), strict=True
+    )
+    assert any(not np.array_equal(one, other) for one, other in pairs)
 
 
 def test_seeds_differ_and_repeat(dataset):
-    states = [train_few_steps(train.Config(seed=seed), dataset)[0] for seed in (0, 0, 1)]
+    program = train.make_program(train.Config(model="tiny"), dataset)
+    configs = [train.Config(model="tiny", seed=seed) for seed in (0, 0, 1)]
+    states = [train_few_steps(program, config, dataset)[0] for config in configs]
     assert_same(states[0], states[1])
-    assert not np.array_equal(*(jax.tree.leaves(states[i].params)[0] for i in (0, 2)))
+    assert not np.array_equal(*(jax.tree.leaves(states[i].params)[-1] for i in (0, 2)))
 
 
 def test_label_noise_reaches_training_labels_only(dataset):
@@ -138,14 +139,18 @@ def test_an_epoch_visits_every_image_once():
     assert not np.array_equal(*orders)
 
 
-def test_run_resumed_after_sigkill_ends_with_the_same_bits(data_dir, tmp_path):
+def test_run_resumed_after_sigkill_ends_with_the_same_bits(data_dir, tmp_path, monkeypatch):
     # Checkpoints fall between two refreshes, so the eigenvector has to be in them.
-    settings = {"method": "eigen_sam", "refresh_every": 5, "train_size": 200, "epochs": 60}
+    settings = {"method": "eigen_sam", "model": "tiny", "refresh_every": 5, "train_size": 200, "epochs": 60}
     config = train.Config(**settings, checkpoint_every=3, data_dir=data_dir)
     stopped = dataclasses.replace(config, output=tmp_path / "stopped", resume=True)
     settings |= {"checkpoint_every": 3, "data_dir": data_dir, "output": stopped.output}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.train", *arguments], cwd=REPOSITORY)
+    command = (
+        "from benchmarks import models; from tests.benchmarks.networks import Tiny;"
+        "models.MODELS['tiny'] = Tiny; from benchmarks import train; train.main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", command, *arguments], cwd=REPOSITORY)
     metrics = stopped.output / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 8):
         assert process.poll() is None, "ended before it could be killed"
@@ -155,6 +160,7 @@ def test_run_resumed_after_sigkill_ends_with_the_same_bits(data_dir, tmp_path):
     with metrics.open("a") as file:
         file.write('{"event": "epo')  # what a kill inside a write leaves
 
+    share_program(monkeypatch, config)
     train.run(stopped)
     whole = dataclasses.replace(config, output=tmp_path / "whole")
     train.run(whole)
@@ -175,8 +181,11 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert "--resume continues" in capsys.readouterr().out
 
 
-def test_resume_with_batch_norm_and_dropout(data_dir, tmp_path, regularised):
-    config = train.Config(model=regularised, train_size=200, epochs=4, checkpoint_every=1, data_dir=data_dir)
+def test_resume_with_batch_norm_and_dropout(data_dir, tmp_path, monkeypatch):
+    config = train.Config(
+        model="regularised", method="sgd", train_size=200, epochs=4, checkpoint_every=1, data_dir=data_dir
+    )
+    share_program(monkeypatch, config)
     whole = dataclasses.replace(config, output=tmp_path / "whole")
     end = train.run(whole)
     stopped = dataclasses.replace(config, output=tmp_path / "stopped")
@@ -197,30 +206,40 @@ def test_resume_with_batch_norm_and_dropout(data_dir, tmp_path, regularised):
     assert resumed | {"seconds": 0} == end | {"seconds": 0}
 
 
-def test_a_run_is_not_overwritten_or_continued_with_other_settings(data_dir, tmp_path):
-    config = train.Config(epochs=1, train_size=200, output=tmp_path / "run", data_dir=data_dir)
-    end = train.run(config)
-    with pytest.raises(UsageError, match="add --resume"):
-        train.run(config)
-    with pytest.raises(UsageError, match=r"learning_rate: 0.1 -> 0.2"):
-        train.run(dataclasses.replace(config, learning_rate=0.2, resume=True))
-    again = train.run(dataclasses.replace(config, resume=True))
-    assert again["test"] == end["test"]
-
-
-def test_metrics_hold_configuration_versions_and_seed(data_dir, tmp_path):
-    config = train.Config(epochs=2, seed=3, train_size=200, output=tmp_path / "run", data_dir=data_dir)
-    train.run(config)
+def test_a_run_writes_metrics_and_is_not_overwritten_or_continued_with_other_settings(data_dir, tmp_path):
+    config = train.Config(
+        method="sgd",
+        model="tiny",
+        epochs=2,
+        seed=3,
+        train_size=200,
+        output=tmp_path / "run",
+        data_dir=data_dir,
+    )
+    finished = train.run(config)
     start, *epochs, end = without_times(config.output)
     assert start["config"]["seed"] == end["seed"] == 3
     assert start["versions"]["jax"] == jax.__version__
     assert [record["epoch"] for record in epochs] == [1, 2]
     assert set(end["test"]) == {"loss", "accuracy"}
 
+    with pytest.raises(UsageError, match="add --resume"):
+        train.run(config)
+    with pytest.raises(UsageError, match=r"learning_rate: 0.1 -> 0.2"):
+        train.run(dataclasses.replace(config, learning_rate=0.2, resume=True))
+    again = train.run(dataclasses.replace(config, resume=True))
+    assert again["test"] == finished["test"]
+
 
 def test_divergence_is_reported_with_its_step(data_dir, tmp_path):
     config = train.Config(
-        learning_rate=1e6, epochs=5, train_size=200, output=tmp_path / "run", data_dir=data_dir
+        method="sgd",
+        model="tiny",
+        learning_rate=1e38,
+        epochs=5,
+        train_size=200,
+        output=tmp_path / "run",
+        data_dir=data_dir,
     )
     with pytest.raises(UsageError, match=r"not finite at step \d+ .*smaller --learning-rate"):
         train.run(config)
