@@ -29,7 +29,7 @@ def value_function(
     value_fn: ValueFn | None, *, axis_name: AxisName = None, name: str = "value_fn"
 ) -> ValueFn:
     """Returns w ↦ L(w), averaged over `axis_name`. Errors call the function `name`."""
-    value_fn = _checked(value_fn, name)
+    value_fn = _checked(value_fn, name, axis_name)
     if axis_name is None:
         return value_fn
     return lambda params: jax.lax.pmean(value_fn(_varying(params, axis_name)), axis_name)
@@ -47,7 +47,11 @@ def value_and_gradient_function(
     With `grad_fn` the gradient is its result and the value, which would cost a forward pass more, is None.
     """
     evaluate: Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]
-    evaluate = jax.value_and_grad(_checked(value_fn, name)) if grad_fn is None else _without_value(grad_fn)
+    evaluate = (
+        jax.value_and_grad(_checked(value_fn, name, axis_name))
+        if grad_fn is None
+        else _without_value(grad_fn)
+    )
     if axis_name is None:
         return evaluate
     return lambda params: jax.lax.pmean(evaluate(_varying(params, axis_name)), axis_name)
@@ -73,7 +77,7 @@ def average(tree: optax.Updates, axis_name: AxisName = None) -> optax.Updates:
     return jax.tree.map(lambda x: x if is_same(x) else jax.lax.pmean(x, axis_name), tree)
 
 
-def _checked(value_fn: ValueFn | None, name: str) -> ValueFn:
+def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueFn:
     """Returns `value_fn` with errors for what would otherwise fail far from its cause, or silently."""
     if value_fn is None:
         raise ValueError(
@@ -111,13 +115,15 @@ def _checked(value_fn: ValueFn | None, name: str) -> ValueFn:
                 f" as in `optax_sam.sam(0.05, axis_name={names})`, or average the loss in `value_fn`"
                 f" by `jax.lax.pmean(loss, {names})`."
             )
-        return value
+        # A loss that `value_fn` averaged itself does not vary, and its gradient with respect to parameters
+        # that do would be the N-th part. Marked as well, it is that of the local loss, as under `pmap`.
+        return value if axis_name is None else _varying(value, axis_name)
 
     return checked
 
 
-def _varying(params: optax.Params, axis_name: AxisName) -> optax.Params:
-    """Marks the parameters as varying over the axis, where JAX tracks that."""
+def _varying(tree: Any, axis_name: AxisName) -> Any:
+    """Marks the leaves as varying over the axis, where JAX tracks that."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
     def leaf(x: jax.Array) -> jax.Array:
@@ -126,9 +132,12 @@ def _varying(params: optax.Params, axis_name: AxisName) -> optax.Params:
         )
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    return jax.tree.map(leaf, params)
+    return jax.tree.map(leaf, tree)
 
 
 def _varies_over(x: Any) -> frozenset[Hashable]:
     """Returns the mesh axes over which `shard_map(check_vma=True)` knows `x` to vary; else none."""
-    return frozenset(getattr(jax.typeof(x), "vma", ()))
+    kind: Any = jax.typeof(x)
+    if hasattr(kind, "manual_axis_type"):  # jax >= 0.10
+        return kind.manual_axis_type.varying
+    return kind.vma

@@ -96,10 +96,12 @@ def sharpness_aware(
       ascent: transformation of a gradient into a perturbation, such as `steepest_ascent`.
       descent: transformation of the gradient at w + ε into the direction of the base optimizer.
       num_steps: number k of ascents; Foret et al. use 1.
-      axis_name: name (or tuple of names) of the `pmap`, `shard_map` or `vmap` axis over which the batch
-        is split. Gradients and losses taken inside are averaged over it. Averaged gradients passed
-        in give one perturbation for all devices; local gradients give each device its own
-        (m-sharpness). Not needed under `jit` with sharded arrays.
+      axis_name: name (or tuple of names) of the `pmap`, `shard_map` or `vmap` axis over which the batch is
+        split; parameters are the same along it. Gradients and losses taken inside are averaged over it.
+        Averaged gradients passed in give one perturbation for all devices; local gradients give each
+        device its own (m-sharpness), from which later ascents (`num_steps` > 1) follow the averaged
+        gradient, and what is kept in state, such as a noise variance or α, is that of the average.
+        Not needed under `jit` with sharded arrays.
 
     Returns:
       A gradient transformation. Its result has the structure, shapes and dtypes of `updates`.

@@ -86,15 +86,15 @@ SOLVERS = {"lanczos": lanczos, "power": power_iteration}
 
 
 def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
-    """Returns independent normal entries with the shapes and dtypes of `like`."""
+    """Returns independent normal entries with the shapes, dtypes and shardings of `like`."""
     leaves, treedef = jax.tree.flatten(like)
-    return jax.tree.unflatten(
-        treedef,
-        [
-            jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
-            for i, leaf in enumerate(leaves)
-        ],
-    )
+
+    def normal(i: int, leaf: jax.Array) -> jax.Array:
+        # The sharding is a part of the type on a mesh with explicit axes, and no constraint elsewhere.
+        sharding = jax.typeof(leaf).sharding
+        return jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, out_sharding=sharding)
+
+    return jax.tree.unflatten(treedef, [normal(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 def _unit(vector: optax.Params) -> optax.Params:
