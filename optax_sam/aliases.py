@@ -165,6 +165,7 @@ def info_sam(
     damping: float | None = None,
     relative_damping: float = 1.0,
     power: float = 1.0,
+    across_devices: bool = False,
     num_steps: int = 1,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -177,6 +178,7 @@ def info_sam(
       damping: added to the variance; None: relative to its mean; 0 in the authors' early code.
       relative_damping: see `gradient_noise`.
       power: C = (σ² + δ)^(-power).
+      across_devices: whether to estimate σ² from the local gradients of the devices of `axis_name`.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
       axis_name: mapped axis over which the batch is split; see `sharpness_aware`.
 
@@ -199,6 +201,7 @@ def info_sam(
         damping=damping,
         relative_damping=relative_damping,
         power=power,
+        across_devices=across_devices,
     )
     ascent = steepest_ascent(rho, objective=noise)
     return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name)

@@ -70,11 +70,17 @@ def average(tree: optax.Updates, axis_name: AxisName = None) -> optax.Updates:
     """Returns the mean of `tree` over `axis_name`; what is known to be the same everywhere, as it is."""
     if axis_name is None:
         return tree
+    return jax.tree.map(lambda x: x if known_averaged(x, axis_name) else jax.lax.pmean(x, axis_name), tree)
+
+
+def known_averaged(tree: optax.Updates, axis_name: AxisName) -> bool:
+    """Whether JAX knows that `tree` is the same along the axis; outside `shard_map(check_vma=True)`, no."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    is_same = lambda x: all(
-        name in _varies_over(jax.lax.axis_index(name)) and name not in _varies_over(x) for name in names
+    return all(
+        name in _varies_over(jax.lax.axis_index(name)) and name not in _varies_over(leaf)
+        for name in names
+        for leaf in jax.tree.leaves(tree)
     )
-    return jax.tree.map(lambda x: x if is_same(x) else jax.lax.pmean(x, axis_name), tree)
 
 
 def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueFn:

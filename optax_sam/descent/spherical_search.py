@@ -9,7 +9,7 @@ distance ρ_m from w is largest, and remembers the angle until the next search:
     α* = argmax L(w + ρ_m v(α))  over  α ∈ {0, ..., α_max}     on refresh; the first maximum wins
     d = ‖g'‖ v(α*)
 
-α = 1 is SAM, α = 0 the authors' "SGD+" (ε's direction with the length of g'), α > 1 goes beyond v₁ on purpose.
+α = 1 is SAM, α = 0 the authors' "SGD+" (ε's direction, the length of g'), α > 1 goes beyond v₁ on purpose.
 
 Symbols: g' `updates`, ε `perturbation`, ρ_m `rho_max`, α* `alpha`.
 
