@@ -1,0 +1,134 @@
+"""ε = ρ T² C g / ‖T C g‖ solves max ⟨C g, ε⟩ subject to ‖T⁻¹ ε‖ ≤ ρ."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optax_sam
+from tests.problems import flat, quadratic, unflat
+from tests.strategies import (
+    SIZE,
+    constant,
+    diagonals,
+    gradient_and_update,
+    nonzero_vectors,
+    positive,
+    read_perturbation,
+    vectors,
+)
+
+QUADRATIC = quadratic([9.0, 4.0, 1.0, 0.5, -2.0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@jax.jit
+def perturb(gradient, rho, c=None, t=None):
+    ascent = optax_sam.steepest_ascent(
+        rho,
+        objective=None if c is None else constant(c),
+        constraint=None if t is None else constant(t),
+    )
+    gradient = unflat(gradient)
+    epsilon, _ = ascent.update(gradient, ascent.init(gradient), gradient)
+    return flat(epsilon)
+
+
+@given(g=nonzero_vectors, c=diagonals, t=diagonals, rho=positive, seed=st.integers(0, 2**32 - 1))
+def test_no_feasible_point_is_better(g, c, t, rho, seed):
+    epsilon = np.asarray(perturb(g, rho, c, t))
+    random = np.random.default_rng(seed).normal(size=(1000, SIZE))
+    near = epsilon / t + 0.01 * rho * random[:500]
+    ball = np.concatenate([random[500:], near])
+    ball *= rho / np.linalg.norm(ball, axis=1, keepdims=True)
+    assert (ball * t @ (c * g)).max() <= c * g @ epsilon * (1 + 1e-12)
+
+
+@given(g=nonzero_vectors, c=diagonals, t=diagonals, rho=positive)
+def test_karush_kuhn_tucker(g, c, t, rho):
+    epsilon = np.asarray(perturb(g, rho, c, t))
+    np.testing.assert_allclose(np.linalg.norm(epsilon / t), rho, rtol=1e-12)  # The constraint is active.
+    multiplier = np.linalg.norm(t * c * g) / rho
+    np.testing.assert_allclose(c * g, multiplier * epsilon / t**2, rtol=1e-11, atol=1e-12)
+
+
+@given(g=nonzero_vectors, diagonal=diagonals, rho=positive)
+def test_each_preconditioner_alone(g, diagonal, rho):
+    plain = rho * g / np.linalg.norm(g)
+    objective = rho * diagonal * g / np.linalg.norm(diagonal * g)
+    constraint = rho * diagonal**2 * g / np.linalg.norm(diagonal * g)
+    np.testing.assert_allclose(perturb(g, rho), plain, rtol=1e-12)
+    np.testing.assert_allclose(perturb(g, rho, c=diagonal), objective, rtol=1e-12)
+    np.testing.assert_allclose(perturb(g, rho, t=diagonal), constraint, rtol=1e-12)
+
+
+@given(c=diagonals, t=diagonals)
+def test_zero_gradient_gives_zero(c, t):
+    np.testing.assert_array_equal(perturb(np.zeros(SIZE), 1.0, c, t), 0.0)
+
+
+def test_schedule_counts_updates():
+    ascent = optax_sam.steepest_ascent(lambda count: 1.0 + count)
+    gradient = jnp.asarray([3.0, 4.0])
+    state = ascent.init(gradient)
+    for step in range(3):
+        epsilon, state = ascent.update(gradient, state, gradient)
+        np.testing.assert_allclose(epsilon, (1.0 + step) * gradient / 5, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_all_ascents_of_a_step_use_the_radius_of_that_step(num_steps):
+    """A linear loss: the ascents all point the same way and their lengths add up to rho."""
+    gradient = jnp.asarray([3.0, 4.0])
+    ascent = optax_sam.steepest_ascent(lambda count: 1.0 + count)
+    tx = optax_sam.sharpness_aware(ascent, read_perturbation(), num_steps=num_steps)
+    state = tx.init(gradient)
+    for step in range(3):
+        epsilon, state = gradient_and_update(tx, state, gradient, lambda w: w @ gradient)
+        np.testing.assert_allclose(epsilon, (1.0 + step) * gradient / 5, rtol=1e-12)
+    assert state.ascent.count == 3
+
+
+@jax.jit
+def multi_step_perturbations(w, rho):
+    w = unflat(w)
+
+    def perturbation(num_steps):
+        ascent = optax_sam.steepest_ascent(rho)
+        tx = optax_sam.sharpness_aware(ascent, read_perturbation(), num_steps=num_steps)
+        return flat(gradient_and_update(tx, tx.init(w), w, QUADRATIC.value_fn)[0])
+
+    return perturbation(1), perturbation(3)
+
+
+@given(w=nonzero_vectors, rho=positive)
+def test_several_ascents_follow_the_path_and_stay_in_the_ball(w, rho):
+    one, three = multi_step_perturbations(w, rho)
+    np.testing.assert_allclose(np.linalg.norm(one), rho, rtol=1e-12)
+    assert np.linalg.norm(three) <= rho * (1 + 1e-12)
+    path = w.copy()
+    for _ in range(3):
+        gradient = QUADRATIC.hessian @ path
+        path += rho / 3 * gradient / np.linalg.norm(gradient)
+    np.testing.assert_allclose(three, path - w, rtol=1e-8, atol=1e-10)
+
+
+@jax.jit
+def reverse_perturb(gradient):
+    ascent = optax.chain(optax_sam.steepest_ascent(0.1), optax.scale(-1.0))
+    gradient = unflat(gradient)
+    return flat(ascent.update(gradient, ascent.init(gradient), gradient)[0])
+
+
+@given(g=vectors)
+def test_reverse_sam_is_a_sign_behind_it(g):
+    """The remedy that the error on a negative rho names."""
+    np.testing.assert_allclose(reverse_perturb(g), -perturb(g, 0.1), rtol=1e-12)

@@ -1,0 +1,413 @@
+"""Bad input: the error's class, what it says was wrong, and the remedy it names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+
+PARAMS = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
+
+
+def loss(params):
+    return jnp.sum(params["w"] ** 2) + jnp.sum(params["b"] ** 2)
+
+
+def update(tx, grads=PARAMS, params=PARAMS, **extra_args):
+    # Traced and not run: what is wrong must be found then.
+    state = tx.init(PARAMS if params is None else params)
+    return jax.eval_shape(lambda grads, params: tx.update(grads, state, params, **extra_args), grads, params)
+
+
+def raises(error, *parts):
+    """All of `parts` in the message, in this order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(parts))
+
+
+RADII = [
+    ("rho", optax_sam.sam),
+    ("rho", optax_sam.asam),
+    ("rho", optax_sam.fisher_sam),
+    ("rho", optax_sam.presam),
+    ("rho", optax_sam.info_sam),
+    ("rho", optax_sam.eigen_sam),
+    ("rho", optax_sam.xsam),
+    ("rho", optax_sam.steepest_ascent),
+    ("rho_max", optax_sam.spherical_search),
+    ("rho_max", lambda rho_max: optax_sam.xsam(0.1, rho_max)),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), RADII)
+@pytest.mark.parametrize("radius", [-0.1, -1, np.float32(-0.1), float("nan")])
+def test_negative_radius(name, make, radius):
+    with raises(ValueError, f"`{name}` is the radius", "at least 0, got", r"optax.scale\(-1.0\)"):
+        make(radius)
+
+
+@pytest.mark.parametrize(("name", "make"), RADII)
+@pytest.mark.parametrize("radius", ["0.05", None, (0.05,), {"rho": 0.05}], ids=repr)
+def test_radius_of_a_wrong_type(name, make, radius):
+    with raises(TypeError, f"`{name}` must be a number or a schedule", type(radius).__name__):
+        make(radius)
+
+
+NUM_STEPS = [
+    optax_sam.sam,
+    optax_sam.asam,
+    optax_sam.fisher_sam,
+    optax_sam.presam,
+    optax_sam.info_sam,
+    optax_sam.eigen_sam,
+    optax_sam.xsam,
+    lambda rho, num_steps: optax_sam.sharpness_aware(optax_sam.steepest_ascent(rho), num_steps=num_steps),
+]
+COUNTS = [("num_steps", make) for make in NUM_STEPS] + [
+    ("num_iters", optax_sam.eigen_sam),
+    ("num_alphas", optax_sam.xsam),
+    ("num_alphas", optax_sam.spherical_search),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), COUNTS)
+@pytest.mark.parametrize("count", [0, -1])
+def test_count_under_1(name, make, count):
+    with raises(ValueError, f"`{name}` must be at least 1, got {count}"):
+        make(0.1, **{name: count})
+
+
+@pytest.mark.parametrize(("name", "make"), COUNTS)
+@pytest.mark.parametrize("count", [1.0, "1", None, np.ones((), np.int32)], ids=repr)
+def test_count_that_is_no_integer(name, make, count):
+    what = f"`{name}` must be a Python integer", "fixes the shape", type(count).__name__
+    with raises(TypeError, *what, "static_args", f'static_args=\\("{name}", "axis_name"\\)'):
+        make(0.1, **{name: count})
+
+
+def test_count_that_inject_hyperparams_turned_into_an_array():
+    tx = optax.inject_hyperparams(optax_sam.sam)(rho=0.1, num_steps=2)
+    with raises(TypeError, "`num_steps` must be a Python integer", "static_args"):
+        tx.init(PARAMS)
+    static = optax.inject_hyperparams(optax_sam.sam, static_args=("num_steps", "axis_name"))
+    update(static(rho=0.1, num_steps=2), value_fn=loss)
+
+
+INTERVALS = [
+    optax_sam.eigen_sam,
+    optax_sam.xsam,
+    optax_sam.spherical_search,
+    lambda rho, interval: optax_sam.tilt_to_top_eigenvector(interval=interval),
+]
+
+
+@pytest.mark.parametrize("make", INTERVALS)
+@pytest.mark.parametrize("interval", [0, -5])
+def test_interval_under_1(make, interval):
+    with raises(ValueError, "`interval`", f"at least 1, got {interval}", "refresh=False"):
+        make(0.1, interval=interval)
+
+
+@pytest.mark.parametrize("make", INTERVALS)
+@pytest.mark.parametrize("interval", [2.5, 3.0, "3", None], ids=repr)
+def test_interval_that_is_no_integer(make, interval):
+    with raises(TypeError, "`interval`", "must be an integer", "got", str(interval)):
+        make(0.1, interval=interval)
+
+
+@pytest.mark.parametrize("make", [optax_sam.gradient_noise, lambda **kw: optax_sam.info_sam(0.1, **kw)])
+@pytest.mark.parametrize("name", ["decay", "variance_decay"])
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
+def test_decay_outside_0_1(make, name, decay):
+    with raises(ValueError, f"`{name}` must be in \\[0, 1\\), got {decay}"):
+        make(**{name: decay})
+
+
+NOT_NEGATIVE = [
+    ("eta", optax_sam.weight_magnitude),
+    ("eta", optax_sam.fisher_information),
+    ("eta", optax_sam.asam),
+    ("eta", optax_sam.fisher_sam),
+    ("damping", optax_sam.gradient_noise),
+    ("relative_damping", optax_sam.gradient_noise),
+    ("power", optax_sam.gradient_noise),
+    ("alpha", optax_sam.tilt_to_top_eigenvector),
+    ("alpha", optax_sam.eigen_sam),
+    ("alpha_max", lambda alpha_max: optax_sam.spherical_search(0.1, alpha_max=alpha_max)),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), NOT_NEGATIVE)
+def test_number_that_must_not_be_negative(name, make):
+    with raises(ValueError, f"`{name}` must be at least 0, got -0.5"):
+        make(**{name: -0.5})
+
+
+@pytest.mark.parametrize(("name", "make"), NOT_NEGATIVE)
+@pytest.mark.parametrize("value", [optax.constant_schedule(0.2), "0.2"], ids=["schedule", "string"])
+def test_number_that_is_a_schedule_or_a_string(name, make, value):
+    what = f"`{name}` must be a number, got {type(value).__name__}"
+    with raises(TypeError, what, "optax.inject_hyperparams", f"{name}=schedule"):
+        make(**{name: value})
+
+
+def test_remedy_for_a_schedule_of_alpha():
+    static_args = ("interval", "num_iters", "solver", "seed", "num_steps", "axis_name")
+    method = optax.inject_hyperparams(optax_sam.eigen_sam, static_args=static_args)
+    update(method(rho=0.1, alpha=optax.constant_schedule(0.2)), value_fn=loss)
+
+
+@pytest.mark.parametrize("solver", ["arnoldi", None, 1])
+def test_unknown_solver(solver):
+    with raises(ValueError, "`solver` must be one of", "lanczos", "power", f"got {solver!r}"):
+        optax_sam.eigen_sam(0.1, solver=solver)
+
+
+METHODS = [
+    optax_sam.sam(),
+    optax_sam.asam(),
+    optax_sam.fisher_sam(),
+    optax_sam.presam(0.1),
+    optax_sam.info_sam(),
+    optax_sam.eigen_sam(),
+    optax_sam.xsam(),
+]
+every_method = pytest.mark.parametrize(
+    "tx", METHODS, ids=["sam", "asam", "fisher_sam", "presam", "info_sam", "eigen_sam", "xsam"]
+)
+
+
+@every_method
+def test_missing_value_fn(tx):
+    with raises(ValueError, "got no `value_fn`", r"value_fn=lambda params: loss\(params, batch\)"):
+        update(tx)
+
+
+@every_method
+def test_missing_params(tx):
+    with raises(
+        ValueError, "perturb the parameters", r"tx.update\(grads, state, params, value_fn=value_fn\)"
+    ):
+        update(tx, params=None, value_fn=loss)
+
+
+@pytest.mark.parametrize(
+    ("value_fn", "got"),
+    [
+        (lambda params: (loss(params), {"accuracy": 1.0}), "tuple"),
+        (lambda params: [loss(params)], "list"),
+        (lambda params: {"loss": loss(params)}, "dict"),
+        (lambda params: None, "NoneType"),
+    ],
+    ids=["tuple", "list", "dict", "none"],
+)
+def test_value_fn_that_returns_more_or_less_than_the_loss(value_fn, got):
+    what = "`value_fn` must return the loss alone", f"returned a {got}"
+    with raises(TypeError, *what, "drop any auxiliary output", r"loss_and_aux\(params, batch\)\[0\]"):
+        update(optax_sam.sam(), value_fn=value_fn)
+
+
+@pytest.mark.parametrize(
+    ("value_fn", "got"),
+    [
+        (lambda params: params["b"] ** 2, r"shape \(3,\), dtype float32"),
+        (lambda params: loss(params)[None], r"shape \(1,\), dtype float32"),
+        (lambda params: loss(params).astype(jnp.int32), r"shape \(\), dtype int32"),
+        (lambda params: 3, r"shape \(\), dtype int32"),
+        (lambda params: loss(params) > 0, r"shape \(\), dtype bool"),
+        (lambda params: loss(params) + 0j, r"shape \(\), dtype complex64"),
+    ],
+    ids=["vector", "one entry", "integer", "python integer", "bool", "complex"],
+)
+def test_value_fn_that_returns_no_real_scalar(value_fn, got):
+    what = "`value_fn` must return a real floating-point scalar", got
+    with raises(TypeError, *what, r"losses\(params, batch\).mean\(\)"):
+        update(optax_sam.sam(), value_fn=value_fn)
+
+
+@pytest.mark.parametrize("value_fn", [1.5, np.float32(1.5), "loss"], ids=repr)
+def test_value_fn_that_is_no_function(value_fn):
+    what = "`value_fn` must be a function of the parameters", type(value_fn).__name__
+    with raises(TypeError, *what, "not the loss itself"):
+        update(optax_sam.sam(), value_fn=value_fn)
+
+
+@pytest.mark.parametrize(
+    ("curvature_fn", "what"),
+    [
+        (lambda params: (loss(params), 1.0), "`curvature_fn` must return the loss alone"),
+        (lambda params: params["b"], "`curvature_fn` must return a real floating-point scalar"),
+        (1.5, "`curvature_fn` must be a function of the parameters"),
+    ],
+    ids=["tuple", "vector", "no function"],
+)
+def test_curvature_fn_is_called_by_its_name(curvature_fn, what):
+    with raises(TypeError, what, r"curvature_fn=lambda params:"):
+        update(optax_sam.eigen_sam(), value_fn=loss, curvature_fn=curvature_fn, refresh=True)
+
+
+@pytest.mark.parametrize(
+    "grad_fn",
+    [jax.value_and_grad(loss), lambda params: jax.grad(loss)(params)["w"], lambda params: None],
+    ids=["value and gradient", "part", "none"],
+)
+def test_grad_fn_of_another_structure(grad_fn):
+    what = "The result of `grad_fn` must have the tree structure of the parameters"
+    with raises(ValueError, what, "no loss, no auxiliary output"):
+        update(optax_sam.sam(), value_fn=loss, grad_fn=grad_fn)
+
+
+def test_grad_fn_of_other_shapes():
+    per_example = lambda params: jax.tree.map(lambda g: jnp.stack([g, g]), jax.grad(loss)(params))
+    what = r"The result of `grad_fn` must have the shapes of the parameters, got \[\(2, 3\), \(2, 2, 3\)\]"
+    with raises(ValueError, what):
+        update(optax_sam.sam(), value_fn=loss, grad_fn=per_example)
+
+
+@every_method
+def test_gradients_of_another_structure(tx):
+    what = "gradients passed to `update` must have the tree structure of the parameters"
+    for grads in ({"w": PARAMS["w"]}, (loss(PARAMS), PARAMS), [PARAMS["b"], PARAMS["w"]]):
+        with raises(ValueError, what, "with respect to all of `params`"):
+            update(tx, grads, value_fn=loss)
+
+
+def test_gradients_of_other_shapes():
+    what = r"gradients passed to `update` must have the shapes of the parameters, got \[\(3,\), \(3, 2\)\]"
+    with raises(ValueError, what, r"for parameters of \[\(3,\), \(2, 3\)\]"):
+        update(optax_sam.sam(), {"w": PARAMS["w"].T, "b": PARAMS["b"]}, value_fn=loss)
+
+
+@every_method
+def test_masked_around_a_method(tx):
+    masked = optax.masked(tx, {"w": True, "b": False})
+    with raises(
+        ValueError, "`optax.MaskedNode`s", "optax.masked", "Mask the", "set_to_zero", "base optimizer"
+    ):
+        update(masked, value_fn=loss)
+
+
+def test_remedy_for_masked():
+    frozen = {"w": False, "b": True}
+    ascent = optax.chain(optax.masked(optax.set_to_zero(), frozen), optax_sam.steepest_ascent(0.1))
+    update(optax_sam.sharpness_aware(ascent), value_fn=loss)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int32"])
+def test_parameters_that_are_not_real(dtype):
+    params = {"w": np.ones(2, np.float32), "b": np.ones(3, dtype)}
+    with raises(
+        TypeError, "parameters must be arrays of real floating-point numbers", dtype, "Complex", "Integers"
+    ):
+        update(optax_sam.sam(), params, params, value_fn=lambda params: jnp.sum(jnp.abs(params["b"])))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "weight",
+        1,
+        lambda params: "weight",
+        {"w": "weight", "b": False},
+        {"w": np.ones((2, 3), bool), "b": np.zeros(3, bool)},
+        {"w": jnp.asarray(True), "b": jnp.asarray(False)},
+    ],
+    ids=["string", "number", "callable", "strings", "entries", "arrays"],
+)
+def test_mask_of_no_bools(mask):
+    what = "`mask` must be a pytree of bools", "one for each parameter array"
+    with raises(TypeError, *what, r"jax.tree.map\(lambda w: w.ndim > 1, params\)", "static_args"):
+        update(optax_sam.asam(mask=mask), value_fn=loss)
+
+
+@pytest.mark.parametrize("mask", [{"w": True}, {"w": True, "c": False}, [True, False]], ids=repr)
+def test_mask_of_another_structure(mask):
+    what = "`mask` must have the tree structure of the parameters or a prefix of it", "got"
+    with raises(ValueError, *what, "PyTreeDef", "static_args"):
+        update(optax_sam.asam(mask=mask), value_fn=loss)
+
+
+@pytest.mark.parametrize("mask", [False, {"w": False, "b": False}, lambda params: {"w": False, "b": False}])
+def test_mask_that_selects_nothing(mask):
+    with raises(
+        ValueError, "`mask` selects no parameter", "ASAM is SAM", r"jax.tree.map\(lambda w: w.ndim > 1"
+    ):
+        update(optax_sam.asam(mask=mask), value_fn=loss)
+
+
+def test_mask_function_that_inject_hyperparams_took_for_a_schedule():
+    mask = lambda params: jax.tree.map(lambda w: jnp.ndim(w) > 1, params)
+    bare = optax.inject_hyperparams(optax_sam.asam, static_args=("num_steps", "axis_name"))
+    with raises((TypeError, ValueError), "`mask`", "static_args"):
+        update(bare(rho=0.5, mask=mask), value_fn=loss)
+    named = optax.inject_hyperparams(optax_sam.asam, static_args=("mask", "num_steps", "axis_name"))
+    update(named(rho=0.5, mask=mask), value_fn=loss)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "got"),
+    [
+        (lambda: optax_sam.sharpness_aware(0.05), "ascent", "0.05"),
+        (lambda: optax_sam.sharpness_aware(None), "ascent", "None"),
+        (
+            lambda: optax_sam.sharpness_aware(optax_sam.steepest_ascent),
+            "ascent",
+            "function `steepest_ascent`",
+        ),
+        (
+            lambda: optax_sam.sharpness_aware(optax_sam.steepest_ascent(0.1), optax_sam.spherical_search),
+            "descent",
+            "function `spherical_search`",
+        ),
+        (
+            lambda: optax_sam.presam(0.1, constraint=optax_sam.weight_magnitude),
+            "constraint",
+            "function `weight_magnitude`",
+        ),
+        (
+            lambda: optax_sam.steepest_ascent(0.1, objective=optax_sam.gradient_noise),
+            "objective",
+            "function `gradient_noise`",
+        ),
+        (lambda: optax_sam.presam(0.1, objective=0.9), "objective", "0.9"),
+    ],
+    ids=["number", "none", "ascent", "descent", "constraint", "objective", "number as objective"],
+)
+def test_stage_that_is_no_transformation(make, name, got):
+    what = f"`{name}` must be an Optax gradient transformation, got", got
+    with raises(TypeError, *what, "Stages are built by a call", r"steepest_ascent\(0.05\)"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax_sam.sharpness_aware(optax_sam.sam()),
+        optax_sam.sharpness_aware(optax_sam.steepest_ascent(0.1), optax_sam.sam()),
+        optax_sam.sharpness_aware(optax.chain(optax_sam.sam(), optax.scale(0.1))),
+    ],
+    ids=["ascent", "descent", "in a chain"],
+)
+def test_method_as_a_stage(tx):
+    what = "A whole method", r"`sam\(rho\)`, was used as a stage of `sharpness_aware`"
+    with raises(ValueError, *what, r"`sharpness_aware\(steepest_ascent\(rho\)\)` is `sam\(rho\)`"):
+        update(tx, value_fn=loss)
+
+
+def test_spherical_search_without_a_perturbation():
+    what = "between the perturbation and the gradient", "got no `perturbation`"
+    with raises(ValueError, *what, r"sharpness_aware\(steepest_ascent\(rho\), spherical_search\(rho_max\)\)"):
+        update(optax_sam.spherical_search(0.3), value_fn=loss)
+
+
+@pytest.mark.parametrize("refresh", [True, None])
+def test_search_with_grad_fn_alone(refresh):
+    with raises(ValueError, "compares losses", "needs `value_fn`", "value_fn=value_fn, grad_fn=grad_fn"):
+        update(optax_sam.xsam(), grad_fn=jax.grad(loss), refresh=refresh)
+
+
+def test_grad_fn_alone_is_enough_where_no_loss_is_compared():
+    for tx in METHODS[:-1]:
+        update(tx, grad_fn=jax.grad(loss))
+    update(METHODS[-1], grad_fn=jax.grad(loss), refresh=False)

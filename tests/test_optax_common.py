@@ -1,0 +1,84 @@
+"""Optax's own suite for contributed optimizers, run on every method.
+
+The suite hands its objective to an optimizer named "sophia" only (as `obj_fn`), so each method in turn takes
+that name, with `obj_fn` handed on as `value_fn`. It lies in Optax's wheel, but not in its public interface:
+hence a private import, here only, and the file skips itself where the module is gone.
+"""
+
+import inspect
+import unittest
+
+import optax
+import pytest
+
+from tests.registry import METHODS
+
+suite = pytest.importorskip("optax.contrib._common_test")
+
+STEPS = 30_000  # That the suite trains for, to within 3e-2 of the optimum.
+CONVERGENCE = "test_optimizers"
+# Convergence (four targets) of one method without state, of one with statistics, and of all stages at once,
+# which takes in the tilt and the search: the other rows are these stages in other company.
+CONVERGING = ("sam", "info_sam", "eigen_sam", "xsam")
+# The learning rate is the base optimizer's, so whether it may be a schedule is asked once.
+LEARNING_RATE = "test_optimizers_accept_learning_rate_schedule_if_type_annotated_as_such"
+
+
+def cases() -> dict[str, list[str]]:
+    """Returns the suite's tests of sophia: the method that is written once ↦ its generated variants."""
+    found: dict[str, list[str]] = {}
+    for name in unittest.TestLoader().getTestCaseNames(suite.ContribTest):
+        test = getattr(suite.ContribTest, name)
+        if "opt_name='sophia'" in test.__x_params_repr__:
+            found.setdefault(test.__wrapped__.__name__, []).append(name)
+    return found
+
+
+def contributed(method):
+    """Returns the method as an optimizer of Optax would be written."""
+
+    def sophia(learning_rate: optax.ScalarOrSchedule):
+        # Constant radii keep a sharpness-aware method off the optimum by about that much: let them decay.
+        decaying = lambda start: optax.linear_schedule(start, 0.0, STEPS // 2)
+        searches = "rho_max" in inspect.signature(method.make).parameters
+        radii = {"rho_max": decaying(0.1)} if searches else {}
+        tx = optax.chain(method.make(decaying(0.05), **radii), optax.adam(learning_rate))
+
+        def update(updates, state, params=None, *, obj_fn=None, **extra_args):
+            return tx.update(updates, state, params, value_fn=obj_fn, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
+
+    return sophia
+
+
+def is_run(method, test):
+    if method.name == "eigen_sam_lanczos":  # eigen_sam with another solver, which has its own tests.
+        return False
+    return method.name in {CONVERGENCE: CONVERGING, LEARNING_RATE: ("sam",)}.get(test, (method.name,))
+
+
+@pytest.mark.parametrize(
+    ("method", "test"),
+    [
+        pytest.param(method, test, id=f"{method.name}-{test.removeprefix('test_')}")
+        for method in METHODS
+        for test in cases()
+        if is_run(method, test)
+    ],
+)
+def test_optax_suite(method, test, monkeypatch):
+    monkeypatch.setattr(optax.contrib, "sophia", contributed(method), raising=False)
+    result = unittest.TestResult()
+    for name in cases()[test]:
+        suite.ContribTest(name).run(result)
+    problems = [f"{case.id()} {case}\n{traceback}" for case, traceback in result.failures + result.errors]
+    assert not problems, "\n".join(problems)
+    assert result.testsRun == len(cases()[test])
+    assert not result.skipped, result.skipped
+
+
+def test_the_suite_is_the_one_we_know():
+    """Fails when a new Optax renames its tests, in which case the rows above would silently thin out."""
+    assert sum(map(len, cases().values())) >= 16
+    assert CONVERGENCE in cases()

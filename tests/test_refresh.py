@@ -1,0 +1,52 @@
+"""When the occasional work is done: every case of `refresh`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam.refresh import refreshed
+
+NEW, OLD = 1.0, 0.0
+
+
+def refreshes(refresh, count, interval):
+    """Whether it is done, and whether the program has a branch."""
+    function = lambda count: refreshed(refresh, count, interval, lambda: jnp.array(NEW), jnp.array(OLD))
+    count = jnp.asarray(count, jnp.int32)
+    return bool(function(count) == NEW), "cond" in str(jax.make_jaxpr(function)(count))
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_none_follows_the_count(count):
+    assert refreshes(None, count, 3) == (count % 3 == 0, True)
+
+
+def test_interval_1_is_always_and_without_control_flow():
+    assert refreshes(None, 5, 1) == (True, False)
+
+
+def test_interval_may_be_an_array_as_from_inject_hyperparams():
+    assert refreshes(None, 4, jnp.asarray(2.0)) == (True, True)
+    assert refreshes(None, 5, jnp.asarray(2)) == (False, True)
+
+
+@pytest.mark.parametrize("refresh", [True, False, np.True_, np.False_])
+@pytest.mark.parametrize("count", [0, 1])
+def test_python_bools_are_decided_when_traced(refresh, count):
+    assert refreshes(refresh, count, 1) == (bool(refresh), False)
+    assert refreshes(refresh, count, 3) == (bool(refresh), False)
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_arrays_are_decided_when_run(refresh):
+    assert refreshes(jnp.asarray(refresh), 1, 3) == (refresh, True)
+    traced = jax.jit(lambda refresh: refreshed(refresh, 0, 3, lambda: jnp.array(NEW), jnp.array(OLD)))
+    assert traced(refresh) == (NEW if refresh else OLD)
+
+
+def test_kept_values_are_not_computed():
+    def compute():
+        raise AssertionError
+
+    assert refreshed(False, jnp.asarray(0), 1, compute, OLD) == OLD
