@@ -140,20 +140,18 @@ def gradient_noise(
         # is large beside the variance of small gradients.
         weight = jnp.where(n <= 1, n, jnp.expm1(log_decay) / jnp.expm1(jnp.maximum(n, 1) * log_decay))
 
-        def mean(m: jax.Array, g: jax.Array) -> jax.Array:
-            return jnp.where(jnp.isfinite(g), _mix(a, m, g.astype(m.dtype)), m)
-
-        def variance(v: jax.Array, b: jax.Array) -> jax.Array:
-            return jnp.where(jnp.isfinite(b), _mix(1 - weight, v, b.astype(v.dtype)), v)
-
-        gradient_mean = jax.tree.map(mean, state.gradient_mean, gradient)
+        mix = lambda weight: lambda old, new: _mix(weight, old, new.astype(old.dtype))
+        gradient_mean = jax.tree.map(mix(a), state.gradient_mean, gradient)
         if square is None:
             square = jax.tree.map(lambda m, g: (m - g.astype(m.dtype)) ** 2, gradient_mean, gradient)
-        return GradientNoiseState(
+        observed = GradientNoiseState(
             count=optax.safe_increment(state.count),
             gradient_mean=gradient_mean,
-            noise_variance=jax.tree.map(variance, state.noise_variance, square),
+            noise_variance=jax.tree.map(mix(1 - weight), state.noise_variance, square),
         )
+        # A gradient that is not finite, as in mixed precision with too large a loss scale, is not seen.
+        is_finite = jnp.isfinite(tree_math.norm(gradient))
+        return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), observed, state)
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
         mean = optax.tree.sum(noise_variance) / optax.tree.size(noise_variance)

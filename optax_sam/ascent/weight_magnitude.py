@@ -67,7 +67,7 @@ def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.Gr
     ) -> tuple[optax.Updates, optax.EmptyState]:
         checks.check_params(updates, params)
         magnitudes = lambda adaptive, params: jax.tree.map(
-            lambda w: _magnitude(w, eta) if adaptive else jnp.ones_like(w), params
+            lambda w: _magnitude(w, eta) if adaptive else jnp.ones_like(_magnitude(w, eta)), params
         )
         if mask is None:
             return magnitudes(True, params), state

@@ -155,7 +155,8 @@ def _slerp(alpha: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the weights of v₀ and v₁ in v(α)."""
     angle = jnp.arccos(cosine)
     sine = jnp.sin(angle)
-    is_degenerate = sine < 1e-8
+    # Near −1 arccos resolves no more than the root of the rounding error.
+    is_degenerate = sine < jnp.where(cosine > 0, 1e-8, 4 * jnp.finfo(sine.dtype).eps ** 0.5)
     inverse = 1 / jnp.where(is_degenerate, 1, sine)
     degenerate_0 = jnp.where(cosine > 0, 0.5, 0.0).astype(sine.dtype)
     return (
