@@ -2,8 +2,8 @@
 
     python -m benchmarks.info_sam_defaults --download-dir FOLDER    # the folder with mnist/*.gz
 
-3,000 MNIST images and the MLP, each estimator with three radii, SAM beside it; the first line of the table is the
-authors' early code (no averaging, no damping). Nothing here looks at test images.
+3,000 MNIST images and the MLP, each estimator with three radii, SAM beside it; the second line of the table
+is the authors' early code (no averaging, no damping). Nothing here looks at test images.
 """
 
 import dataclasses

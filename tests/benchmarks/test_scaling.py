@@ -1,0 +1,169 @@
+"""Counts of a compiled program, and the formula that turns them into a time."""
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import scaling
+
+JOB = scaling.Job()
+KINDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # halves: all-reduce is the other two
+PROGRAM = """HloModule example, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%body (state: (s32[], f32[])) -> (s32[], f32[]) {
+  %state = (s32[], f32[]) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[] get-tuple-element(%state), index=1
+  %loss = f32[] all-reduce(%x), replica_groups={{0,1}}, to_apply=%sum
+  ROOT %next = (s32[], f32[]) tuple(%i, %loss)
+}
+
+%condition (state.1: (s32[], f32[])) -> pred[] {
+  %state.1 = (s32[], f32[]) parameter(0)
+  ROOT %true = pred[] constant(true)
+}
+
+ENTRY %main (p: f32[3,5], q: bf16[7]) -> (f32[], bf16[7]) {
+  %p = f32[3,5]{1,0} parameter(0)
+  %q = bf16[7]{0} parameter(1)
+  %whole = f32[6,5]{1,0} all-gather(%p), dimensions={0}
+  %norm = f32[] reduce(%whole), dimensions={0,1}, to_apply=%sum
+  %both = (f32[], bf16[7]{0}) all-reduce(%norm, %q), to_apply=%sum
+  %first = f32[] get-tuple-element(%both), index=0
+  %second = bf16[7]{0} get-tuple-element(%both), index=1
+  %start = (s32[], f32[]) tuple(%first, %first)
+  %loop = (s32[], f32[]) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %last = f32[] get-tuple-element(%loop), index=1
+  %part = bf16[2]{0} reduce-scatter(%second), dimensions={0}, to_apply=%sum
+  ROOT %result = (f32[], bf16[2]) tuple(%last, %part)
+}
+"""  # noqa: E501
+
+
+def seconds(kind="all-reduce", size=1e9, rounds=1, **changes):
+    return scaling.communication_seconds({kind: size}, rounds, dataclasses.replace(JOB, **changes))
+
+
+def test_counts_a_known_program():
+    assert scaling.count(PROGRAM, num_devices=2) == {
+        "collective_bytes": {"all-reduce": 7 * 2, "all-gather": 30 * 4, "reduce-scatter": 2 * 2 * 2},
+        "collective_scalars": 1 + 4,
+        "rounds": 2 + 4,  # The gather, the norm, then one loss after the other.
+    }
+
+
+def test_rounds_are_a_chain_and_not_what_was_combined():
+    """`%q` is summed together with the norm but does not wait for the gather."""
+    without_loop = PROGRAM.replace('"4"', '"0"')
+    assert scaling.count(without_loop, num_devices=2)["rounds"] == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_device_does_not_communicate(kind):
+    assert seconds(kind, rounds=100, num_devices=1) == 0
+
+
+@pytest.mark.parametrize(("kind", "halves"), KINDS.items())
+def test_many_devices_without_latency_are_bound_by_bandwidth(kind, halves):
+    time = seconds(kind, size=3e9, rounds=100, latency=0, bandwidth=1e9, num_devices=10**9)
+    assert time == pytest.approx(3 * halves)
+
+
+def test_no_bytes_are_hops_alone():
+    assert seconds(size=0, rounds=3, latency=1e-6, num_devices=1000) == pytest.approx(3 * 2 * 10 * 1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_time_grows_with_devices_bytes_and_rounds_and_falls_with_bandwidth(kind):
+    by_devices = [seconds(kind, num_devices=n) for n in (1, 2, 3, 4, 8, 9, 100, 1000, 1025)]
+    by_bytes = [seconds(kind, size=size) for size in (0, 1, 1e6, 1e9)]
+    by_rounds = [seconds(kind, rounds=rounds) for rounds in (0, 1, 2, 10)]
+    by_bandwidth = [seconds(kind, bandwidth=bandwidth) for bandwidth in (1e12, 1e11, 1e10)]
+    for times in (by_devices, by_bytes, by_rounds, by_bandwidth):
+        assert all(a < b for a, b in itertools.pairwise(times)), times
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(records, what was printed) of the command for SAM on two devices."""
+    output = tmp_path_factory.mktemp("scaling") / "scaling.jsonl"
+    command = "-m benchmarks.scaling --model mlp --batch-size 64 --devices 2 --methods sgd sam --output"
+    result = subprocess.run(
+        [sys.executable, *command.split(), output],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+    )
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    return {(record["layout"], record["method"]): record for record in records}, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("layout", "method", "rounds"),
+    [
+        ("data", "sgd", 1),
+        ("data", "sam", 2),
+        ("shard_map", "sgd", 1),
+        ("shard_map", "sam", 2),
+        ("local", "sam", 1),
+    ],
+)
+def test_sam_takes_two_rounds_and_m_sharpness_one(run, layout, method, rounds):
+    record = run[0][layout, method]
+    assert record["rounds"] == rounds
+    assert record["collective_bytes"] == {"all-reduce": rounds * record["parameter_bytes"]}
+
+
+def test_sam_is_two_gradients_in_every_layout(run):
+    for layout in scaling.LAYOUTS:
+        sgd = run[0]["data" if layout == "local" else layout, "sgd"]["flops_per_device"]
+        assert run[0][layout, "sam"]["flops_per_device"] == pytest.approx(2 * sgd, rel=0.02)
+
+
+def test_sharded_state_is_half_on_two_devices(run):
+    whole, part = (run[0][layout, "sam"]["state_bytes_per_device"] for layout in ("data", "fsdp"))
+    assert part == pytest.approx(whole / 2, rel=1e-3)
+
+
+def test_at_scale_m_sharpness_saves_communication_and_sharding_saves_memory(run):
+    sgd = run[0]["data", "sgd"]
+    data, fsdp, local = (
+        scaling.at_scale(run[0][layout, "sam"], sgd, JOB) for layout in ("data", "fsdp", "local")
+    )
+    assert local["communication"] == pytest.approx(data["communication"] / 2)
+    assert local["compute"] == pytest.approx(data["compute"], rel=1e-3)
+    assert fsdp["state_bytes"] == pytest.approx(data["state_bytes"] / JOB.num_devices, rel=1e-3)
+    alone = scaling.at_scale(run[0]["data", "sam"], sgd, dataclasses.replace(JOB, num_devices=1))
+    assert alone["communication"] == 0
+    assert alone["step"] == alone["overlapped"] == alone["compute"]
+
+
+def test_says_what_is_measured_and_what_is_a_model(run):
+    measured, model = run[1].split("A model, not a measurement")
+    assert "Measured" in measured
+    assert "ms" not in measured.split()
+    assert "num_devices 1000" in model
+
+
+def test_tables_of_the_document_are_what_the_command_prints(capsys):
+    records = [json.loads(line) for line in scaling.RESULTS.read_text().splitlines()]
+    scaling.print_counts(records)
+    scaling.print_model(records, JOB)
+    document = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8").splitlines()
+    missing = [line for line in capsys.readouterr().out.splitlines() if line not in document]
+    assert missing == ["A model, not a measurement:"]
