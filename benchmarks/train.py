@@ -1,14 +1,17 @@
 """Trains one network with one method. The whole loop, to be read from top to bottom.
 
     python -m benchmarks.train --method sam --rho 0.2 --label-noise 0.4
+    python -m benchmarks.train --devices all --parallel fsdp
     python -m benchmarks.train --help
 
 A run is a function of its configuration and seed: the order of the batches depends on the seed and
 the step alone, so a run that was stopped at any moment and resumed ends with the same bits as one
-that was not.
+that was not. (Resumed on another number of devices, with the same numbers up to rounding.)
 
 The step is compiled twice, with and without the occasional work of Eigen-SAM and XSAM, and the host
 chooses: on CPUs, convolutions inside `lax.cond` or `lax.scan` would be 20 to 90 times slower.
+
+What several devices need is in `parallel.py`; on one device the `layout` below does nothing.
 """
 
 import dataclasses
@@ -35,6 +38,7 @@ from tqdm import tqdm
 from benchmarks import data, methods
 from benchmarks.errors import UsageError
 from benchmarks.models import MODELS
+from benchmarks.parallel import LAYOUTS, OneDevice, make_layout
 
 # Independent streams of random numbers, each made from the run's seed.
 NOISE_STREAM, ORDER_STREAM = 1, 2
@@ -75,6 +79,11 @@ class Config:
     seed: int = 0
     """Seeds initial weights, wrong labels and the order of the batches."""
 
+    devices: int | Literal["all"] = 1
+    """How many devices share each batch. The result is that of one, up to rounding."""
+    parallel: Literal[*LAYOUTS] = "data"
+    """data: jit with a sharded batch; fsdp: parameters and optimizer state sharded too; pmap: jax.pmap."""
+
     output: Path | None = None
     """Folder of metrics and checkpoints. Left out: a folder under runs/ named after the run."""
     data_dir: Path = data.DEFAULT_DATA_DIR
@@ -86,11 +95,13 @@ class Config:
     checkpoint_every: int = 10
     """Epochs from one checkpoint to the next."""
     resume: bool = False
-    """Continue the run in the output folder from its last checkpoint, if it has one."""
+    """Continue the run in the output folder from its last checkpoint, if any; on any number of devices."""
 
 
 # What may differ between a run and its continuation.
 NOT_PART_OF_THE_RUN = (
+    "devices",
+    "parallel",
     "output",
     "data_dir",
     "download_dir",
@@ -125,6 +136,8 @@ class Program(NamedTuple):
         steps_per_epoch: whole batches in the training data.
         num_steps: steps of the whole run.
         refresh_every: steps between refreshes; None where the method has nothing to refresh.
+        layout: where the arrays live.
+        like: the abstract state, to restore a checkpoint into.
     """
 
     init: Callable[..., TrainState]
@@ -134,6 +147,8 @@ class Program(NamedTuple):
     steps_per_epoch: int
     num_steps: int
     refresh_every: int | None
+    layout: OneDevice
+    like: TrainState
 
 
 def make_program(config: Config, dataset: data.Dataset) -> Program:
@@ -147,10 +162,13 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         )
     num_steps = config.epochs * steps_per_epoch
     method = methods.METHODS[config.method]
+    layout = make_layout(config.devices, config.parallel, config.batch_size)
 
-    given_rho = {} if config.rho is None else {"rho": config.rho}
+    given = {} if config.rho is None else {"rho": config.rho}
+    if layout.axis_name is not None and config.method != "sgd":
+        given["axis_name"] = layout.axis_name
     tx = optax.chain(
-        methods.build(config.method, config.options | given_rho),
+        methods.build(config.method, config.options | given),
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(optax.cosine_decay_schedule(config.learning_rate, num_steps), momentum=config.momentum),
     )
@@ -162,7 +180,6 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
 
     graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(0)), nnx.Param, ...)
 
-    @jax.jit
     def init(seed: jax.Array | int) -> TrainState:
         _, params, rest = nnx.split(make_model(seed), nnx.Param, ...)
         return TrainState(params, rest, tx.init(params))
@@ -176,14 +193,14 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
 
-    @partial(jax.jit, static_argnames="refresh", donate_argnames="state")
     def step(
         state: TrainState, train: data.Split, order: jax.Array, index: int, *, refresh: bool
     ) -> tuple[TrainState, jax.Array]:
         batch = jax.lax.dynamic_slice_in_dim(order, index * config.batch_size, config.batch_size)
+        batch = layout.part(batch)
         images, labels = train.images[batch], train.labels[batch]
-        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.rest, images, labels
+        (value, rest), grads = layout.average(
+            jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, images, labels)
         )
         updates, opt_state = tx.update(
             grads,
@@ -203,6 +220,7 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.sum(), (logits.argmax(-1) == labels).sum()
 
+    init, step, like = layout.compile(init, step, tx)
     return Program(
         init,
         loss,
@@ -211,6 +229,8 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         steps_per_epoch,
         num_steps,
         refresh_every=config.refresh_every if method.occasional else None,
+        layout=layout,
+        like=like,
     )
 
 
@@ -242,13 +262,13 @@ def train_steps(
 
     Yields:
         After every step: number of steps made, state, loss of the batch. The state is valid until
-        the next step only. Nothing waits for the device.
+        the next step only. Nothing waits for the device, unless several are simulated.
     """
-    order = None
+    order, train = None, program.layout.everywhere(train)
     for step in range(first_step, program.num_steps):
         epoch, index = divmod(step, program.steps_per_epoch)
         if order is None or index == 0:
-            order = epoch_order(seed, epoch, len(train.labels))
+            order = program.layout.everywhere(epoch_order(seed, epoch, len(train.labels)))
         refresh = program.refresh_every is not None and step % program.refresh_every == 0
         state, loss = program.step(state, train, order, index, refresh=refresh)
         yield step + 1, state, loss
@@ -386,10 +406,10 @@ def run(config: Config) -> dict[str, Any]:
     with ocp.CheckpointManager(folder / "checkpoints", options=options) as checkpoints:
         first_step = checkpoints.latest_step() or 0
         if first_step:
-            like = jax.eval_shape(program.init, config.seed)
-            state = checkpoints.restore(first_step, args=ocp.args.StandardRestore(like))
+            state = checkpoints.restore(first_step, args=ocp.args.StandardRestore(program.like))
         else:
             state = program.init(config.seed)
+        log.start |= {"devices": program.layout.num_devices, "parallel": config.parallel}
         log.begin(first_step)
 
         losses, began = [], time.perf_counter()
