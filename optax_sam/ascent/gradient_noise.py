@@ -130,28 +130,30 @@ def gradient_noise(
     def observe(
         gradient: optax.Updates, square: optax.Updates | None, state: GradientNoiseState
     ) -> GradientNoiseState:
+        # A gradient that is not finite, as in mixed precision with too large a loss scale, is not seen.
+        is_seen = jnp.isfinite(tree_math.norm(gradient))
+        finite = lambda tree: jax.tree.map(lambda x: jnp.where(is_seen, x, 0), tree)
+
         a = jnp.where(state.count == 0, 0.0, decay)
+        gradient = finite(gradient)
+        gradient_mean = _mix(jnp.where(is_seen, a, 1.0), state.gradient_mean, gradient)
+
         # (1 − λ)/(1 − λ^n) is the weight of the n-th of n squares. A first gradient has no deviation from
         # its own running mean, so over time the n-th comes with gradient n + 1.
-        num_squares = state.count + (square is not None)
+        if square is None:
+            square = jax.tree.map(lambda m, g: (m - g.astype(m.dtype)) ** 2, gradient_mean, gradient)
+            num_squares = state.count
+        else:
+            square = finite(square)
+            num_squares = state.count + 1
         log_decay = jnp.log(variance_decay)
         n = num_squares.astype(log_decay.dtype)
         # Exactly 0 and 1 at first: a rounding error here would leave a trace of the initial σ² = 1, which
         # is large beside the variance of small gradients.
         weight = jnp.where(n <= 1, n, jnp.expm1(log_decay) / jnp.expm1(jnp.maximum(n, 1) * log_decay))
-
-        mix = lambda weight: lambda old, new: _mix(weight, old, new.astype(old.dtype))
-        gradient_mean = jax.tree.map(mix(a), state.gradient_mean, gradient)
-        if square is None:
-            square = jax.tree.map(lambda m, g: (m - g.astype(m.dtype)) ** 2, gradient_mean, gradient)
-        observed = GradientNoiseState(
-            count=optax.safe_increment(state.count),
-            gradient_mean=gradient_mean,
-            noise_variance=jax.tree.map(mix(1 - weight), state.noise_variance, square),
-        )
-        # A gradient that is not finite, as in mixed precision with too large a loss scale, is not seen.
-        is_finite = jnp.isfinite(tree_math.norm(gradient))
-        return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), observed, state)
+        noise_variance = _mix(jnp.where(is_seen, 1 - weight, 1.0), state.noise_variance, square)
+        count = jnp.where(is_seen, optax.safe_increment(state.count), state.count)
+        return GradientNoiseState(count, gradient_mean, noise_variance)
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
         mean = optax.tree.sum(noise_variance) / optax.tree.size(noise_variance)
@@ -183,6 +185,9 @@ def variance_across_devices(
     return average(jax.tree.map(square, gradient, mean), axis_name)
 
 
-def _mix(weight: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    weight = weight.astype(old.dtype)
-    return weight * old + (1 - weight) * new
+def _mix(weight: jax.Array, old: optax.Updates, new: optax.Updates) -> optax.Updates:
+    """Returns weight · old + (1 − weight) · new, in the dtypes of `old`."""
+    leaf = lambda old, new: (
+        weight.astype(old.dtype) * old + (1 - weight).astype(old.dtype) * new.astype(old.dtype)
+    )
+    return jax.tree.map(leaf, old, new)

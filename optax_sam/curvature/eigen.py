@@ -3,6 +3,7 @@
 Loops are unrolled: a handful of products, and gradients with convolutions are slow inside loops on CPU.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -47,24 +48,23 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     Returns:
       (⟨v, H v⟩, v), v of unit length and the maximiser of ⟨v, H v⟩ in the Krylov space.
     """
-    # One array a leaf holds all vectors: the program stays small however many there are.
-    vector = _unit(start)
-    basis = jax.tree.map(lambda x: jnp.stack([x] + [jnp.zeros_like(x)] * (num_iters - 1)), vector)
+    basis = [_unit(start)]
     diagonal: list[jax.Array] = []
     off_diagonal: list[jax.Array] = []
     for k in range(num_iters):
-        product = matvec(vector)
+        product = matvec(basis[k])
         length = tree_math.norm(product)
-        diagonal.append(tree_math.vdot(vector, product))
+        diagonal.append(tree_math.vdot(basis[k], product))
         if k == num_iters - 1:
             break
         for _ in range(2):
-            product = tree_math.add(product, _span(basis, -_coordinates(basis, product)))
+            coordinates = [-tree_math.vdot(vector, product) for vector in basis]
+            product = _sum([jnp.ones_like(length), *coordinates], [product, *basis])
         residual = tree_math.norm(product)
         is_new = residual > 100 * jnp.finfo(residual.dtype).eps * length
         off_diagonal.append(jnp.where(is_new, residual, 0))
-        vector = tree_math.scale(jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0), product)
-        basis = jax.tree.map(lambda vectors, x, k=k: vectors.at[k + 1].set(x), basis, vector)
+        factor = jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0)
+        basis.append(tree_math.scale(factor, product))
 
     # A vector after the end of the space is 0; an entry under the first one, itself at most the top
     # Ritz value, keeps it from being picked.
@@ -74,25 +74,17 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     if off_diagonal:
         matrix += jnp.diag(jnp.stack(off_diagonal), 1) + jnp.diag(jnp.stack(off_diagonal), -1)
     ritz_values, ritz_vectors = jnp.linalg.eigh(matrix)
-    return ritz_values[-1], _unit(_span(basis, ritz_vectors[:, -1]))
+    return ritz_values[-1], _unit(_sum(list(ritz_vectors[:, -1]), basis))
 
 
-def _coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
-    """Returns the inner product of `vector` with each vector of `basis`."""
-    products = jax.tree.map(
-        lambda vectors, x: jnp.sum(vectors * x, axis=tuple(range(1, vectors.ndim))), basis, vector
-    )
-    return jnp.sum(jnp.stack(jax.tree.leaves(products)), axis=0)
+def _sum(weights: list[jax.Array], vectors: list[optax.Params]) -> optax.Params:
+    """Returns the sum of the vectors with the weights, in one pass over them."""
 
+    def leaf(*leaves: jax.Array) -> jax.Array:
+        terms = [weight.astype(x.dtype) * x for weight, x in zip(weights, leaves, strict=True)]
+        return functools.reduce(jnp.add, terms)
 
-def _span(basis: optax.Params, weights: jax.Array) -> optax.Params:
-    """Returns the combination of the vectors of `basis` with `weights`."""
-
-    def leaf(vectors: jax.Array) -> jax.Array:
-        column = weights.astype(vectors.dtype).reshape(-1, *[1] * (vectors.ndim - 1))
-        return jnp.sum(column * vectors, axis=0)
-
-    return jax.tree.map(leaf, basis)
+    return jax.tree.map(leaf, *vectors)
 
 
 SOLVERS = {"lanczos": lanczos, "power": power_iteration}
