@@ -25,7 +25,7 @@ class Method(NamedTuple):
 
 
 def combination(rho=0.05, *, rho_max=0.3, num_steps=2, axis_name=None):
-    """Every stage at once: the example of the issue tracker and of the module docstring."""
+    """Every stage at once: the example of the docstring of `optax_sam.sharpness_aware`."""
     return optax_sam.sharpness_aware(
         optax.chain(
             optax_sam.steepest_ascent(
@@ -82,3 +82,6 @@ METHODS = [
 ]
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+every_method_with_refresh = pytest.mark.parametrize(
+    "method", [method for method in METHODS if method.has_refresh], ids=lambda method: method.name
+)

@@ -12,7 +12,7 @@ import pytest
 
 import optax_sam
 from tests.problems import network
-from tests.registry import every_method
+from tests.registry import every_method, every_method_with_refresh
 
 PROBLEM = network()
 
@@ -331,10 +331,8 @@ def test_orbax_resumes_bit_for_bit_in_the_middle_of_an_interval(method, tmp_path
     chex.assert_trees_all_equal(restored, carry)
 
 
-@every_method
+@every_method_with_refresh
 def test_static_refresh_gives_programs_without_control_flow(method):
-    if not method.has_refresh:
-        pytest.skip("no occasional work, so `refresh` has no effect")
     tx = method.make(0.05)
     state = tx.init(PROBLEM.params)
     lower = lambda refresh: jax.jit(make_step(tx, refresh=refresh)).lower(
@@ -346,10 +344,8 @@ def test_static_refresh_gives_programs_without_control_flow(method):
     assert " conditional(" in lower(None).compile().as_text()
 
 
-@every_method
+@every_method_with_refresh
 def test_refresh_none_follows_the_interval(method):
-    if not method.has_refresh:
-        pytest.skip("no occasional work, so `refresh` has no effect")
     tx = with_base(method)
     automatic = PROBLEM.params, tx.init(PROBLEM.params)
     static = traced = automatic
