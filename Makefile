@@ -45,5 +45,5 @@ check: lint types test  ## all of the above: what continuous integration runs
 demo: $(STAMP)  ## train on real data with 40 % wrong labels; prints a table, draws a picture
 	$(BIN)/python -m benchmarks.demo
 
-clean:  ## remove what the targets above made
+clean:  ## remove environments and caches (data/ and runs/ stay)
 	rm -rf $(VENV) $(VENV)-lowest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

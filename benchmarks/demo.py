@@ -179,7 +179,7 @@ def tune(demo: Demo) -> None:
         cores = context.Queue()
         for core in range(demo.processes):
             cores.put(core)
-        with context.Pool(demo.processes, initializer=stay_on_core, initargs=(cores,)) as pool:
+        with context.Pool(demo.processes, initializer=start_worker, initargs=(cores,)) as pool:
             trials = list(tqdm(pool.imap(trial, jobs), total=len(jobs), unit="trial"))
 
     demo.tuning_file.parent.mkdir(parents=True, exist_ok=True)
@@ -190,11 +190,12 @@ def tune(demo: Demo) -> None:
         print(row.label, best(trials, name))
 
 
-def stay_on_core(cores: multiprocessing.Queue) -> None:
-    """Pins this process to a core of its own, where the system can."""
+def start_worker(cores: multiprocessing.Queue) -> None:
+    """Pins this process to a core of its own, where the system can, and leaves the terminal alone."""
     core = cores.get()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
+        own = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {own[core % len(own)]})
     quiet()
 
 

@@ -386,7 +386,8 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UsageError: if the run cannot start, or diverges.
     """
-    name = (config.dataset, config.model, config.method, config.label_noise, config.seed)
+    rho = () if config.rho is None else (config.rho,)
+    name = (config.dataset, config.model, config.method, *rho, config.label_noise, config.seed)
     folder = (config.output or Path("runs") / "-".join(map(str, name))).absolute()
     log = Log(folder, config)
     log.check_same_run(config.resume)

@@ -50,17 +50,24 @@ def value_and_gradient_function(
     evaluate = (
         jax.value_and_grad(_checked(value_fn, name, axis_name))
         if grad_fn is None
-        else _without_value(grad_fn)
+        else _without_value(grad_fn, axis_name)
     )
     if axis_name is None:
         return evaluate
     return lambda params: jax.lax.pmean(evaluate(_varying(params, axis_name)), axis_name)
 
 
-def _without_value(grad_fn: GradFn) -> Callable[[optax.Params], tuple[None, optax.Updates]]:
+def _without_value(
+    grad_fn: GradFn, axis_name: AxisName
+) -> Callable[[optax.Params], tuple[None, optax.Updates]]:
     def evaluate(params: optax.Params) -> tuple[None, optax.Updates]:
-        gradient = grad_fn(params)
+        # Taken at parameters marked as varying over all mapped axes, a gradient that would have been summed
+        # shows by varying as well.
+        axes = jax.sharding.get_abstract_mesh().manual_axes if axis_name is None else ()
+        gradient = grad_fn(_varying(params, tuple(axes)))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
+        if axis_name is None:
+            _check_averaged("The gradient returned by `grad_fn`", gradient, params)
         return None, gradient
 
     return evaluate
@@ -77,7 +84,7 @@ def known_averaged(tree: optax.Updates, axis_name: AxisName) -> bool:
     """Whether JAX knows that `tree` is the same along the axis; outside `shard_map(check_vma=True)`, no."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     return all(
-        name in _varies_over(jax.lax.axis_index(name)) and name not in _varies_over(leaf)
+        name in _tracked(name) and name not in _varies_over(leaf)
         for name in names
         for leaf in jax.tree.leaves(tree)
     )
@@ -112,15 +119,7 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" returned shape {value.shape}, dtype {value.dtype}. Reduce the losses of the examples,"
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
-        unaveraged = _varies_over(value) - frozenset().union(*map(_varies_over, jax.tree.leaves(params)))
-        if unaveraged:
-            names = ", ".join(sorted(map(repr, unaveraged)))
-            raise ValueError(
-                f"The loss varies over the mesh axis {names} and the parameters do not, so its gradient"
-                " would be summed over the devices instead of averaged. Pass that axis as `axis_name`,"
-                f" as in `optax_sam.sam(0.05, axis_name={names})`, or average the loss in `value_fn`"
-                f" by `jax.lax.pmean(loss, {names})`."
-            )
+        _check_averaged(f"The result of `{name}`", value, params)
         # A loss that `value_fn` averaged itself does not vary, and its gradient with respect to parameters
         # that do would be the N-th part. Marked as well, it is that of the local loss, as under `pmap`.
         return value if axis_name is None else _varying(value, axis_name)
@@ -128,17 +127,40 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
     return checked
 
 
+def _check_averaged(name: str, result: Any, params: optax.Params) -> None:
+    """Raises where `result` varies over a mesh axis over which the parameters do not."""
+    axes = lambda tree: frozenset[Hashable]().union(*map(_varies_over, jax.tree.leaves(tree)))
+    unaveraged = axes(result) - axes(params)
+    if unaveraged:
+        names = ", ".join(sorted(map(repr, unaveraged)))
+        raise ValueError(
+            f"{name} varies over the mesh axis {names} and the parameters do not, so that the gradient would"
+            " be summed over the devices instead of averaged. Pass that axis as `axis_name`, as in"
+            f" `optax_sam.sam(0.05, axis_name={names})`, or average inside the function:"
+            f" `jax.lax.pmean(loss, {names})` in `value_fn`, `jax.lax.pmean(gradient, {names})` in `grad_fn`."
+        )
+
+
 def _varying(tree: Any, axis_name: AxisName) -> Any:
     """Marks the leaves as varying over the axis, where JAX tracks that."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
     def leaf(x: jax.Array) -> jax.Array:
-        missing = tuple(
-            name for name in names if name in _varies_over(jax.lax.axis_index(name)) - _varies_over(x)
-        )
+        missing = tuple(name for name in names if name in _tracked(name) - _varies_over(x))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(leaf, tree)
+
+
+def _tracked(name: Hashable) -> frozenset[Hashable]:
+    """Returns {name} under `shard_map(check_vma=True)`, where the index along an axis varies, else {}."""
+    try:
+        return _varies_over(jax.lax.axis_index(name))
+    except NameError as error:
+        raise ValueError(
+            f"`axis_name={name!r}` names an axis of `jax.pmap`, `jax.shard_map` or `jax.vmap`, and there is"
+            " none of that name here. Under `jax.jit` with sharded arrays leave `axis_name` out."
+        ) from error
 
 
 def _varies_over(x: Any) -> frozenset[Hashable]:

@@ -43,7 +43,7 @@ def refreshed(
       kept: the values of the last refresh.
     """
     if refresh is None:
-        refresh = True if isinstance(interval, int) and interval == 1 else count % interval == 0
+        refresh = True if isinstance(interval, int | np.integer) and interval == 1 else count % interval == 0
     if isinstance(refresh, bool | np.bool_):
         return compute() if refresh else kept
     return jax.lax.cond(refresh, compute, lambda: kept)

@@ -33,7 +33,7 @@ A stage is an Optax gradient transformation, ours or Optax's own, that may read 
     value_fn, grad_fn, refresh   as the user passed them to `update`
     axis_name                    as given to `sharpness_aware`
     grad                         the clean gradient g
-    ascent_step                  0, 1, ..., num_steps - 1 (ascent only). State advances at step 0 alone.
+    ascent_step                  0, 1, ..., num_steps - 1 (ascent only). The state after step 0 is kept.
     perturbation                 ε (descent only)
 """
 

@@ -2,7 +2,8 @@
 
 A float16 norm overflows at 256 entries of size 16 and a bfloat16 sum stalls after 256 equal terms, so
 every reduction here is carried out in at least float32, whatever the dtype of the parameters. The
-products are element-wise (no `ravel`, no dot): a sharded leaf is reduced where it lies.
+products are element-wise (no `ravel`, no dot): a sharded leaf is reduced where it lies. Gradients whose
+entries are all under 1e-19 or one of which is over 1e19 leave the range of float32 squares: norm 0 or inf.
 """
 
 import functools
@@ -42,10 +43,12 @@ def reciprocal_or_zero(x: jax.Array) -> jax.Array:
 
 def scale(factor: jax.Array, tree: optax.Params) -> optax.Params:
     """Returns factor · tree, each leaf in its own dtype, multiplied in float32 or wider."""
-    return jax.tree.map(
-        lambda x: (factor.astype(accumulation_dtype(x)) * x.astype(accumulation_dtype(x))).astype(x.dtype),
-        tree,
-    )
+
+    def leaf(x: jax.Array) -> jax.Array:
+        dtype = accumulation_dtype(x)
+        return (factor.astype(dtype) * x.astype(dtype)).astype(jax.dtypes.canonicalize_dtype(x.dtype))
+
+    return jax.tree.map(leaf, tree)
 
 
 def combine(a: jax.Array, x: optax.Params, b: jax.Array, y: optax.Params) -> optax.Params:
@@ -54,7 +57,7 @@ def combine(a: jax.Array, x: optax.Params, b: jax.Array, y: optax.Params) -> opt
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
         dtype = accumulation_dtype(x, y)
         total = a.astype(dtype) * x.astype(dtype) + b.astype(dtype) * y.astype(dtype)
-        return total.astype(x.dtype)
+        return total.astype(jax.dtypes.canonicalize_dtype(x.dtype))
 
     return jax.tree.map(leaf, x, y)
 
@@ -63,12 +66,12 @@ def add(x: optax.Params, y: optax.Params) -> optax.Params:
     """Returns x + y, each leaf in the dtype of x's."""
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(x.dtype, y.dtype)
-        return (x.astype(dtype) + y.astype(dtype)).astype(x.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, y.dtype))
+        return (x.astype(dtype) + y.astype(dtype)).astype(jax.dtypes.canonicalize_dtype(x.dtype))
 
     return jax.tree.map(leaf, x, y)
 
 
 def cast_like(tree: optax.Params, target: optax.Params) -> optax.Params:
     """Returns `tree` with the dtypes of `target`."""
-    return jax.tree.map(lambda x, t: x.astype(t.dtype), tree, target)
+    return jax.tree.map(lambda x, t: x.astype(jax.dtypes.canonicalize_dtype(t.dtype)), tree, target)

@@ -155,8 +155,7 @@ def test_zero_gradient_is_finite_and_leaves_the_parameters(method):
 
 @every_method
 def test_zero_rho_is_the_base_optimizer(method):
-    kwargs = {"rho_max": 0.0} if method.name in ("xsam", "combination") else {}
-    tx = optax.chain(method.make(0.0, **kwargs), optax.sgd(0.1, momentum=0.9))
+    tx = with_base(method, rho=0.0)
     base = optax.with_extra_args_support(optax.sgd(0.1, momentum=0.9))
     chex.assert_trees_all_close(train(tx)[0], train(base)[0], rtol=2e-6, atol=1e-7)
 

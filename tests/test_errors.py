@@ -411,3 +411,34 @@ def test_grad_fn_alone_is_enough_where_no_loss_is_compared():
     for tx in METHODS[:-1]:
         update(tx, grad_fn=jax.grad(loss))
     update(METHODS[-1], grad_fn=jax.grad(loss), refresh=False)
+
+
+def test_axis_name_outside_a_mapped_function():
+    tx = optax_sam.sam(axis_name="batch")
+    w = jnp.ones(2)
+    with pytest.raises(ValueError, match=r"`axis_name='batch'` names an axis.*leave `axis_name` out"):
+        tx.update(w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+
+
+@pytest.mark.parametrize("summed", ["value_fn", "grad_fn"])
+def test_forgotten_axis_name_is_an_error_and_not_a_sum_over_devices(summed):
+    tx = optax_sam.sam()
+    local_loss = lambda x: lambda w: jnp.sum((w - x) ** 2)
+
+    def update(w, x):
+        kwargs = {"value_fn": local_loss(x), "grad_fn": jax.grad(local_loss(x))}
+        return tx.update(w, tx.init(w), w, **{summed: kwargs[summed]})[0]
+
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": (jax.P(), jax.P("batch")), "out_specs": jax.P()}
+    with pytest.raises(ValueError, match=f"`{summed}`.*varies over the mesh axis 'batch'.*`axis_name`"):
+        jax.jit(jax.shard_map(update, mesh=mesh, **specs))(jnp.ones(1), jnp.ones(1))
+
+
+def test_grad_fn_that_averages_by_itself_needs_no_axis_name():
+    tx = optax_sam.sam()
+    local_gradient = lambda x: lambda w: jax.lax.pmean(jax.grad(lambda w: jnp.sum((w - x) ** 2))(w), "batch")
+    update = lambda w, x: tx.update(w, tx.init(w), w, grad_fn=local_gradient(x))[0]
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": (jax.P(), jax.P("batch")), "out_specs": jax.P()}
+    jax.jit(jax.shard_map(update, mesh=mesh, **specs))(jnp.ones(1), jnp.ones(1))

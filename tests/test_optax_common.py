@@ -17,10 +17,9 @@ suite = pytest.importorskip("optax.contrib._common_test")
 
 STEPS = 30_000  # That the suite trains for, to within 3e-2 of the optimum.
 CONVERGENCE = "test_optimizers"
-# Convergence (four targets) of one method without state, of one with statistics, of the tilt and of the
-# search: the other rows are these stages in other company. `combination` does not converge on the mixed
-# target (the cause is not known), though it trains networks; see the contract tests.
-CONVERGING = ("sam", "info_sam", "eigen_sam", "xsam")
+# Convergence (four targets) of one method without state, of one with statistics and of all stages at once,
+# the tilt and the search among them: the other rows are these stages in other company.
+CONVERGING = ("sam", "info_sam", "combination")
 # The learning rate is the base optimizer's, so whether it may be a schedule is asked once.
 LEARNING_RATE = "test_optimizers_accept_learning_rate_schedule_if_type_annotated_as_such"
 

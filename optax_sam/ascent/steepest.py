@@ -12,8 +12,8 @@ applies it.
 
 Symbols: g `updates`, ρ `rho`, C `objective`, T `constraint`; D = T⁻¹ in Zhang et al.
 
-Deviations from the authors' code: a zero gradient gives ε = 0 (theirs: division by ‖g‖ + 1e-12); norms are
-accumulated in float32 or wider.
+Deviations from the authors' code: a zero gradient gives ε = 0 (theirs: NaN; ASAM's: 1e-16 added to the norm);
+norms are accumulated in float32 or wider.
 
 References:
   Foret et al., `Sharpness-aware minimization for efficiently improving generalization
@@ -68,7 +68,7 @@ def steepest_ascent(
     Raises:
       ValueError: if `rho` is negative.
 
-    Cost: no gradient; one reduction (two more with preconditioners, which fuse), no memory.
+    Cost: no gradient; one norm, no memory. Preconditioners add their own.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -102,7 +102,8 @@ def steepest_ascent(
         t, constraint_state = constraint.update(updates, state.constraint, params, **extra_args)
         # State has advanced at the first of several ascents; the later ones use the same radius.
         count = state.count if ascent_step == 0 else state.count - 1
-        radius = jnp.asarray(rho(count) if callable(rho) else rho)
+        # Compiled, a schedule that ends at 0 may end at −1e-9, and the ascent would be a descent.
+        radius = jnp.maximum(rho(count), 0) if callable(rho) else jnp.asarray(rho)
 
         tcg = _multiply(t, _multiply(c, updates))
         epsilon = tree_math.scale(

@@ -34,9 +34,9 @@ def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.Gr
     Args:
       eta: η, keeps weights at 0 perturbable; 0.01 in the authors' code.
       mask: a pytree of bools with the structure of the parameters or a prefix of it, or a function from
-        the parameters to one: where T = |w| + η. 1 elsewhere. None: everywhere. The authors' own choice
-        is every weight matrix, no bias and no normalisation parameter:
-        `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
+        the parameters to one: where T = |w| + η. 1 elsewhere. None: everywhere. The authors' is all but
+        the biases (scales of normalisation layers are named "weight", too, in PyTorch). Weight matrices
+        only: `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
 
     Returns:
       A gradient transformation without state, for `steepest_ascent(rho, constraint=...)`. The diagonal has

@@ -133,7 +133,7 @@ def spherical_search(
                     " given: `tx.update(grads, state, params, value_fn=value_fn, grad_fn=grad_fn)`."
                 )
             loss = value_function(value_fn, axis_name=axis_name)
-            radius = rho_max(state.count) if callable(rho_max) else rho_max
+            radius = jnp.maximum(rho_max(state.count), 0) if callable(rho_max) else rho_max
             alphas = jnp.linspace(0, alpha_max, num_alphas, dtype=state.alpha.dtype)
             losses = jax.lax.map(
                 lambda alpha: loss(tree_math.add(params, point(alpha, radius))),

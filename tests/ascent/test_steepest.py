@@ -132,3 +132,11 @@ def reverse_perturb(gradient):
 def test_reverse_sam_is_a_sign_behind_it(g):
     """The remedy that the error on a negative rho names."""
     np.testing.assert_allclose(reverse_perturb(g), -perturb(g, 0.1), rtol=1e-12)
+
+
+def test_a_schedule_that_ends_below_0_by_rounding_does_not_descend():
+    """Compiled, `optax.linear_schedule(0.05, 0.0, 15_000)` ends at −5.6e-10."""
+    ascent = optax_sam.steepest_ascent(lambda count: jnp.asarray(-1e-9))
+    gradient = jnp.asarray([3.0, 4.0])
+    perturbation, _ = ascent.update(gradient, ascent.init(gradient), gradient)
+    np.testing.assert_array_equal(perturbation, 0)

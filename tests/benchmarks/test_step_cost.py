@@ -1,5 +1,6 @@
 """The cost of a step, by counts of the compiled program: no clock decides here."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -47,3 +48,13 @@ def test_prints_a_table_and_writes_every_number(tmp_path, capsys, monkeypatch):
     assert len((tmp_path / "step_cost.jsonl").read_text().splitlines()) == len(records)
     table = capsys.readouterr().out
     assert all(record["row"] in table for record in records)
+
+
+def test_memory_of_a_search_does_not_depend_on_the_number_of_losses():
+    loss, params, batch = step_cost.make_loss("strided_cnn", CONFIG.batch_size)
+
+    def memory(num_alphas):
+        steps = step_cost.make_steps(dataclasses.replace(CONFIG, num_alphas=num_alphas), loss, params)
+        return step_cost.counts(step_cost.compile_step(*steps["xsam, refresh"], batch))["temporary_bytes"]
+
+    assert memory(21) == pytest.approx(memory(3), rel=0.01)
