@@ -9,7 +9,7 @@ the step alone, so a run that was stopped at any moment and resumed ends with th
 that was not. (Resumed on another number of devices, with the same numbers up to rounding.)
 
 The step is compiled twice, with and without the occasional work of Eigen-SAM and XSAM, and the host
-chooses: on CPUs, convolutions inside `lax.cond` or `lax.scan` would be 20 to 90 times slower.
+chooses: on CPUs, convolutions inside `lax.cond` or `lax.scan` would be far slower (`step_cost.py`).
 
 What several devices need is in `parallel.py`; on one device the `layout` below does nothing.
 """
