@@ -1,1 +1,34 @@
-"""Curvature of the loss without storing a Hessian."""
+"""Curvature of the loss without storing a Hessian.
+
+    pairs = curvature.top_eigenpairs(value_fn, params, k=5)
+    pairs = curvature.top_eigenpairs(loss, params, k=5, batches=curvature.Batches((x, y), 256))
+
+`value_fn(params)` is the loss; with `batches`, the loss is the mean of `value_fn(params, batch)` over all
+examples. For the Gauss-Newton matrix instead of the Hessian pass a `gauss_newton_loss`.
+
+All is done in float32, or wider where the parameters are; a model in bfloat16 still rounds each product to
+three digits, so cast its parameters to float32 where eigenvalues near zero matter.
+"""
+
+from optax_sam.curvature.data_set import Batches, hessian_operator
+from optax_sam.curvature.density import SpectralDensity, spectral_density
+from optax_sam.curvature.eigenpairs import Eigenpairs, top_eigenpairs
+from optax_sam.curvature.gauss_newton import gauss_newton_loss, gauss_newton_product
+from optax_sam.curvature.hutchinson import Trace, trace
+from optax_sam.curvature.hvp import hvp
+
+__all__ = [  # noqa: RUF022 (grouped by role)
+    # Products.
+    "hvp",
+    "hessian_operator",
+    "gauss_newton_product",
+    "gauss_newton_loss",
+    "Batches",
+    # Spectra.
+    "top_eigenpairs",
+    "Eigenpairs",
+    "trace",
+    "Trace",
+    "spectral_density",
+    "SpectralDensity",
+]

@@ -1,6 +1,8 @@
 """A top eigenpair of a symmetric operator in a few products, warm-started: power iteration and Lanczos.
 
-Loops are unrolled: a handful of products, and gradients with convolutions are slow inside loops on CPU.
+What Eigen-SAM runs inside a training step. Loops are unrolled: a handful of products, and gradients with
+convolutions are slow inside loops on CPU. For longer runs between steps see `optax_sam.curvature.lanczos`,
+which shares the two steps that are easy to get wrong, `orthogonalise` and `ritz_pairs`.
 """
 
 import functools
@@ -26,11 +28,11 @@ def power_iteration(matvec: MatVec, start: optax.Params, num_iters: int) -> tupl
     Returns:
       (⟨u, H u⟩, v), u the iterate before the last: the last product gives both.
     """
-    vector = _unit(start)
+    vector = unit(start)
     for _ in range(num_iters):
         product = matvec(vector)
         eigenvalue = tree_math.vdot(vector, product)
-        vector = _unit(product)
+        vector = unit(product)
     return eigenvalue, vector
 
 
@@ -48,20 +50,20 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     Returns:
       (⟨v, H v⟩, v), v of unit length and the maximiser of ⟨v, H v⟩ in the Krylov space.
     """
-    basis = [_unit(start)]
+    basis = [unit(start)]
     diagonal: list[jax.Array] = []
     off_diagonal: list[jax.Array] = []
+
+    def project(vector: optax.Params) -> optax.Params:
+        coordinates = [-tree_math.vdot(other, vector) for other in basis]
+        return _sum([jnp.ones_like(coordinates[0]), *coordinates], [vector, *basis])
+
     for k in range(num_iters):
         product = matvec(basis[k])
-        length = tree_math.norm(product)
         diagonal.append(tree_math.vdot(basis[k], product))
         if k == num_iters - 1:
             break
-        for _ in range(2):
-            coordinates = [-tree_math.vdot(vector, product) for vector in basis]
-            product = _sum([jnp.ones_like(length), *coordinates], [product, *basis])
-        residual = tree_math.norm(product)
-        is_new = residual > 100 * jnp.finfo(residual.dtype).eps * length
+        product, residual, is_new = orthogonalise(product, project)
         off_diagonal.append(jnp.where(is_new, residual, 0))
         factor = jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0)
         basis.append(tree_math.scale(factor, product))
@@ -70,11 +72,35 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     # Ritz value, keeps it from being picked.
     exists = jnp.stack([jnp.asarray(True)] + [beta > 0 for beta in off_diagonal])
     entries = jnp.where(exists, jnp.stack(diagonal), diagonal[0] - 1 - jnp.abs(diagonal[0]))
-    matrix = jnp.diag(entries)
-    if off_diagonal:
-        matrix += jnp.diag(jnp.stack(off_diagonal), 1) + jnp.diag(jnp.stack(off_diagonal), -1)
-    ritz_values, ritz_vectors = jnp.linalg.eigh(matrix)
-    return ritz_values[-1], _unit(_sum(list(ritz_vectors[:, -1]), basis))
+    ritz_values, ritz_vectors = ritz_pairs(entries, jnp.stack(off_diagonal) if off_diagonal else None)
+    return ritz_values[-1], unit(_sum(list(ritz_vectors[:, -1]), basis))
+
+
+def orthogonalise(
+    product: optax.Params, project: Callable[[optax.Params], optax.Params]
+) -> tuple[optax.Params, jax.Array, jax.Array]:
+    """Takes from `product` its part in the Krylov space, twice: once leaves rounding errors that grow.
+
+    Args:
+      product: the last product H q.
+      project: v ↦ v − Q Qᵀ v, Q the basis.
+
+    Returns:
+      (r, ‖r‖, whether r is new): the rest r, and False where r is but rounding error.
+    """
+    length = tree_math.norm(product)
+    for _ in range(2):
+        product = project(product)
+    residual = tree_math.norm(product)
+    return product, residual, residual > 100 * jnp.finfo(residual.dtype).eps * length
+
+
+def ritz_pairs(diagonal: jax.Array, off_diagonal: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the eigenvalues, ascending, and the eigenvectors (columns) of the tridiagonal matrix."""
+    matrix = jnp.diag(diagonal)
+    if off_diagonal is not None:
+        matrix += jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
+    return jnp.linalg.eigh(matrix)
 
 
 def _sum(weights: list[jax.Array], vectors: list[optax.Params]) -> optax.Params:
@@ -102,5 +128,6 @@ def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
     return jax.tree.unflatten(treedef, [normal(i, leaf) for i, leaf in enumerate(leaves)])
 
 
-def _unit(vector: optax.Params) -> optax.Params:
+def unit(vector: optax.Params) -> optax.Params:
+    """Returns v / ‖v‖, and 0 for 0."""
     return tree_math.scale(tree_math.reciprocal_or_zero(tree_math.norm(vector)), vector)

@@ -1,0 +1,119 @@
+"""The density of the Hessian's eigenvalues, by stochastic Lanczos quadrature.
+
+    φ(t) = (1/n) Σ_i δ(t − λ_i) ≈ mean over z of Σ_j w_j δ(t − θ_j),   w_j = ⟨e_1, u_j⟩²
+
+θ_j and u_j are eigenvalues and eigenvectors of the tridiagonal T of a Lanczos run from a random z. m products
+give the moments of degree up to 2m − 1 of zᵀ φ(H) z exactly; the rest is the noise of few z. For a plot
+each δ is broadened to a Gaussian.
+
+References:
+  Ghorbani, Krishnan and Xiao, `An investigation into neural net optimization via Hessian eigenvalue density
+  <https://arxiv.org/abs/1901.10159>`_, 2019
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks
+from optax_sam.curvature.data_set import hessian_operator
+from optax_sam.curvature.eigen import ritz_pairs
+from optax_sam.curvature.hutchinson import random_signs, sample_key
+from optax_sam.curvature.lanczos import tridiagonalise
+
+
+class SpectralDensity(NamedTuple):
+    """Result of `spectral_density`.
+
+    Attributes:
+      grid: points t, ascending and equidistant, (num_points,).
+      density: φ(t), broadened, (num_points,); integrates to 1.
+      nodes: θ, (num_samples, m).
+      weights: w, (num_samples, m); every row sums to 1.
+    """
+
+    grid: jax.Array
+    density: jax.Array
+    nodes: jax.Array
+    weights: jax.Array
+
+
+def spectral_density(
+    value_fn: Callable[..., jax.Array],
+    params: optax.Params,
+    *,
+    num_iters: int = 50,
+    num_samples: int = 4,
+    num_points: int = 1024,
+    width: float | None = None,
+    seed: int = 0,
+    batches: Iterable[Any] | None = None,
+    progress: bool = False,
+) -> SpectralDensity:
+    """Estimates how the eigenvalues of the Hessian ∇²L(w) are distributed.
+
+    Args:
+      value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
+      params: parameters w, a pytree.
+      num_iters: number m of Hessian-vector products for each random vector: the resolution.
+      num_samples: number of random vectors: the noise falls with its root.
+      num_points: length of the grid.
+      width: standard deviation of the Gaussians; None is 1 % of the range of the eigenvalues.
+      seed: of the random vectors, those of `trace`: with as many samples, the mean of nodes and weights is
+        its estimate divided by the number of parameters.
+      batches: data set over which the loss is averaged; see `hessian_operator`.
+      progress: whether to show a progress bar; needs tqdm.
+
+    Returns:
+      `SpectralDensity`. On a logarithmic axis the density shows single large eigenvalues, which hold a share
+      of one in the number of parameters each.
+
+    Raises:
+      ValueError: if `width` is not positive.
+
+    Cost: `num_iters` times `num_samples` Hessian-vector products, of about two gradients each; `num_iters`
+    vectors of memory.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import curvature
+      >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 9.0, -4.0]) * w**2)
+      >>> found = curvature.spectral_density(loss, jnp.ones(3))
+      >>> [round(float(x), 3) for x in found.nodes[0]]
+      [-4.0, 1.0, 9.0]
+    """
+    checks.check_count("num_iters", num_iters)
+    checks.check_count("num_samples", num_samples)
+    checks.check_count("num_points", num_points)
+    if width is not None and not width > 0:
+        raise ValueError(
+            f"`width` is the standard deviation of a Gaussian and must be positive, got {width}."
+        )
+    num_iters = min(num_iters, optax.tree.size(params))
+    matvec = hessian_operator(value_fn, params, batches=batches)
+    quadratures = []
+    for i in range(num_samples):
+        key = sample_key(seed, i)
+        title = f"density {i + 1}/{num_samples}" if progress else ""
+        found = tridiagonalise(matvec, random_signs(key, params), num_iters, key, progress=title)
+        nodes, vectors = ritz_pairs(found.diagonal, found.off_diagonal[:-1])
+        quadratures.append((nodes, vectors[0] ** 2))
+    nodes, weights = map(jnp.stack, zip(*quadratures, strict=True))
+    return SpectralDensity(*_broaden(nodes, weights, num_points, width), nodes, weights)
+
+
+def _broaden(
+    nodes: jax.Array, weights: jax.Array, num_points: int, width: float | None
+) -> tuple[jax.Array, jax.Array]:
+    low, high = jnp.min(nodes), jnp.max(nodes)
+    # A single eigenvalue has no range, and none at all no size.
+    size = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    default = jnp.maximum(0.01 * (high - low), 0.001 * size)
+    sigma = jnp.where(default == 0, 1, default) if width is None else jnp.asarray(width, nodes.dtype)
+    grid = jnp.linspace(low - 5 * sigma, high + 5 * sigma, num_points)
+    distance = (grid[:, None] - nodes.ravel()) / sigma
+    gaussians = jnp.exp(-0.5 * distance**2) / (sigma * (2 * jnp.pi) ** 0.5)
+    return grid, jnp.matmul(gaussians, weights.ravel(), precision="highest") / len(nodes)

@@ -1,0 +1,98 @@
+"""The trace of the Hessian, the average curvature over all directions, by Hutchinson's estimator.
+
+    tr H = E[zᵀ H z],   z with independent signs ±1        Var[zᵀ H z] = 2 Σ_{i≠j} H_ij²
+
+Why not `matfree`, which has this and the quadrature of `density`: its estimators flatten the parameters into
+one vector, which gathers sharded ones, take all products at once in a `vmap` or inside a loop of XLA
+(slow for convolutions on CPU), and cannot go through batches that are not part of the program. The tests
+compare with it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, tree_math
+from optax_sam.curvature.data_set import hessian_operator
+from optax_sam.curvature.progress import steps
+
+
+class Trace(NamedTuple):
+    """Result of `trace`.
+
+    Attributes:
+      estimate: of tr H, a scalar.
+      standard_error: of the estimate: the standard deviation of the samples over the root of their number.
+    """
+
+    estimate: jax.Array
+    standard_error: jax.Array
+
+
+def trace(
+    value_fn: Callable[..., jax.Array],
+    params: optax.Params,
+    *,
+    num_samples: int = 32,
+    seed: int = 0,
+    batches: Iterable[Any] | None = None,
+    progress: bool = False,
+) -> Trace:
+    """Estimates the trace of the Hessian ∇²L(w), the sum of its eigenvalues.
+
+    Args:
+      value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
+      params: parameters w, a pytree.
+      num_samples: number of random vectors, at least 2; the error falls with its root.
+      seed: of the random vectors.
+      batches: data set over which the loss is averaged; see `hessian_operator`.
+      progress: whether to show a progress bar; needs tqdm.
+
+    Returns:
+      `Trace`, with the standard error.
+
+    Raises:
+      ValueError: if there are fewer than two samples, which give no standard error.
+
+    Cost: `num_samples` Hessian-vector products, of about two gradients each; memory of one vector.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import curvature
+      >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 9.0, -4.0]) * w**2)
+      >>> float(curvature.trace(loss, jnp.ones(3)).estimate)  # exact for a diagonal Hessian
+      6.0
+    """
+    checks.check_count("num_samples", num_samples)
+    if num_samples < 2:
+        raise ValueError("`num_samples` must be at least 2, because one sample has no standard error.")
+    matvec = hessian_operator(value_fn, params, batches=batches)
+    samples = []
+    for i in steps(num_samples, "trace" if progress else ""):
+        vector = random_signs(sample_key(seed, i), params)
+        # One product at a time: what is enqueued takes memory, and simulated devices can deadlock.
+        samples.append(jax.block_until_ready(tree_math.vdot(vector, matvec(vector))))
+    values = jnp.stack(samples)
+    return Trace(jnp.mean(values), jnp.std(values, ddof=1) / num_samples**0.5)
+
+
+def sample_key(seed: int, i: int) -> jax.Array:
+    """Returns the key of the i-th random vector, the same in `trace` and `spectral_density`."""
+    return jax.random.fold_in(jax.random.key(seed), i)
+
+
+@jax.jit
+def random_signs(key: jax.Array, like: optax.Params) -> optax.Params:
+    """Returns independent signs ±1 with the shapes and shardings of `like`, float32 or wider."""
+    leaves, treedef = jax.tree.flatten(tree_math.zeros_like(like))
+
+    def signs(i: int, leaf: jax.Array) -> jax.Array:
+        # The sharding is a part of the type on a mesh with explicit axes, and no constraint elsewhere.
+        sharding = jax.typeof(leaf).sharding
+        key_i = jax.random.fold_in(key, i)
+        return jax.random.rademacher(key_i, leaf.shape, leaf.dtype, out_sharding=sharding)
+
+    return jax.tree.unflatten(treedef, [signs(i, leaf) for i, leaf in enumerate(leaves)])
