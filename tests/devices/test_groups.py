@@ -44,7 +44,7 @@ def test_what_the_user_averages_inside_is_not_averaged_twice(checks, method, ins
 @pytest.mark.parametrize("method", groups.AXIS_METHODS)
 def test_forgotten_axis_is_named_where_jax_tracks_it(checks, method):
     line = checks["axis", method, "shard_map", "forgotten"]
-    assert line["error"].startswith("ValueError: The loss varies over the mesh axis 'batch'")
+    assert line["error"].startswith("ValueError: The result of `value_fn` varies over the mesh axis 'batch'")
     assert "axis_name='batch'" in line["error"]
 
 
