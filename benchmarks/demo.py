@@ -22,27 +22,32 @@ import collections
 import dataclasses
 import importlib.metadata
 import itertools
-import json
-import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import absl.logging
-import jax
 import matplotlib as mpl
 import numpy as np
-import tensorflow_datasets as tfds
 import tyro
 from tqdm import tqdm
 
 from benchmarks import data, methods, train
 from benchmarks.errors import UsageError
 from benchmarks.sharpness import largest_hessian_eigenvalue
+from benchmarks.trials import (
+    mean_and_error,
+    on_each_core,
+    quiet,
+    read_records,
+    time_per_step,
+    train_once,
+    with_settings,
+    write_records,
+)
 
 mpl.use("agg")  # the picture goes to a file; no display needed
 import matplotlib.pyplot as plt
@@ -134,33 +139,9 @@ def row_config(demo: Demo, name: str) -> train.Config:
     )
 
 
-def with_settings(config: train.Config, settings: dict[str, float]) -> train.Config:
-    """Replaces fields of the configuration, and options of its method, by name."""
-    fields = {field.name for field in dataclasses.fields(config)}
-    own = {key: value for key, value in settings.items() if key in fields}
-    options = {key: value for key, value in settings.items() if key not in fields}
-    return dataclasses.replace(config, **own, options=config.options | options)
-
-
 def load(demo: Demo) -> data.Dataset:
     """The data of all rows: few images, so that wrong labels matter."""
     return data.load("digits", demo.data_dir, train_size=TRAIN_SIZE)
-
-
-def train_once(
-    program: train.Program, config: train.Config, noisy: data.Split, bar: tqdm | None = None
-) -> Iterator[tuple[int, train.TrainState]]:
-    """Trains one network; yields (epoch, state) after every epoch."""
-    losses = []
-    start = program.init(config.seed)
-    for step, state, loss in train.train_steps(program, noisy, start, config.seed):
-        losses.append(loss)
-        if bar is not None:
-            bar.update()
-        if step % program.steps_per_epoch == 0:
-            train.check_finite(losses, step, config)
-            losses = []
-            yield step // program.steps_per_epoch, state
 
 
 # --- Tuning -------------------------------------------------------------------------------------------
@@ -171,32 +152,10 @@ def tune(demo: Demo) -> None:
     jobs = [
         (demo, name, settings) for name, row in ROWS.items() for settings in methods.combinations(row.search)
     ]
-    if demo.processes == 1:
-        trials = [trial(job) for job in tqdm(jobs, unit="trial")]
-    else:
-        # A process on each core gets more done than one process with as many threads.
-        context = multiprocessing.get_context("spawn")
-        cores = context.Queue()
-        for core in range(demo.processes):
-            cores.put(core)
-        with context.Pool(demo.processes, initializer=start_worker, initargs=(cores,)) as pool:
-            trials = list(tqdm(pool.imap(trial, jobs), total=len(jobs), unit="trial"))
-
-    demo.tuning_file.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = demo.tuning_file.with_suffix(".partial")
-    partial_file.write_text("".join(json.dumps(trial) + "\n" for trial in trials))
-    os.replace(partial_file, demo.tuning_file)
+    write_records(demo.tuning_file, on_each_core(trial, jobs, demo.processes))
+    trials = read_records(demo.tuning_file)
     for name, row in ROWS.items():
         print(row.label, best(trials, name))
-
-
-def start_worker(cores: multiprocessing.Queue) -> None:
-    """Pins this process to a core of its own, where the system can, and leaves the terminal alone."""
-    core = cores.get()
-    if hasattr(os, "sched_setaffinity"):
-        own = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {own[core % len(own)]})
-    quiet()
 
 
 def trial(job: tuple[Demo, str, dict[str, float]]) -> dict[str, Any]:
@@ -252,7 +211,7 @@ def chosen_configs(demo: Demo) -> dict[str, train.Config]:
             f"{demo.tuning_file} is missing, so the settings are not known; make it with "
             "python -m benchmarks.demo --tune"
         )
-    trials = [json.loads(line) for line in demo.tuning_file.read_text().splitlines()]
+    trials = read_records(demo.tuning_file)
     return {name: with_settings(row_config(demo, name), best(trials, name)) for name in ROWS}
 
 
@@ -308,48 +267,6 @@ def train_all(
                 }
             )
     return records
-
-
-def time_per_step(
-    dataset: data.Dataset,
-    configs: dict[str, train.Config],
-    programs: dict[str, train.Program],
-    rounds: int = 40,
-    steps: int = 10,
-) -> dict[str, float]:
-    """Seconds a step, in each of `rounds` rounds the methods take turns; medians over the rounds."""
-    noisy = train.add_label_noise(dataset.train, configs["sgd"], dataset.num_classes)
-    order = train.epoch_order(0, 0, len(noisy.labels))
-    states = {name: program.init(0) for name, program in programs.items()}
-    times: dict[tuple[str, bool], list[float]] = {}
-
-    def run(name: str, refresh: bool, steps: int) -> None:
-        began = time.perf_counter()
-        for _ in range(steps):
-            states[name], loss = programs[name].step(states[name], noisy, order, 0, refresh=refresh)
-        jax.block_until_ready((states[name], loss))
-        times.setdefault((name, refresh), []).append((time.perf_counter() - began) / steps)
-
-    for _ in range(rounds + 1):
-        for name, program in programs.items():
-            run(name, False, steps)
-            if program.refresh_every is not None:
-                run(name, True, 1)
-
-    # The first round compiles.
-    median = {key: statistics.median(values[1:]) for key, values in times.items()}
-    seconds = {}
-    for name, program in programs.items():
-        seconds[name] = median[name, False]
-        if program.refresh_every is not None:
-            seconds[name] += (median[name, True] - median[name, False]) / program.refresh_every
-    return seconds
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return statistics.mean(values), error
 
 
 def summarise(records: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -449,12 +366,6 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def quiet() -> None:
-    """Leaves the terminal to our own progress bar."""
-    absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS would recommend OpenCV
-    tfds.disable_progress_bar()
-
-
 def main() -> None:
     """The command line."""
     demo = tyro.cli(Demo, prog="python -m benchmarks.demo", description=__doc__)
@@ -476,17 +387,16 @@ def demonstrate(demo: Demo, dataset: data.Dataset) -> None:
     began = time.perf_counter()
     records = train_all(demo, dataset, configs, programs)
     trained = time.perf_counter() - began
-    seconds = time_per_step(dataset, configs, programs)
+    noisy = train.add_label_noise(dataset.train, configs["sgd"], dataset.num_classes)
+    seconds = time_per_step(configs, programs, noisy)
     print_table(records, seconds)
 
-    demo.output.mkdir(parents=True, exist_ok=True)
     packages = ("optax_sam", "jax", "optax", "flax")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    lines = [
-        json.dumps(record | {"seconds_per_step": seconds[record["row"]], "versions": versions})
-        for record in records
-    ]
-    (demo.output / "results.jsonl").write_text("\n".join(lines) + "\n")
+    write_records(
+        demo.output / "results.jsonl",
+        (record | {"seconds_per_step": seconds[record["row"]], "versions": versions} for record in records),
+    )
     draw(records, demo.output / "demo.png")
     print(
         f"\n{len(records)} networks trained and measured in {trained:.0f} s. "

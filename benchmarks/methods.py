@@ -13,6 +13,7 @@ import optax
 
 import optax_sam
 from benchmarks.errors import UsageError
+from optax_sam.loss import AxisName
 
 
 class Method(NamedTuple):
@@ -34,6 +35,18 @@ class Method(NamedTuple):
 RADII = (0.2, 0.3, 0.4, 0.5)
 XSAM_RADII = {"rho": (0.1, 0.2), "rho_max": (0.2, 0.4)}
 
+
+def asam_xsam(
+    rho: float, rho_max: float, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    """ASAM's ascent with XSAM's search: a combination that has no name."""
+    return optax_sam.sharpness_aware(
+        optax_sam.steepest_ascent(rho, constraint=optax_sam.weight_magnitude()),
+        optax_sam.spherical_search(rho_max),
+        axis_name=axis_name,
+    )
+
+
 # Every method has four settings of its own to choose from: equal budgets.
 METHODS = {
     "sgd": Method(optax.identity, "SGD", {}),
@@ -45,6 +58,9 @@ METHODS = {
         optax_sam.eigen_sam, "Eigen-SAM", {"rho": (0.2, 0.3), "alpha": (0.1, 0.2)}, occasional=True
     ),
     "xsam": Method(optax_sam.xsam, "XSAM", XSAM_RADII, occasional=True),
+    "asam_xsam": Method(
+        asam_xsam, "ASAM with XSAM's search", {"rho": (1.0, 2.0), "rho_max": (0.2, 0.4)}, occasional=True
+    ),
     "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),
 }
 
