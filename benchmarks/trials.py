@@ -1,6 +1,8 @@
 """What experiments of many short runs share: settings by name, one network, a process on each core."""
 
 import dataclasses
+import functools
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -92,6 +94,15 @@ def start_worker(cores: multiprocessing.Queue) -> None:
         own = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {own[core % len(own)]})
     quiet()
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the packages and the machine that a result depends on."""
+    packages = ("optax_sam", "jax", "optax", "flax")
+    return {name: importlib.metadata.version(name) for name in packages} | {
+        "device": jax.devices()[0].device_kind
+    }
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:

@@ -42,13 +42,21 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     With full re-orthogonalisation, done twice. The residual vanishes when the space is exhausted; what
     would follow is rounding error and is kept out of the result.
 
+    The last product is good for one step more: with the top Ritz pair (θ, y) it gives H y = θ y + r, and
+
+        v = (H + σ I) y / ‖·‖,    σ = max(0, −2 θ_min)
+
+    is nearer to the top eigenvector than y, as an iterate of the power iteration is, shifted by the smallest
+    Ritz value so that no negative eigenvalue seen so far outweighs the top one. With one product and θ ≥ 0
+    this is the power iteration.
+
     Args:
       matvec: v ↦ H v.
       start: a non-zero vector, of any length.
       num_iters: number of products, and of vectors held in memory.
 
     Returns:
-      (⟨v, H v⟩, v), v of unit length and the maximiser of ⟨v, H v⟩ in the Krylov space.
+      (θ, v), v of unit length; θ = ⟨y, H y⟩ is the largest in the Krylov space.
     """
     basis = [unit(start)]
     diagonal: list[jax.Array] = []
@@ -61,19 +69,24 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     for k in range(num_iters):
         product = matvec(basis[k])
         diagonal.append(tree_math.vdot(basis[k], product))
+        rest, residual, is_new = orthogonalise(product, project)
+        residual = jnp.where(is_new, residual, 0)
         if k == num_iters - 1:
             break
-        product, residual, is_new = orthogonalise(product, project)
-        off_diagonal.append(jnp.where(is_new, residual, 0))
+        off_diagonal.append(residual)
         factor = jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0)
-        basis.append(tree_math.scale(factor, product))
+        basis.append(tree_math.scale(factor, rest))
 
     # A vector after the end of the space is 0; an entry under the first one, itself at most the top
     # Ritz value, keeps it from being picked.
     exists = jnp.stack([jnp.asarray(True)] + [beta > 0 for beta in off_diagonal])
     entries = jnp.where(exists, jnp.stack(diagonal), diagonal[0] - 1 - jnp.abs(diagonal[0]))
     ritz_values, ritz_vectors = ritz_pairs(entries, jnp.stack(off_diagonal) if off_diagonal else None)
-    return ritz_values[-1], unit(_sum(list(ritz_vectors[:, -1]), basis))
+    value, coordinates = ritz_values[-1], ritz_vectors[:, -1]
+    # Where nothing is left over, H y = θ y and v = y, also for θ + σ = 0.
+    along = jnp.where(residual > 0, value + jnp.maximum(0, -2 * ritz_values[0]), 1)
+    beyond = jnp.where(residual > 0, coordinates[-1], 0)
+    return value, unit(_sum([*(along * coordinates), beyond], [*basis, rest]))
 
 
 def orthogonalise(
