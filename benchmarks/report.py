@@ -234,7 +234,7 @@ def draw_radius(trials: Records, path: Path) -> None:
             for trial in trials
             if (trial["row"], trial["label_noise"]) == ("sgd", noise)
         )
-        axes.axhline(100 * sgd, color="k", lw=1, ls=":", label="SGD, best of six")
+        axes.axhline(100 * sgd, color="k", lw=1, ls=":", label="SGD, best of five")
         axes.set(xscale="log", xlabel="rho (ASAM: rho / 10)", title=f"{100 * noise:.0f} % wrong labels")
         axes.set_xticks([0.05, 0.1, 0.2, 0.4])
         axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
