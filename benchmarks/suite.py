@@ -20,6 +20,7 @@
 `tune` and `run` append to their files as trials end: stopped, they go on where they were.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import tyro
+from scipy.sparse.linalg import ArpackError
 
 from benchmarks import data, train
 from benchmarks.errors import UsageError
@@ -212,15 +214,16 @@ def train_job(job: Job, *, test: bool) -> dict[str, Any]:
     if test:
         evaluated = train.evaluate(program, state, dataset.test)
         fitted = train.evaluate(program, state, noisy)
-        few = data.Split(noisy.images[:NUM_FOR_SHARPNESS], noisy.labels[:NUM_FOR_SHARPNESS])
         record |= {
             "test_accuracy": evaluated["accuracy"],
             "test_loss": evaluated["loss"],
             "training_accuracy_on_noisy_labels": fitted["accuracy"],
-            "largest_hessian_eigenvalue": largest_hessian_eigenvalue(
-                training_loss(job.suite), state.params, state.rest, *few
-            ),
         }
+        few = data.Split(noisy.images[:NUM_FOR_SHARPNESS], noisy.labels[:NUM_FOR_SHARPNESS])
+        with contextlib.suppress(ArpackError):  # the Hessian of a dead network is zero
+            record["largest_hessian_eigenvalue"] = largest_hessian_eigenvalue(
+                training_loss(job.suite), state.params, state.rest, *few
+            )
     return record
 
 
