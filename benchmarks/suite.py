@@ -7,11 +7,13 @@
 
 10,000 training images, the strided CNN, 20 epochs. The protocol:
 
-- Every row has five trials at each noise level, one seed that `run` does not use, compared by accuracy on
-  10,000 validation images after the last epoch. First four values of what matters most: the radius of
-  a sharpness-aware method, the weight decay of SGD, which is its own remedy against wrong labels. Then, on
-  top of the best of these, a fifth: a stronger weight decay, or for SGD a larger learning rate. What else a
-  method has (Eigen-SAM's alpha, infoSAM's power) is as published.
+- The usual recipe is learning rate 0.05 and weight decay 5e-4, the same for every row. At each noise level, every
+  sharpness-aware method has four trials, of four radii. What else it has (Eigen-SAM's alpha, infoSAM's power) is
+  as published.
+- "Decay tuned" rows have five trials each: SGD four weight decays, its own remedy against wrong labels, then a
+  larger learning rate; SAM and ASAM four radii at weight decay 2e-3, then a stronger one.
+- Trials are compared by accuracy on 10,000 validation images after the last epoch, with one seed that `run` does
+  not use.
 - The reported accuracy is that after the last epoch on the 10,000 test images. Nothing was chosen on it.
 - Rows share seeds, and with them initial weights, wrong labels and order of the batches, so that
   differences between rows can be taken seed by seed.
@@ -63,7 +65,7 @@ class Row(NamedTuple):
     Attributes:
         method: its name in `methods.METHODS`.
         label: how tables and figures spell it.
-        first: four settings, of which the best on validation data is kept.
+        first: four settings, of which the best on validation data is kept; empty where nothing is chosen.
         then: a fifth, tried on top of it.
         epochs: passes over the training data.
         refresh_every: steps between refreshes, as the method's authors have it.
@@ -71,39 +73,43 @@ class Row(NamedTuple):
 
     method: str
     label: str
-    first: Sequence[Mapping[str, float]]
-    then: Mapping[str, float]
+    first: Sequence[Mapping[str, float]] = ()
+    then: Mapping[str, float] | None = None
     epochs: int = 20
     refresh_every: int = 100
 
 
-def radii(**starts: float) -> list[dict[str, float]]:
-    """Four radii, each twice the one before, at a weight decay that is good for SGD at every noise level."""
-    return [
-        {name: factor * start for name, start in starts.items()} | {"weight_decay": 2e-3}
-        for factor in (1, 2, 4, 8)
-    ]
+def radii(*factors: float, **units: float) -> list[dict[str, float]]:
+    """Multiples of the units."""
+    return [{name: round(factor * unit, 6) for name, unit in units.items()} for factor in factors]
 
 
-SGD_FIRST = [{"weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3, 1e-2)]
-SGD_THEN = {"learning_rate": 0.1}
-THEN = {"weight_decay": 5e-3}
+FOUR = (0.5, 1, 2, 3)
+SGD_DECAYS = [{"weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3, 1e-2)]
+SAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=0.1)]
+ASAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=1.0)]
+STRONGER = {"weight_decay": 5e-3}
+FASTER = {"learning_rate": 0.1}
 EPOCH = 10_000 // BATCH_SIZE
 
 ROWS = {
-    "sgd": Row("sgd", "SGD", SGD_FIRST, SGD_THEN),
-    "sgd_40": Row("sgd", "SGD, 40 epochs", SGD_FIRST, SGD_THEN, epochs=40),
-    "sam": Row("sam", "SAM", radii(rho=0.05), THEN),
-    "asam": Row("asam", "ASAM", radii(rho=0.5), THEN),
-    "fisher_sam": Row("fisher_sam", "Fisher SAM", radii(rho=0.05), THEN),
-    "info_sam": Row("info_sam", "infoSAM", radii(rho=0.05), THEN),
-    "eigen_sam": Row("eigen_sam", "Eigen-SAM", radii(rho=0.05), THEN),
+    "sgd": Row("sgd", "SGD"),
+    "sgd_40": Row("sgd", "SGD, 40 epochs", epochs=40),
+    "sam": Row("sam", "SAM", radii(*FOUR, rho=0.1)),
+    "asam": Row("asam", "ASAM", radii(*FOUR, rho=1.0)),
+    "fisher_sam": Row("fisher_sam", "Fisher SAM", radii(*FOUR, rho=0.1)),
+    "info_sam": Row("info_sam", "infoSAM", radii(*FOUR, rho=0.1)),
+    "eigen_sam": Row("eigen_sam", "Eigen-SAM", radii(*FOUR, rho=0.1)),
     # rho_max is twice rho, as its authors have it.
-    "xsam": Row("xsam", "XSAM", radii(rho=0.05, rho_max=0.1), THEN, refresh_every=EPOCH),
-    "xsam3": Row("xsam3", "XSAM, 3 steps", radii(rho=0.05, rho_max=0.1), THEN, refresh_every=EPOCH),
+    "xsam": Row("xsam", "XSAM", radii(*FOUR, rho=0.1, rho_max=0.2), refresh_every=EPOCH),
+    "xsam3": Row("xsam3", "XSAM, 3 steps", radii(*FOUR, rho=0.1, rho_max=0.2), refresh_every=EPOCH),
     "asam_xsam": Row(
-        "asam_xsam", "ASAM with XSAM's search", radii(rho=0.5, rho_max=0.1), THEN, refresh_every=EPOCH
+        "asam_xsam", "ASAM with XSAM's search", radii(*FOUR, rho=1.0, rho_max=0.2), refresh_every=EPOCH
     ),
+    "sgd_decay": Row("sgd", "SGD, decay tuned", SGD_DECAYS, FASTER),
+    "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
+    "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
+    "asam_decay": Row("asam", "ASAM, decay tuned", ASAM_DECAYS, STRONGER),
 }
 
 
@@ -238,18 +244,20 @@ def training_loss(suite: Suite):
 
 
 def tune_job(job: tuple[Suite, str, float]) -> list[dict[str, Any]]:
-    """The five trials of a row at a noise level."""
+    """The trials of a row at a noise level."""
     suite, name, noise = job
-    trials = []
-    for settings in ROWS[name].first:
-        trials.append(train_job(Job(suite, name, noise, TUNING_SEED, settings), test=False))
-    kept = best(trials, name, noise)
-    last = {**kept, **ROWS[name].then}
-    return [*trials, train_job(Job(suite, name, noise, TUNING_SEED, last), test=False)]
+    row = ROWS[name]
+    trials = [train_job(Job(suite, name, noise, TUNING_SEED, settings), test=False) for settings in row.first]
+    if row.then:
+        last = {**best(trials, name, noise), **row.then}
+        trials.append(train_job(Job(suite, name, noise, TUNING_SEED, last), test=False))
+    return trials
 
 
 def best(trials: list[dict[str, Any]], name: str, noise: float) -> dict[str, float]:
     """Settings with the highest validation accuracy of a row at a noise level; the first of equals."""
+    if not ROWS[name].first:
+        return {}
     own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
     return max(own, key=lambda trial: trial["validation_accuracy"])["settings"]
 
@@ -258,7 +266,12 @@ def tune(suite: Suite) -> None:
     """Appends the trials that are missing in the tuning file."""
     trials = read_records(suite.tuning_file)
     done = {(trial["row"], trial["label_noise"]) for trial in trials}
-    jobs = [(suite, name, noise) for name in suite.rows for noise in suite.noise if (name, noise) not in done]
+    jobs = [
+        (suite, name, noise)
+        for name in suite.rows
+        for noise in suite.noise
+        if ROWS[name].first and (name, noise) not in done
+    ]
     write_records(suite.tuning_file, trials)  # without a last line that a kill cut short
     for own in on_each_core(tune_job, jobs, suite.processes):
         trials += own
@@ -277,7 +290,8 @@ def run(suite: Suite) -> None:
     """Appends the networks that are missing in the result file, one seed of all rows after another."""
     trials = read_records(suite.tuning_file)
     tuned = {(trial["row"], trial["label_noise"]) for trial in trials}
-    missing = sorted({(name, noise) for name in suite.rows for noise in suite.noise} - tuned)
+    needed = {(name, noise) for name in suite.rows for noise in suite.noise if ROWS[name].first}
+    missing = sorted(needed - tuned)
     if missing:
         raise UsageError(
             f"{suite.tuning_file} has no trials of {missing}, so the settings are not known; make them with "
