@@ -7,13 +7,13 @@
 
 10,000 training images, the strided CNN, 20 epochs. The protocol:
 
-- The usual recipe is learning rate 0.05 and weight decay 5e-4, the same for every row. At each noise level, every
-  sharpness-aware method has four trials, of four radii. What else it has (Eigen-SAM's alpha, infoSAM's power) is
-  as published.
-- "Decay tuned" rows have five trials each: SGD four weight decays, its own remedy against wrong labels, then a
-  larger learning rate; SAM and ASAM four radii at weight decay 2e-3, then a stronger one.
-- Trials are compared by accuracy on 10,000 validation images after the last epoch, with one seed that `run` does
-  not use.
+- The usual recipe is learning rate 0.05 and weight decay 5e-4, the same for every row. At each noise level,
+  every sharpness-aware method has four trials, of four radii. What else it has (Eigen-SAM's alpha, infoSAM's
+  power) is as published.
+- "Decay tuned" rows have five trials each: SGD four weight decays, its own remedy against wrong labels, then
+  a larger learning rate; SAM and ASAM four radii at weight decay 2e-3, then a stronger one.
+- Trials are compared by accuracy on 10,000 validation images after the last epoch, with one seed that
+  `run` does not use.
 - The reported accuracy is that after the last epoch on the 10,000 test images. Nothing was chosen on it.
 - Rows share seeds, and with them initial weights, wrong labels and order of the batches, so that
   differences between rows can be taken seed by seed.
