@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help env test test-lowest lint format types check demo clean
+.PHONY: help env test test-lowest lint format types check demo bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,12 @@ check: lint types test  ## all of the above: what continuous integration runs
 
 demo: $(STAMP)  ## train on real data with 40 % wrong labels; prints a table, draws a picture
 	$(BIN)/python -m benchmarks.demo
+
+# Where the raw files of Fashion-MNIST come from; `make bench DATA="--download-dir FOLDER"` where they are there.
+DATA ?= --download
+bench: $(STAMP)  ## rerun a part of the accuracy suite: every method, 40 % wrong labels, two seeds; prints the tables
+	$(BIN)/python -m benchmarks.suite run --noise 0.4 --seeds 2 --output runs/bench $(DATA)
+	$(BIN)/python -m benchmarks.report --results runs/bench --print
 
 clean:  ## remove environments and caches (data/ and runs/ stay)
 	rm -rf $(VENV) $(VENV)-lowest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
