@@ -40,19 +40,20 @@ def average(
 
 
 def averaged_like(passed: optax.Updates, gradient: optax.Updates, axis_name: AxisName) -> optax.Updates:
-    """Returns `gradient` averaged over the axes along which `passed` is, found out when the program runs.
-
-    One number tells: an inner product with a vector that is the same on all devices is so too.
-    """
+    """Returns `gradient` averaged over the axes along which `passed` is, found out when the program runs."""
     for name in axis_names(axis_name):
-        mean = jax.lax.pmean(gradient, name)
-        number = tree_math.vdot(passed, mean)
-        high, low = jax.lax.pmax(number, name), -jax.lax.pmax(-number, name)
-        # Rounding only: an average is the same on all devices, or replicas would drift apart in training.
-        rounding = 100 * jnp.finfo(number.dtype).eps * jnp.maximum(high, -low)
-        is_local = high - low > rounding
+        is_local, mean = differs(passed, name), jax.lax.pmean(gradient, name)
         gradient = jax.tree.map(lambda g, m, is_local=is_local: jnp.where(is_local, g, m), gradient, mean)
     return gradient
+
+
+def differs(tree: optax.Updates, axis_name: Hashable) -> jax.Array:
+    """Returns whether `tree` differs along the axis. One number tells: ⟨tree, (1, 2, 3, ...)⟩."""
+    ramp = lambda x: jnp.arange(1, x.size + 1, dtype=tree_math.accumulation_dtype(x)).reshape(x.shape)
+    number = tree_math.vdot(tree, jax.tree.map(ramp, tree))
+    high, low = jax.lax.pmax(number, axis_name), -jax.lax.pmax(-number, axis_name)
+    # An average is the same on all devices but for rounding, or replicas would drift apart in training.
+    return high - low > 100 * jnp.finfo(number.dtype).eps * jnp.maximum(high, -low)
 
 
 def local_axes(
