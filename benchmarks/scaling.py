@@ -19,9 +19,9 @@ import importlib.metadata
 import json
 import math
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import optax_sam
+from benchmarks.collectives import count
 from benchmarks.models import MODELS
 from benchmarks.step_cost import make_loss
 
@@ -41,14 +42,16 @@ AXIS = "batch"
 NUM_ITERS, NUM_ALPHAS = 5, 21
 LAYOUTS = ("data", "fsdp", "shard_map", "local")
 METHODS = {  # name -> (what goes in front of SGD, values of `refresh`)
-    "sgd": (lambda axis_name: optax.identity(), (None,)),
-    "sam": (lambda axis_name: optax_sam.sam(axis_name=axis_name), (None,)),
-    "info_sam": (lambda axis_name: optax_sam.info_sam(axis_name=axis_name), (None,)),
-    "eigen_sam": (
-        lambda axis_name: optax_sam.eigen_sam(num_iters=NUM_ITERS, axis_name=axis_name),
-        (False, True),
-    ),
-    "xsam": (lambda axis_name: optax_sam.xsam(num_alphas=NUM_ALPHAS, axis_name=axis_name), (False, True)),
+    "sgd": (lambda **devices: optax.identity(), (None,)),
+    "sam": (optax_sam.sam, (None,)),
+    "info_sam": (optax_sam.info_sam, (None,)),
+    "eigen_sam": (partial(optax_sam.eigen_sam, num_iters=NUM_ITERS), (False, True)),
+    "xsam": (partial(optax_sam.xsam, num_alphas=NUM_ALPHAS), (False, True)),
+}
+# What the methods are told of the devices.
+TOLD = {
+    "shard_map": {"axis_name": AXIS, "m_sharpness": False},
+    "local": {"axis_name": AXIS, "m_sharpness": True},
 }
 
 
@@ -143,8 +146,7 @@ def measure(
     batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
     places = jax.tree.map(lambda x: sharded(x, mesh) if layout == "fsdp" else everywhere, params)
     params = jax.device_put(params, places)
-    axis_name = AXIS if layout in ("shard_map", "local") else None
-    tx = optax.chain(METHODS[method][0](axis_name), optax.sgd(0.1, momentum=0.9))
+    tx = optax.chain(METHODS[method][0](**TOLD.get(layout, {})), optax.sgd(0.1, momentum=0.9))
     # `init` gives each statistic the sharding of its parameter; scalars it leaves on the default device.
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), tx.init(params))
     carry = (params, state)
@@ -169,79 +171,6 @@ def measure(
         "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
         "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax", "optax_sam")},
     }
-
-
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-INSTRUCTION = re.compile(
-    r"\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shapes>.*?) (?P<op>[a-z][\w-]*)\((?P<rest>.*)"
-)
-
-
-def computations(text: str) -> Iterator[tuple[str, list[re.Match]]]:
-    """Yields (name, instructions) of a compiled program; what is called comes before what calls it."""
-    name, instructions = "", []
-    for line in text.splitlines():
-        if line.startswith(("%", "ENTRY")) and line.endswith("{"):
-            name, instructions = re.search(r"%([\w.-]+)", line)[1], []
-        elif line.startswith("}"):
-            yield name, instructions
-        elif match := INSTRUCTION.match(line):
-            instructions.append(match)
-
-
-def count(text: str, num_devices: int) -> dict[str, Any]:
-    """Counts the collectives of a compiled program, those in a loop as often as it runs.
-
-    Returns:
-        collective_bytes: of the whole arrays, by kind of collective, scalars left out.
-        collective_scalars: how many scalars are sent.
-        rounds: length of the longest chain of collectives each of which needs the one before.
-    """
-    totals: dict[str, Counter] = {}
-    rounds: dict[str, int] = {}
-    for computation, instructions in computations(text):
-        total: Counter = Counter()
-        depths: dict[str, list[int]] = {}  # of an instruction: one number for each part of its result
-        for instruction in instructions:
-            names = re.findall(r"%([\w.-]+)", instruction["rest"])
-            inputs = [depths[name] for name in names if name in depths]
-            kind = instruction["op"]
-            if kind in KINDS:
-                total += sizes(kind, instruction["shapes"], num_devices)
-                # The compiler combines collectives that have nothing to do with each other.
-                depth = [1 + max(parts) for parts in inputs]
-            elif kind == "get-tuple-element":
-                index = int(re.search(r"index=(\d+)", instruction["rest"])[1])
-                depth = [inputs[0][index % len(inputs[0])]]
-            else:
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction["rest"])
-                times = int(trips[1]) if trips else 1
-                called = [name for name in names if name in totals]
-                for name in called:
-                    total += Counter({key: times * n for key, n in totals[name].items()})
-                inside = times * max((rounds[name] for name in called), default=0)
-                depth = [inside + max((d for parts in inputs for d in parts), default=0)]
-            depths[instruction["name"]] = depth or [0]
-        totals[computation] = total
-        rounds[computation] = max((d for parts in depths.values() for d in parts), default=0)
-    last = totals[computation]  # the program itself
-    return {
-        "collective_bytes": {kind: last[kind] for kind in KINDS if last[kind]},
-        "collective_scalars": last["scalars"],
-        "rounds": rounds[computation],
-    }
-
-
-def sizes(kind: str, shapes: str, num_devices: int) -> Counter:
-    """Returns the bytes of the arrays (under `kind`) and the number of "scalars" in a collective's result."""
-    total: Counter = Counter()
-    for bits, shape in re.findall(r"\b(?:pred|(?:bf|[fsu])(\d+))\[([\d,]*)\]", shapes):
-        size = math.prod(map(int, filter(None, shape.split(","))))
-        if size == 1:
-            total["scalars"] += 1
-        else:  # of a reduce-scatter the result is the device's part
-            total[kind] += size * int(bits or 8) // 8 * (num_devices if kind == "reduce-scatter" else 1)
-    return total
 
 
 def measure_all(config: Config) -> list[dict[str, Any]]:

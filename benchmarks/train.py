@@ -166,7 +166,7 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
 
     given = {} if config.rho is None else {"rho": config.rho}
     if layout.axis_name is not None and config.method != "sgd":
-        given["axis_name"] = layout.axis_name
+        given |= {"axis_name": layout.axis_name, "m_sharpness": False}  # the step averages its gradients
     tx = optax.chain(
         methods.build(config.method, config.options | given),
         optax.add_decayed_weights(config.weight_decay),

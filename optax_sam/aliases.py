@@ -5,7 +5,7 @@ Every one goes first in a chain and takes `value_fn` at `update`:
     tx = optax.chain(optax_sam.sam(rho=0.05), optax.sgd(0.1, momentum=0.9))
     updates, state = tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))
 
-`num_steps` and `axis_name` mean the same in all of them: see `sharpness_aware`.
+`num_steps`, `axis_name` and `m_sharpness` mean the same in all of them: see `sharpness_aware`.
 """
 
 import optax
@@ -16,12 +16,16 @@ from optax_sam.ascent.steepest import steepest_ascent
 from optax_sam.ascent.top_eigenvector import tilt_to_top_eigenvector
 from optax_sam.ascent.weight_magnitude import Mask, weight_magnitude
 from optax_sam.descent.spherical_search import spherical_search
-from optax_sam.loss import AxisName
+from optax_sam.devices import AxisName
 from optax_sam.sharpness_aware import sharpness_aware
 
 
 def sam(
-    rho: optax.ScalarOrSchedule = 0.05, *, num_steps: int = 1, axis_name: AxisName = None
+    rho: optax.ScalarOrSchedule = 0.05,
+    *,
+    num_steps: int = 1,
+    axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Sharpness-aware minimisation: ε = ρ g/‖g‖, d = ∇L(w + ε).
 
@@ -29,6 +33,7 @@ def sam(
       rho: radius ρ; 0.05 in the paper (0.1 for CIFAR-100), a number or a schedule.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
       axis_name: mapped axis over which the batch is split; see `sharpness_aware`.
+      m_sharpness: whether the gradients passed in are each device's own; see `sharpness_aware`.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -48,7 +53,9 @@ def sam(
       Foret et al., `Sharpness-aware minimization for efficiently improving generalization
       <https://arxiv.org/abs/2010.01412>`_, 2021
     """
-    return sharpness_aware(steepest_ascent(rho), num_steps=num_steps, axis_name=axis_name)
+    return sharpness_aware(
+        steepest_ascent(rho), num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness
+    )
 
 
 def asam(
@@ -58,6 +65,7 @@ def asam(
     mask: Mask | None = None,
     num_steps: int = 1,
     axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adaptive SAM: ε = ρ T² g/‖T g‖ with T = |w| + η, a ball that scales with the weights.
 
@@ -67,6 +75,7 @@ def asam(
       mask: where T = |w| + η, else T = 1; see `weight_magnitude`. None: everywhere.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
       axis_name: mapped axis over which the batch is split; see `sharpness_aware`.
+      m_sharpness: whether the gradients passed in are each device's own; see `sharpness_aware`.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -83,7 +92,7 @@ def asam(
       neural networks <https://arxiv.org/abs/2102.11600>`_, 2021
     """
     ascent = steepest_ascent(rho, constraint=weight_magnitude(eta, mask=mask))
-    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name)
+    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
 
 
 def fisher_sam(
@@ -92,6 +101,7 @@ def fisher_sam(
     *,
     num_steps: int = 1,
     axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Fisher SAM: ε = ρ F⁻¹ g/(gᵀ F⁻¹ g)^(1/2) with the diagonal F = 1 + η g².
 
@@ -100,6 +110,7 @@ def fisher_sam(
       eta: η; 1 in the community's code.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
       axis_name: mapped axis over which the batch is split; see `sharpness_aware`.
+      m_sharpness: whether the gradients passed in are each device's own; see `sharpness_aware`.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -115,7 +126,7 @@ def fisher_sam(
       <https://arxiv.org/abs/2206.04920>`_, 2022
     """
     ascent = steepest_ascent(rho, constraint=fisher_information(eta))
-    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name)
+    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
 
 
 def presam(
@@ -125,6 +136,7 @@ def presam(
     constraint: optax.GradientTransformation | None = None,
     num_steps: int = 1,
     axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditioned SAM: ε = ρ T² C g/‖T C g‖ for preconditioners of your choice.
 
@@ -134,6 +146,7 @@ def presam(
       constraint: a stage g ↦ diagonal of T; see `steepest_ascent`. Zhang et al. write D = T⁻¹.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
       axis_name: mapped axis over which the batch is split; see `sharpness_aware`.
+      m_sharpness: whether the gradients passed in are each device's own; see `sharpness_aware`.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -154,7 +167,7 @@ def presam(
       analysis and a novel learning algorithm <https://arxiv.org/abs/2501.06603>`_, 2025
     """
     ascent = steepest_ascent(rho, objective=objective, constraint=constraint)
-    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name)
+    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
 
 
 def info_sam(
@@ -168,6 +181,7 @@ def info_sam(
     across_devices: bool = False,
     num_steps: int = 1,
     axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """InfoSAM: ε = ρ C g/‖C g‖ with C the damped inverse of the gradient's noise variance.
 
@@ -181,6 +195,7 @@ def info_sam(
       across_devices: whether to estimate σ² from the local gradients of the devices of `axis_name`.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
       axis_name: mapped axis over which the batch is split; see `sharpness_aware`.
+      m_sharpness: whether the gradients passed in are each device's own; see `sharpness_aware`.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -204,7 +219,7 @@ def info_sam(
         across_devices=across_devices,
     )
     ascent = steepest_ascent(rho, objective=noise)
-    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name)
+    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
 
 
 def eigen_sam(
@@ -217,6 +232,7 @@ def eigen_sam(
     seed: int = 0,
     num_steps: int = 1,
     axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Eigen-SAM: SAM's ε tilted to the top eigenvector of the Hessian.
 
@@ -229,6 +245,7 @@ def eigen_sam(
       seed: of the start vector.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
       axis_name: mapped axis over which the batch is split; see `sharpness_aware`.
+      m_sharpness: whether the gradients passed in are each device's own; see `sharpness_aware`.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -255,7 +272,7 @@ def eigen_sam(
     """
     tilt = tilt_to_top_eigenvector(alpha, interval=interval, num_iters=num_iters, solver=solver, seed=seed)
     ascent = optax.chain(steepest_ascent(rho), tilt)
-    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name)
+    return sharpness_aware(ascent, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
 
 
 def xsam(
@@ -267,6 +284,7 @@ def xsam(
     interval: int = 100,
     num_steps: int = 1,
     axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """XSAM: SAM's ε, then the direction of the worst point on the arc through ε and ∇L(w + ε).
 
@@ -278,6 +296,7 @@ def xsam(
       interval: steps from one search to the next where `refresh=None`; see `spherical_search`.
       num_steps: number of ascents that make up ε; 1 and 3 in the paper.
       axis_name: mapped axis over which the batch is split; see `sharpness_aware`.
+      m_sharpness: whether the gradients passed in are each device's own; see `sharpness_aware`.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -293,4 +312,6 @@ def xsam(
       effective implementation <https://arxiv.org/abs/2603.10048>`_, 2026
     """
     search = spherical_search(rho_max, alpha_max=alpha_max, num_alphas=num_alphas, interval=interval)
-    return sharpness_aware(steepest_ascent(rho), search, num_steps=num_steps, axis_name=axis_name)
+    return sharpness_aware(
+        steepest_ascent(rho), search, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness
+    )

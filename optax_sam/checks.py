@@ -59,6 +59,23 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
+def check_m_sharpness(m_sharpness: Any, axis_name: Any) -> None:
+    """Raises unless `m_sharpness` is a Python bool or None, and only true where an axis is named."""
+    if m_sharpness is not None and not isinstance(m_sharpness, bool):
+        raise TypeError(
+            "`m_sharpness` must be True (the gradients passed to `update` are each device's own), False (they"
+            " are averaged over the devices) or None (whichever is passed), because it decides what the"
+            f" compiled program sends between devices; got {m_sharpness!r}."
+        )
+    if m_sharpness and axis_name is None:
+        raise ValueError(
+            "`m_sharpness=True` lets each device perturb for itself, so the method must know the axis of"
+            " `jax.pmap`, `jax.shard_map` or `jax.vmap` along which they lie:"
+            ' `optax_sam.sam(0.05, axis_name="batch", m_sharpness=True)`. Under `jax.jit` alone there are no'
+            " programs of single devices: put `jax.vmap` over groups of the batch."
+        )
+
+
 def check_interval(interval: Any) -> None:
     """Raises unless `interval` is an integer of at least 1, or an array."""
     if isinstance(interval, jax.Array | np.ndarray):

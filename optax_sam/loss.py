@@ -19,10 +19,18 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks
+from optax_sam.devices import (
+    AxisName,
+    averaged_like,
+    axis_names,
+    check_local,
+    local_axes,
+    varies_over,
+    varying,
+)
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], optax.Updates]
-AxisName = Hashable | tuple[Hashable, ...] | None
 
 
 def value_function(
@@ -32,7 +40,7 @@ def value_function(
     value_fn = _checked(value_fn, name, axis_name)
     if axis_name is None:
         return value_fn
-    return lambda params: jax.lax.pmean(value_fn(_varying(params, axis_name)), axis_name)
+    return lambda params: jax.lax.pmean(value_fn(varying(params, axis_name)), axis_name)
 
 
 def value_and_gradient_function(
@@ -40,11 +48,13 @@ def value_and_gradient_function(
     grad_fn: GradFn | None = None,
     *,
     axis_name: AxisName = None,
+    local_axis: AxisName = None,
     name: str = "value_fn",
 ) -> Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]:
     """Returns w ↦ (L(w), ∇L(w)), averaged over `axis_name`. Errors call the function `name`.
 
     With `grad_fn` the gradient is its result and the value, which would cost a forward pass more, is None.
+    Along `local_axis`, a part of `axis_name`, each device keeps its own.
     """
     evaluate: Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]
     evaluate = (
@@ -54,7 +64,37 @@ def value_and_gradient_function(
     )
     if axis_name is None:
         return evaluate
-    return lambda params: jax.lax.pmean(evaluate(_varying(params, axis_name)), axis_name)
+    averaged = tuple(axis for axis in axis_names(axis_name) if axis not in axis_names(local_axis))
+    own = lambda params: evaluate(varying(params, axis_name))
+    return (lambda params: jax.lax.pmean(own(params), averaged)) if averaged else own
+
+
+def gradient_function_like(
+    gradient: optax.Updates,
+    value_fn: ValueFn | None,
+    grad_fn: GradFn | None = None,
+    *,
+    axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
+) -> Callable[[optax.Params], optax.Updates]:
+    """Returns w ↦ ∇L(w), averaged where `gradient` is and local where that is: what later ascents follow.
+
+    `gradient` is the one passed to `update`, and `m_sharpness` says whether it is local, None: unknown. If
+    JAX knows that this is wrong, an error is raised at once.
+    """
+    local = local_axes(gradient, axis_name, m_sharpness)
+    kept = axis_name if local is None else local
+    evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name=axis_name, local_axis=kept)
+
+    def follow(params: optax.Params) -> optax.Updates:
+        _, own = evaluate(params)
+        if local is None:
+            return averaged_like(gradient, own, axis_name)
+        if local:
+            check_local("the result of `grad_fn`", own, local)
+        return own
+
+    return follow
 
 
 def _without_value(
@@ -64,30 +104,13 @@ def _without_value(
         # Taken at parameters marked as varying over all mapped axes, a gradient that would have been summed
         # shows by varying as well.
         axes = jax.sharding.get_abstract_mesh().manual_axes if axis_name is None else ()
-        gradient = grad_fn(_varying(params, tuple(axes)))
+        gradient = grad_fn(varying(params, tuple(axes)))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
         if axis_name is None:
             _check_averaged("The gradient returned by `grad_fn`", gradient, params)
         return None, gradient
 
     return evaluate
-
-
-def average(tree: optax.Updates, axis_name: AxisName = None) -> optax.Updates:
-    """Returns the mean of `tree` over `axis_name`; what is known to be the same everywhere, as it is."""
-    if axis_name is None:
-        return tree
-    return jax.tree.map(lambda x: x if known_averaged(x, axis_name) else jax.lax.pmean(x, axis_name), tree)
-
-
-def known_averaged(tree: optax.Updates, axis_name: AxisName) -> bool:
-    """Whether JAX knows that `tree` is the same along the axis; outside `shard_map(check_vma=True)`, no."""
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    return all(
-        name in _tracked(name) and name not in _varies_over(leaf)
-        for name in names
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueFn:
@@ -122,14 +145,14 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
         _check_averaged(f"The result of `{name}`", value, params)
         # A loss that `value_fn` averaged itself does not vary, and its gradient with respect to parameters
         # that do would be the N-th part. Marked as well, it is that of the local loss, as under `pmap`.
-        return value if axis_name is None else _varying(value, axis_name)
+        return value if axis_name is None else varying(value, axis_name)
 
     return checked
 
 
 def _check_averaged(name: str, result: Any, params: optax.Params) -> None:
     """Raises where `result` varies over a mesh axis over which the parameters do not."""
-    axes = lambda tree: frozenset[Hashable]().union(*map(_varies_over, jax.tree.leaves(tree)))
+    axes = lambda tree: frozenset[Hashable]().union(*map(varies_over, jax.tree.leaves(tree)))
     unaveraged = axes(result) - axes(params)
     if unaveraged:
         names = ", ".join(sorted(map(repr, unaveraged)))
@@ -139,33 +162,3 @@ def _check_averaged(name: str, result: Any, params: optax.Params) -> None:
             f" `optax_sam.sam(0.05, axis_name={names})`, or average inside the function:"
             f" `jax.lax.pmean(loss, {names})` in `value_fn`, `jax.lax.pmean(gradient, {names})` in `grad_fn`."
         )
-
-
-def _varying(tree: Any, axis_name: AxisName) -> Any:
-    """Marks the leaves as varying over the axis, where JAX tracks that."""
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-
-    def leaf(x: jax.Array) -> jax.Array:
-        missing = tuple(name for name in names if name in _tracked(name) - _varies_over(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(leaf, tree)
-
-
-def _tracked(name: Hashable) -> frozenset[Hashable]:
-    """Returns {name} under `shard_map(check_vma=True)`, where the index along an axis varies, else {}."""
-    try:
-        return _varies_over(jax.lax.axis_index(name))
-    except NameError as error:
-        raise ValueError(
-            f"`axis_name={name!r}` names an axis of `jax.pmap`, `jax.shard_map` or `jax.vmap`, and there is"
-            " none of that name here. Under `jax.jit` with sharded arrays leave `axis_name` out."
-        ) from error
-
-
-def _varies_over(x: Any) -> frozenset[Hashable]:
-    """Returns the mesh axes over which `shard_map(check_vma=True)` knows `x` to vary; else none."""
-    kind: Any = jax.typeof(x)
-    if hasattr(kind, "manual_axis_type"):  # jax >= 0.10
-        return kind.manual_axis_type.varying
-    return kind.vma

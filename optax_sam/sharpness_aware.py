@@ -31,7 +31,8 @@ and any other combination is a method too:
 A stage is an Optax gradient transformation, ours or Optax's own, that may read these extra arguments:
 
     value_fn, grad_fn, refresh   as the user passed them to `update`
-    axis_name                    as given to `sharpness_aware`
+    axis_name, m_sharpness       as given to `sharpness_aware`: what goes into state is averaged first,
+                                 `optax_sam.devices.average(x, axis_name, m_sharpness)`
     grad                         the clean gradient g
     ascent_step                  0, 1, ..., num_steps - 1 (ascent only). The state after step 0 is kept.
     perturbation                 ε (descent only)
@@ -44,7 +45,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.loss import AxisName, GradFn, ValueFn, value_and_gradient_function
+from optax_sam.devices import AxisName
+from optax_sam.loss import GradFn, ValueFn, gradient_function_like, value_and_gradient_function
 
 
 class SharpnessAwareState(NamedTuple):
@@ -69,6 +71,7 @@ def sharpness_aware(
     *,
     num_steps: int = 1,
     axis_name: AxisName = None,
+    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a sharpness-aware method from an ascent g ↦ ε and a descent g' ↦ d.
 
@@ -98,10 +101,14 @@ def sharpness_aware(
       num_steps: number k of ascents; Foret et al. use 1.
       axis_name: name (or tuple of names) of the `pmap`, `shard_map` or `vmap` axis over which the batch is
         split; parameters are the same along it. Gradients and losses taken inside are averaged over it.
-        Averaged gradients passed in give one perturbation for all devices; local gradients give each
-        device its own (m-sharpness), from which later ascents (`num_steps` > 1) follow the averaged
-        gradient, and what is kept in state, such as a noise variance or α, is that of the average.
         Not needed under `jit` with sharded arrays.
+      m_sharpness: whether the gradients passed in are each device's own. False: they are averages over
+        `axis_name`, and there is one perturbation for all devices; nothing passed in is averaged again.
+        True: each device follows its own gradients in all ascents, without communication, and the last
+        gradient is averaged, as is what is kept in state, such as a noise variance or α. None: follows
+        from what is passed in. `shard_map(check_vma=True)` knows that; elsewhere it is provided for
+        both, at the price of averages that may be needed: of one vector in `gradient_noise` and
+        `spherical_search`, and of the gradient of each later ascent.
 
     Returns:
       A gradient transformation. Its result has the structure, shapes and dtypes of `updates`.
@@ -131,6 +138,7 @@ def sharpness_aware(
       <https://arxiv.org/abs/2010.01412>`_, 2021
     """
     checks.check_count("num_steps", num_steps)
+    checks.check_m_sharpness(m_sharpness, axis_name)
     checks.check_stage("ascent", ascent)
     checks.check_stage("descent", descent)
     ascent = optax.with_extra_args_support(ascent)
@@ -161,10 +169,14 @@ def sharpness_aware(
                 " (`spherical_search(rho_max)`): `sharpness_aware(steepest_ascent(rho))` is `sam(rho)`."
             )
         evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name=axis_name)
+        follow = gradient_function_like(
+            updates, value_fn, grad_fn, axis_name=axis_name, m_sharpness=m_sharpness
+        )
         extra_args |= {
             "value_fn": value_fn,
             "grad_fn": grad_fn,
             "axis_name": axis_name,
+            "m_sharpness": m_sharpness,
             "grad": updates,
         }
 
@@ -172,15 +184,15 @@ def sharpness_aware(
             updates, state.ascent, params, ascent_step=0, refresh=refresh, **extra_args
         )
         perturbation = _divide(epsilon, num_steps)
-        value, gradient = evaluate(tree_math.add(params, perturbation))
         for step in range(1, num_steps):
             # The later ascents see what the first one learnt (an eigenvector, a variance) and add
             # nothing to it: statistics advance once a step, whatever num_steps.
+            gradient = follow(tree_math.add(params, perturbation))
             epsilon, _ = ascent.update(
                 gradient, ascent_state, params, ascent_step=step, refresh=False, **extra_args
             )
             perturbation = tree_math.add(perturbation, _divide(epsilon, num_steps))
-            value, gradient = evaluate(tree_math.add(params, perturbation))
+        value, gradient = evaluate(tree_math.add(params, perturbation))
 
         direction, descent_state = descent.update(
             gradient,

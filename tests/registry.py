@@ -24,7 +24,7 @@ class Method(NamedTuple):
     has_refresh: bool = False
 
 
-def combination(rho=0.05, *, rho_max=0.3, num_steps=2, axis_name=None):
+def combination(rho=0.05, *, rho_max=0.3, num_steps=2, axis_name=None, m_sharpness=None):
     """Every stage at once: the example of the docstring of `optax_sam.sharpness_aware`."""
     return optax_sam.sharpness_aware(
         optax.chain(
@@ -36,10 +36,21 @@ def combination(rho=0.05, *, rho_max=0.3, num_steps=2, axis_name=None):
         optax_sam.spherical_search(rho_max, interval=3, num_alphas=5),
         num_steps=num_steps,
         axis_name=axis_name,
+        m_sharpness=m_sharpness,
     )
 
 
-def eigen_sam(rho=0.05, alpha=0.2, *, interval=3, solver="power", num_iters=2, num_steps=1, axis_name=None):
+def eigen_sam(
+    rho=0.05,
+    alpha=0.2,
+    *,
+    interval=3,
+    solver="power",
+    num_iters=2,
+    num_steps=1,
+    axis_name=None,
+    m_sharpness=None,
+):
     return optax_sam.eigen_sam(
         rho,
         alpha,
@@ -48,21 +59,30 @@ def eigen_sam(rho=0.05, alpha=0.2, *, interval=3, solver="power", num_iters=2, n
         solver=solver,
         num_steps=num_steps,
         axis_name=axis_name,
+        m_sharpness=m_sharpness,
     )
 
 
-def eigen_sam_lanczos(rho=0.05, alpha=0.2, *, num_iters=3, axis_name=None):
-    return eigen_sam(rho, alpha, solver="lanczos", num_iters=num_iters, axis_name=axis_name)
+def eigen_sam_lanczos(rho=0.05, alpha=0.2, *, num_iters=3, axis_name=None, m_sharpness=None):
+    return eigen_sam(
+        rho, alpha, solver="lanczos", num_iters=num_iters, axis_name=axis_name, m_sharpness=m_sharpness
+    )
 
 
-def xsam(rho=0.05, rho_max=0.3, *, interval=3, num_alphas=21, num_steps=1, axis_name=None):
+def xsam(rho=0.05, rho_max=0.3, *, interval=3, num_alphas=21, num_steps=1, axis_name=None, m_sharpness=None):
     return optax_sam.xsam(
-        rho, rho_max, interval=interval, num_alphas=num_alphas, num_steps=num_steps, axis_name=axis_name
+        rho,
+        rho_max,
+        interval=interval,
+        num_alphas=num_alphas,
+        num_steps=num_steps,
+        axis_name=axis_name,
+        m_sharpness=m_sharpness,
     )
 
 
-def sam_3_steps(rho=0.05, *, num_steps=3, axis_name=None):
-    return optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name)
+def sam_3_steps(rho=0.05, *, num_steps=3, axis_name=None, m_sharpness=None):
+    return optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
 
 
 EIGEN = ("num_steps", "num_iters", "axis_name")

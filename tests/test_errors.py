@@ -442,3 +442,85 @@ def test_grad_fn_that_averages_by_itself_needs_no_axis_name():
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = {"in_specs": (jax.P(), jax.P("batch")), "out_specs": jax.P()}
     jax.jit(jax.shard_map(update, mesh=mesh, **specs))(jnp.ones(1), jnp.ones(1))
+
+
+@pytest.mark.parametrize("make", [optax_sam.sam, optax_sam.xsam, lambda **kw: optax_sam.presam(0.1, **kw)])
+def test_m_sharpness_without_an_axis(make):
+    what = "`m_sharpness=True` lets each device perturb for itself", "must know the axis"
+    with raises(ValueError, *what, r'optax_sam.sam\(0.05, axis_name="batch", m_sharpness=True\)', "jax.vmap"):
+        make(m_sharpness=True)
+    update(make(m_sharpness=False), value_fn=loss)  # One program for all devices: nothing to average.
+
+
+@pytest.mark.parametrize("value", [1, "local", np.True_, jnp.asarray(False)], ids=repr)
+def test_m_sharpness_that_is_no_bool(value):
+    with raises(TypeError, "`m_sharpness` must be True", "False", "None", "sends between devices; got"):
+        optax_sam.sam(axis_name="batch", m_sharpness=value)
+
+
+def mapped_update(tx, gradient, **extra_args):
+    """Traces an update under `shard_map`, which tracks what varies; `gradient(local loss, params)`."""
+
+    def step(w, x):
+        value_fn = lambda w: jnp.sum((w - x) ** 2)
+        inside = {key: make(value_fn) for key, make in extra_args.items()}
+        return tx.update(gradient(value_fn, w), tx.init(w), w, value_fn=value_fn, **inside)[0]
+
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": (jax.P(), jax.P("batch")), "out_specs": jax.P()}
+    return jax.eval_shape(jax.shard_map(step, mesh=mesh, **specs), jnp.ones(1), jnp.ones(1))
+
+
+def local_gradient(value_fn, w):
+    return jax.grad(value_fn)(jax.lax.pcast(w, "batch", to="varying"))
+
+
+def averaged_gradient(value_fn, w):
+    return jax.lax.pmean(local_gradient(value_fn, w), "batch")
+
+
+LOCAL = [
+    r"jax.grad\(value_fn\)\(jax.lax.pcast\(params, 'batch', to='varying'\)\)",
+    "`m_sharpness=False`",
+]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("gradient", [averaged_gradient, lambda value_fn, w: jax.grad(value_fn)(w)])
+def test_m_sharpness_with_a_gradient_that_is_the_same_on_all_devices(gradient, num_steps):
+    tx = optax_sam.sam(num_steps=num_steps, axis_name="batch", m_sharpness=True)
+    what = "the gradient passed to `update` is the same along the mesh axis 'batch'", "averaged, or summed"
+    with raises(ValueError, *what, *LOCAL):
+        mapped_update(tx, gradient)
+    mapped_update(tx, local_gradient)
+
+
+def test_m_sharpness_is_let_through_by_inject_hyperparams():
+    method = optax.inject_hyperparams(optax_sam.sam, static_args=("num_steps", "axis_name"))
+    with raises(ValueError, *LOCAL):
+        mapped_update(method(rho=0.1, axis_name="batch", m_sharpness=True), averaged_gradient)
+
+
+@pytest.mark.parametrize("m_sharpness", [True, None])
+def test_m_sharpness_with_a_grad_fn_that_averages(m_sharpness):
+    tx = optax_sam.sam(num_steps=2, axis_name="batch", m_sharpness=m_sharpness)
+    averaging = lambda value_fn: lambda w: jax.lax.pmean(jax.grad(value_fn)(w), "batch")
+    with raises(ValueError, "the result of `grad_fn` is the same along the mesh axis 'batch'", *LOCAL):
+        mapped_update(tx, local_gradient, grad_fn=averaging)
+    mapped_update(tx, local_gradient, grad_fn=jax.grad)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_no_m_sharpness_with_local_gradients(num_steps):
+    tx = optax_sam.sam(num_steps=num_steps, axis_name="batch", m_sharpness=False)
+    what = "`m_sharpness=False` says", "is an average", "varies over the mesh axis 'batch'"
+    with raises(ValueError, *what, r"jax.lax.pmean\(grads, 'batch'\)", "`m_sharpness=True`"):
+        mapped_update(tx, local_gradient)
+    mapped_update(tx, averaged_gradient)
+
+
+def test_no_m_sharpness_where_the_devices_are_to_be_compared():
+    tx = optax_sam.info_sam(across_devices=True, axis_name="batch", m_sharpness=False)
+    group = lambda w: tx.update(w, tx.init(w), w, value_fn=jnp.sum)[0]
+    with raises(ValueError, "`across_devices` compares", "no `m_sharpness=False`"):
+        jax.vmap(group, axis_name="batch")(jnp.ones((2, 3)))

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.loss import AxisName, average, known_averaged
+from optax_sam.devices import AxisName, average, known_averaged
 
 
 class GradientNoiseState(NamedTuple):
@@ -86,8 +86,8 @@ def gradient_noise(
       ValueError: on a decay outside [0, 1) or a negative damping or power; at trace time, on
         `across_devices` without an axis or with gradients known to be averaged.
 
-    Cost: no gradient; memory for m and σ², two copies of the parameters. With `axis_name` and local
-    gradients one all-reduce more, with `across_devices` two.
+    Cost: no gradient; memory for m and σ², two copies of the parameters. With `axis_name`, unless the
+    gradients are known to be averaged, one all-reduce more, with `across_devices` two.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -120,11 +120,14 @@ def gradient_noise(
         *,
         ascent_step: int = 0,
         axis_name: AxisName = None,
+        m_sharpness: bool | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNoiseState]:
         if ascent_step == 0:
-            mean = average(updates, axis_name)
-            variance = variance_across_devices(updates, mean, axis_name) if across_devices else None
+            mean = average(updates, axis_name, m_sharpness)
+            variance = None
+            if across_devices:
+                variance = variance_across_devices(updates, mean, axis_name, m_sharpness)
             state = observe(mean, variance, state)
         return inverse(state.noise_variance), state
 
@@ -172,14 +175,18 @@ def gradient_noise(
 
 
 def variance_across_devices(
-    gradient: optax.Updates, mean: optax.Updates, axis_name: AxisName
+    gradient: optax.Updates,
+    mean: optax.Updates,
+    axis_name: AxisName,
+    m_sharpness: bool | None,
 ) -> optax.Updates:
     """Returns the mean over the devices of (g_i − ḡ)², in float32 or wider."""
-    if axis_name is None or known_averaged(gradient, axis_name):
+    if axis_name is None or m_sharpness is False or known_averaged(gradient, axis_name):
         raise ValueError(
             "`across_devices` compares the gradients of the devices, so each must pass its local gradient,"
             " and the method must know the axis: `optax_sam.info_sam(rho, across_devices=True,"
-            ' axis_name="batch")`, and no `jax.lax.pmean` of the gradients before `update`.'
+            ' axis_name="batch")`, no `m_sharpness=False`, and no `jax.lax.pmean` of the gradients before '
+            "`update`."
         )
     dtype = tree_math.accumulation_dtype(gradient)
     square = lambda g, m: (g.astype(dtype) - m.astype(dtype)) ** 2

@@ -29,7 +29,8 @@ import optax
 from optax_sam import checks, tree_math
 from optax_sam.curvature.eigen import SOLVERS, random_vector
 from optax_sam.curvature.hvp import hessian_vector_product
-from optax_sam.loss import AxisName, GradFn, ValueFn, value_and_gradient_function
+from optax_sam.devices import AxisName
+from optax_sam.loss import GradFn, ValueFn, value_and_gradient_function
 from optax_sam.refresh import refreshed
 
 

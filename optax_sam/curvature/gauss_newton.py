@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.curvature.hvp import hvp
-from optax_sam.loss import AxisName
+from optax_sam.devices import AxisName
 
 
 def gauss_newton_loss(

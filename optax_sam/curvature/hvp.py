@@ -6,7 +6,8 @@ import jax
 import optax
 
 from optax_sam import tree_math
-from optax_sam.loss import AxisName, ValueFn, value_and_gradient_function
+from optax_sam.devices import AxisName
+from optax_sam.loss import ValueFn, value_and_gradient_function
 
 
 def hvp(

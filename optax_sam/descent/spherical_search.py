@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.loss import AxisName, ValueFn, average, value_function
+from optax_sam.devices import AxisName, average
+from optax_sam.loss import ValueFn, value_function
 from optax_sam.refresh import refreshed
 
 
@@ -103,6 +104,7 @@ def spherical_search(
         value_fn: ValueFn | None = None,
         refresh: bool | jax.Array | None = None,
         axis_name: AxisName = None,
+        m_sharpness: bool | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SphericalSearchState]:
         if perturbation is None:
@@ -111,7 +113,7 @@ def spherical_search(
                 " got no `perturbation`: use it as the descent of `sharpness_aware(steepest_ascent(rho),"
                 " spherical_search(rho_max))`."
             )
-        perturbation = average(perturbation, axis_name)
+        perturbation = average(perturbation, axis_name, m_sharpness)
         inverse_0 = tree_math.reciprocal_or_zero(tree_math.norm(perturbation))
         length = tree_math.norm(updates)
         inverse_1 = tree_math.reciprocal_or_zero(length)

@@ -1,20 +1,13 @@
 """Worker: compiles a training step and counts what its program sends between devices."""
 
-import collections
-import math
-import re
-
 import jax
 import numpy as np
 import optax
 
+from benchmarks.collectives import count
 from tests.devices import layouts
 from tests.devices.processes import reported
 from tests.registry import METHODS
-
-KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-OPERATION = re.compile(rf"= (?P<shapes>.*?) (?P<kind>{KINDS})(-start)?\(")
-SHAPE = re.compile(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 
 # The other methods differ from these by element-wise operations only.
 NAMES = ("sam", "sam_3_steps", "info_sam", "eigen_sam", "xsam", "combination")
@@ -23,38 +16,53 @@ REFRESHES = {"sgd": (None,)} | {
     for method in METHODS
     if method.name in NAMES
 }
-GRADIENTS = {"averaged": layouts.averaged_gradient, "local": layouts.local_gradient}
-REPLICATED_LAYOUTS = ("data", *layouts.PER_DEVICE_VIEW)
+GRADIENTS = {  # what is passed in, what `m_sharpness` says of it
+    "averaged": (layouts.averaged_gradient, None),
+    "averaged, as said": (layouts.averaged_gradient, False),
+    "local": (layouts.local_gradient, None),
+    "local, as said": (layouts.local_gradient, True),
+}
+GRADIENTS_PASSED = {
+    "pmap": tuple(GRADIENTS),
+    "shard_map": ("averaged", "local"),  # JAX knows
+    "shard_map, unchecked": ("averaged, as said", "local, as said"),
+}
 SHARDED_LAYOUTS = ("fsdp", "tensor", "fsdp and tensor")
+REPLICATED_LAYOUTS = ("data", *layouts.PER_DEVICE_VIEW)
+
+
+def gradients(layout):
+    return GRADIENTS_PASSED.get(layout, ("averaged",))
 
 
 def cases():
     """Yields (method, layout, gradient passed in, refresh) of every program that is compiled."""
     for name, refreshes in REFRESHES.items():
         for layout in (*REPLICATED_LAYOUTS, *SHARDED_LAYOUTS):
-            for gradient in GRADIENTS if layout in layouts.PER_DEVICE_VIEW else ("averaged",):
-                if name == "sgd" and gradient == "local":
-                    continue
+            for gradient in gradients(layout)[: 1 if name == "sgd" else None]:
                 for refresh in refreshes:
                     if refresh and (
-                        gradient == "local" or (layout in SHARDED_LAYOUTS and name != "eigen_sam")
+                        gradient != gradients(layout)[0]
+                        or (layout in SHARDED_LAYOUTS and name != "eigen_sam")
                     ):
                         continue
                     yield name, layout, gradient, str(refresh)
 
 
-def transformation(name, layout):
+def transformation(name, layout, m_sharpness):
+    sgd = optax.sgd(layouts.LEARNING_RATE, momentum=0.9)
     if name == "sgd":
-        return optax.sgd(layouts.LEARNING_RATE, momentum=0.9)
+        return sgd
     axis_name = layouts.AXIS if layout in layouts.PER_DEVICE_VIEW else None
     make = next(method.make for method in METHODS if method.name == name)
-    return optax.chain(make(0.1, axis_name=axis_name), transformation("sgd", layout))
+    return optax.chain(make(0.1, axis_name=axis_name, m_sharpness=m_sharpness), sgd)
 
 
 def program(name, layout, gradient, refresh):
     """Returns the text of the compiled training step."""
-    tx = optax.with_extra_args_support(transformation(name, layout))
-    step = layouts.make_step(tx, layout, gradient=GRADIENTS[gradient])
+    take_gradient, m_sharpness = GRADIENTS[gradient]
+    tx = optax.with_extra_args_support(transformation(name, layout, m_sharpness))
+    step = layouts.make_step(tx, layout, gradient=take_gradient)
     params, state = layouts.initial(tx, layout, step)
     batch = step.place_batch(layouts.batches()[0])
     refresh = {"None": None, "True": True, "False": False}[refresh]
@@ -63,16 +71,6 @@ def program(name, layout, gradient, refresh):
         fixed = jax.jit(step.step.__wrapped__, static_argnums=3, out_shardings=shardings)
         return fixed.lower(params, state, batch, refresh).compile().as_text()
     return step.step.lower(params, state, batch, refresh).compile().as_text()
-
-
-def count(text):
-    """Returns the numbers of scalars and of other elements that each kind of collective delivers."""
-    counts = collections.Counter()
-    for operation in OPERATION.finditer(text):
-        for shape in SHAPE.findall(operation["shapes"]):
-            size = math.prod(map(int, filter(None, shape.split(","))))
-            counts[operation["kind"] + (" scalars" if size == 1 else " elements")] += size
-    return dict(counts)
 
 
 def example():
@@ -90,10 +88,10 @@ def example():
 
 def main():
     with reported("example") as report:
-        report(**count(example()))
+        report(**count(example(), layouts.NUM_DEVICES))
     for case in cases():
         with reported(*case) as report:
-            report(**count(program(*case)))
+            report(**count(program(*case), layouts.NUM_DEVICES))
 
 
 if __name__ == "__main__":

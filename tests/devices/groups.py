@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import optax_sam
 from tests.devices import layouts
 from tests.devices.layouts import AXIS, NUM_DEVICES, P, averaged_gradient, local_gradient, loss
 from tests.devices.processes import reported
@@ -18,12 +19,20 @@ STATEFUL = ("info_sam", "eigen_sam", "xsam", "combination")
 AXIS_METHODS = ("sam", "eigen_sam", "xsam")
 ON_DEVICES = layouts.PER_DEVICE_VIEW
 WAYS = (*ON_DEVICES, "vmap")
-MAKE = {method.name: method.make for method in METHODS}
+NUM_STEPS = (1, 2, 3)
+SAID = {"as passed": None, "as said": True}  # m_sharpness
+MAKE = {method.name: method.make for method in METHODS} | {
+    "presam": functools.partial(
+        optax_sam.presam,
+        objective=optax_sam.fisher_information(),
+        constraint=optax_sam.weight_magnitude(),
+    )
+}
 
 
-def groups(batch):
+def groups(batch, number=NUM_DEVICES):
     """Splits a batch into one part per device."""
-    return jax.tree.map(lambda x: x.reshape(NUM_DEVICES, -1, *x.shape[1:]), batch)
+    return jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
 
 
 def on_groups(way, function, *shared):
@@ -63,55 +72,75 @@ def sharpness_aware_gradients(name, way, *, axis_name=AXIS, gradient=local_gradi
     return jax.device_get(on_groups(way, function, params, tx.init(params)))
 
 
-def group_mean(name):
-    """Returns the mean over groups of what one device alone computes for each of them."""
-    tx, params = MAKE[name](RHO), jax.tree.map(jnp.asarray, layouts.parameters())
+def every_num_steps(name, params, part, gradient, **options):
+    """Returns the sharpness-aware gradients of one group, by the number of ascents."""
+    value_fn = lambda params: loss(params, part)
+    updates = {}
+    for num_steps in NUM_STEPS:
+        tx = MAKE[name](RHO, num_steps=num_steps, **options)
+        grads = gradient(value_fn, params)
+        updates[num_steps], _ = tx.update(grads, tx.init(params), params, value_fn=value_fn)
+    return updates
+
+
+def alone(name, part):
+    """Returns what one device alone computes for a group."""
+    params = jax.tree.map(jnp.asarray, layouts.parameters())
+    return every_num_steps(name, params, part, lambda value_fn, params: jax.grad(value_fn)(params))
+
+
+def m_sharpness(name, way):
+    """Returns what the devices compute together, by what `m_sharpness` says, on every group."""
+
+    def function(params, part):
+        gradient = lambda value_fn, params: local_gradient(value_fn, params, AXIS, way)
+        update = functools.partial(every_num_steps, name, params, part, gradient, axis_name=AXIS)
+        return {said: update(m_sharpness=value) for said, value in SAID.items()}
+
+    return jax.device_get(on_groups(way, function, jax.tree.map(jnp.asarray, layouts.parameters())))
+
+
+def of_pairs(num_steps, *, is_checked):
+    """Returns the result where two devices share a gradient, on a mesh of four pairs."""
+    tx = optax_sam.sam(RHO, num_steps=num_steps, axis_name=layouts.BOTH)
+    params = jax.tree.map(jnp.asarray, layouts.parameters())
+
+    def function(params, part):
+        value_fn = lambda params: loss(params, part)
+        if is_checked:  # "data" counts the pairs, "model" the two of a pair.
+            local = jax.lax.pcast(params, "data", to="varying")
+            grads = jax.grad(lambda params: jax.lax.pmean(value_fn(params), "model"))(local)
+        else:
+            grads = jax.lax.pmean(jax.grad(value_fn)(params), "model")
+        return tx.update(grads, tx.init(params), params, value_fn=value_fn)[0]
+
+    mapped = jax.shard_map(
+        function,
+        mesh=layouts.mesh_2d(),
+        in_specs=(P(), P(layouts.BOTH)),
+        out_specs=P(),
+        check_vma=is_checked,
+    )
+    return jax.device_get(jax.jit(mapped)(params, layouts.batches()[0]))
+
+
+def group_mean(name, number=NUM_DEVICES):
+    """Returns the mean over groups of what one device alone computes for each, one after the other."""
+    parts = groups(layouts.batches()[0], number)
+    one_group = jax.jit(functools.partial(alone, name))
+    results = [one_group(jax.tree.map(lambda x, i=i: x[i], parts)) for i in range(number)]
+    return jax.tree.map(lambda *leaves: sum(leaves) / number, *results)
+
+
+def group_mean_by_scan(name):
+    """The same in one program."""
 
     def add_group(total, part):
-        value_fn = lambda params: loss(params, part)
-        gradient, _ = tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)
-        return jax.tree.map(lambda t, g: t + g / NUM_DEVICES, total, gradient), None
+        return jax.tree.map(lambda t, g: t + g / NUM_DEVICES, total, alone(name, part)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return jax.jit(lambda parts: jax.lax.scan(add_group, zeros, parts)[0])(groups(layouts.batches()[0]))
-
-
-def group_mean_by_loop(name):
-    """The same, one group after the other."""
-    tx, params = MAKE[name](RHO), jax.tree.map(jnp.asarray, layouts.parameters())
-
-    @jax.jit
-    def one_group(part):
-        value_fn = lambda params: loss(params, part)
-        return tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)[0]
-
-    return mean([one_group(part) for part in split()])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def k_steps_by_hand(num_steps):
-    """Local first ascents, then ascents along the gradient averaged over the groups' own points."""
-    params = jax.tree.map(jnp.asarray, layouts.parameters())
-    gradients, points = [jax.grad(loss)(params, part) for part in split()], [params] * NUM_DEVICES
-
-    def ascend(w, g):
-        length = RHO / num_steps / optax.tree.norm(g)
-        return jax.tree.map(lambda w, g: w + length * g, w, g)
-
-    for _ in range(num_steps):
-        points = list(map(ascend, points, gradients))
-        gradients = [mean(list(map(jax.grad(loss), points, split())))] * NUM_DEVICES
-    return gradients[0]
-
-
-def split():
-    """Returns the parts of the first batch, one per device."""
     parts = groups(layouts.batches()[0])
-    return [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(NUM_DEVICES)]
-
-
-def mean(trees):
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(functools.partial(alone, name), first(parts)))
+    return jax.jit(lambda parts: jax.lax.scan(add_group, zeros, parts)[0])(parts)
 
 
 def spread(tree):
@@ -127,20 +156,19 @@ def check_m_sharpness():
     for name in STATELESS:
         expected = group_mean(name)
         with reported("m-sharpness", name, "scan") as report:
-            report(difference=layouts.max_difference(expected, group_mean_by_loop(name)), spread=0.0)
+            report(difference=layouts.max_difference(group_mean_by_scan(name), expected))
         for way in WAYS:
             with reported("m-sharpness", name, way) as report:
-                gradient, _ = sharpness_aware_gradients(name, way)
-                report(difference=layouts.max_difference(first(gradient), expected), spread=spread(gradient))
-    expected = k_steps_by_hand(3)
-    for way in WAYS:
-        with reported("m-sharpness", "sam_3_steps", way) as report:
-            gradient, _ = sharpness_aware_gradients("sam_3_steps", way)
-            report(
-                difference=layouts.max_difference(first(gradient), expected),
-                spread=spread(gradient),
-                from_group_mean=layouts.max_difference(first(gradient), group_mean("sam_3_steps")),
-            )
+                for said, gradients in m_sharpness(name, way).items():
+                    for num_steps, gradient in gradients.items():
+                        difference = layouts.max_difference(first(gradient), expected[num_steps])
+                        report(**{f"{said}, {num_steps}": [difference, spread(gradient)]})
+    expected = group_mean("sam", NUM_DEVICES // 2)
+    for is_checked in (True, False):
+        with reported("pairs", str(is_checked)) as report:
+            for k in NUM_STEPS:
+                difference = layouts.max_difference(of_pairs(k, is_checked=is_checked), expected[k])
+                report(**{str(k): difference})
 
 
 def check_state():
@@ -157,7 +185,9 @@ def check_state():
 
 
 def train_on_local_gradients(name, way, num_steps=4):
-    tx = optax.chain(MAKE[name](RHO, axis_name=AXIS), optax.sgd(0.1, momentum=0.9))
+    # Said or not makes no difference; one of the ways that know nothing by themselves is told.
+    said = True if way == "shard_map, unchecked" else None
+    tx = optax.chain(MAKE[name](RHO, axis_name=AXIS, m_sharpness=said), optax.sgd(0.1, momentum=0.9))
 
     def train(params, state, part):
         def step(carry, _):

@@ -27,7 +27,12 @@ def cases():
 
 def with_base(method, layout):
     axis_name = layouts.AXIS if layout in layouts.PER_DEVICE_VIEW else None
-    return optax.chain(method.make(RHO, axis_name=axis_name), optax.sgd(layouts.LEARNING_RATE, momentum=0.9))
+    # Said or not makes no difference; one of the two layouts that know nothing by themselves is told.
+    m_sharpness = False if layout == "shard_map, unchecked" else None
+    return optax.chain(
+        method.make(RHO, axis_name=axis_name, m_sharpness=m_sharpness),
+        optax.sgd(layouts.LEARNING_RATE, momentum=0.9),
+    )
 
 
 def main():

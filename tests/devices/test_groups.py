@@ -9,21 +9,26 @@ WORKER = "tests.devices.groups"
 TOLERANCE = 1e-12
 
 
-@pytest.mark.parametrize("way", [*groups.WAYS, "scan"])
-@pytest.mark.parametrize("method", groups.STATELESS)
-def test_local_gradients_give_the_mean_of_the_groups_own_gradients(checks, method, way):
-    found = result(checks, "m-sharpness", method, way)
-    assert found["difference"] <= TOLERANCE
-    assert found["spread"] == 0
-
-
+@pytest.mark.parametrize("num_steps", groups.NUM_STEPS)
+@pytest.mark.parametrize("said", groups.SAID)
 @pytest.mark.parametrize("way", groups.WAYS)
-def test_later_ascents_from_local_gradients_follow_the_averaged_gradient(checks, way):
-    """With `num_steps` > 1 the first ascent alone is a group's own."""
-    found = result(checks, "m-sharpness", "sam_3_steps", way)
-    assert found["difference"] <= TOLERANCE
-    assert found["spread"] == 0
-    assert found["from_group_mean"] > 1e-3
+@pytest.mark.parametrize("method", groups.STATELESS)
+def test_local_gradients_give_the_mean_of_the_groups_own_gradients(checks, method, way, said, num_steps):
+    difference, spread = result(checks, "m-sharpness", method, way)[f"{said}, {num_steps}"]
+    assert difference <= TOLERANCE
+    assert spread == 0
+
+
+@pytest.mark.parametrize("method", groups.STATELESS)
+def test_groups_one_after_the_other_in_one_program(checks, method):
+    assert result(checks, "m-sharpness", method, "scan")["difference"] <= TOLERANCE
+
+
+@pytest.mark.parametrize("num_steps", groups.NUM_STEPS)
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_devices_that_share_a_gradient_are_one_group(checks, is_checked, num_steps):
+    """Averaged over one axis of the mesh and local along the other."""
+    assert result(checks, "pairs", str(is_checked))[str(num_steps)] <= TOLERANCE
 
 
 @pytest.mark.parametrize("way", groups.WAYS)
