@@ -13,7 +13,7 @@ import optax
 
 import optax_sam
 from benchmarks.errors import UsageError
-from optax_sam.loss import AxisName
+from optax_sam.devices import AxisName
 
 
 class Method(NamedTuple):

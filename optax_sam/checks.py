@@ -76,19 +76,19 @@ def check_m_sharpness(m_sharpness: Any, axis_name: Any) -> None:
         )
 
 
-def check_interval(interval: Any) -> None:
-    """Raises unless `interval` is an integer of at least 1, or an array."""
+def check_interval(interval: Any, argument: str = "refresh") -> None:
+    """Raises unless `interval` is an integer of at least 1, or an array. `argument` is what overrules it."""
     if isinstance(interval, jax.Array | np.ndarray):
         return
     if not isinstance(interval, int | np.integer):
         raise TypeError(
-            "`interval` is the number of steps from one refresh to the next and must be an integer, got"
+            f"`interval` is the number of steps from one {argument} to the next and must be an integer, got"
             f" {interval!r}."
         )
     if interval < 1:
         raise ValueError(
-            "`interval` is the number of steps from one refresh to the next and must be at least 1, got"
-            f" {interval}. To never refresh, pass `refresh=False` to `update`."
+            f"`interval` is the number of steps from one {argument} to the next and must be at least 1, got"
+            f" {interval}. To never {argument}, pass `{argument}=False` to `update`."
         )
 
 

@@ -38,6 +38,7 @@ A stage is an Optax gradient transformation, ours or Optax's own, that may read 
     perturbation                 ε (descent only)
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -93,6 +94,9 @@ def sharpness_aware(
       grad_fn: replaces `jax.grad(value_fn)`: micro-batched gradients, loss scaling, own reductions.
       refresh: whether the occasional work (top eigenvector, α-search) is done now; see
         `optax_sam.refresh`. None: every `interval` steps.
+      observe: function called while the step is traced, with what else is gone after it: the keyword
+        arguments `perturbation` (ε), `ascent_value` (the loss there, None with `grad_fn`) and `axis_name`.
+        What `optax_sam.diagnostics.monitor` looks through.
       Other extra arguments are handed on to the stages.
 
     Args:
@@ -159,6 +163,7 @@ def sharpness_aware(
         value_fn: ValueFn | None = None,
         grad_fn: GradFn | None = None,
         refresh: bool | jax.Array | None = None,
+        observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
@@ -194,6 +199,8 @@ def sharpness_aware(
             perturbation = tree_math.add(perturbation, _divide(epsilon, num_steps))
         value, gradient = evaluate(tree_math.add(params, perturbation))
 
+        if observe is not None:
+            observe(perturbation=perturbation, ascent_value=value, axis_name=axis_name)
         direction, descent_state = descent.update(
             gradient,
             state.descent,

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigen import SOLVERS, random_vector
-from optax_sam.curvature.hvp import hessian_vector_product
+from optax_sam.curvature.eigen import SOLVERS
+from optax_sam.curvature.tracking import track_eigenpair
 from optax_sam.devices import AxisName
-from optax_sam.loss import GradFn, ValueFn, value_and_gradient_function
+from optax_sam.loss import GradFn, ValueFn
 from optax_sam.refresh import refreshed
 
 
@@ -116,23 +116,18 @@ def tilt_to_top_eigenvector(
         axis_name: AxisName = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, TiltToTopEigenvectorState]:
-        def track() -> tuple[jax.Array, optax.Params]:
-            if curvature_fn is None:
-                evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name=axis_name)
-            else:
-                evaluate = value_and_gradient_function(curvature_fn, axis_name=axis_name, name="curvature_fn")
-            matvec = lambda v: hessian_vector_product(lambda w: evaluate(w)[1], params, v)
-            is_unset = tree_math.norm(state.eigenvector) == 0
-            start = jax.tree.map(
-                lambda old, random: jnp.where(is_unset, random, old),
-                state.eigenvector,
-                random_vector(jax.random.key(seed), state.eigenvector),
-            )
-            found = SOLVERS[solver](matvec, start, num_iters)
-            is_usable = jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)
-            return jax.tree.map(lambda new, old: jnp.where(is_usable, new, old), found, kept)
-
         kept = (state.eigenvalue, state.eigenvector)
+        track = lambda: track_eigenpair(
+            kept,
+            params,
+            value_fn=value_fn,
+            grad_fn=grad_fn,
+            curvature_fn=curvature_fn,
+            axis_name=axis_name,
+            solver=solver,
+            num_iters=num_iters,
+            seed=seed,
+        )
         eigenvalue, eigenvector = refreshed(refresh, state.count, interval, track, kept)
 
         length = tree_math.norm(updates)

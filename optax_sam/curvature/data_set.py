@@ -9,7 +9,7 @@ dtype of the parameters.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ import optax
 from optax_sam import checks, tree_math
 from optax_sam.curvature.eigen import MatVec
 from optax_sam.curvature.hvp import hvp
+
+T = TypeVar("T")
 
 
 class Batches:
@@ -99,24 +101,42 @@ def hessian_operator(
       >>> round(float(matvec(jnp.ones(()))), 4)  # 2 (1 + 4 + 9) / 3
       9.3333
     """
+    product = over_batches(hvp, value_fn, batches, zeros=lambda: tree_math.zeros_like(params))
+    return lambda vector: product(params, vector)
+
+
+def over_batches(
+    compute: Callable[..., T],
+    value_fn: Callable[..., jax.Array],
+    batches: Iterable[Any] | None,
+    *,
+    zeros: Callable[[], T],
+) -> Callable[..., T]:
+    """Returns args ↦ compute(loss, *args), compiled once, of one loss or averaged over a data set.
+
+    Args:
+      compute: maps a loss w ↦ L(w), and further arguments, to what is wanted of it.
+      value_fn: as for `hessian_operator`, and so is `batches`.
+      batches: the data set, gone through once for each call of the result.
+      zeros: returns 0 with the structure, shapes, dtypes and shardings of what `compute` returns.
+    """
     if batches is not None and iter(batches) is batches:
         raise TypeError(
-            "`batches` is gone through once for each Hessian-vector product, but an iterator (such as a"
+            "`batches` is gone through many times, once for each product or loss, but an iterator (such as a"
             " generator) is empty after the first. Pass a list, a data loader, or"
             " `optax_sam.curvature.Batches(data, batch_size)`."
         )
-    product, add_product = _compiled(value_fn)
+    of_batch, add = compiled(compute, value_fn)
     if batches is None:
-        return lambda vector: product(params, vector)
+        return lambda *args: of_batch((), *args)
 
-    def matvec(vector: optax.Params) -> optax.Params:
-        total = tree_math.zeros_like(params)
-        num_examples = 0
+    def mean(*args: Any) -> T:
+        total, num_examples = zeros(), 0
         for batch in batches:
-            size = _num_examples(batch)
+            size = count_examples(batch)
             # Batches that wait for their turn on the device would fill its memory.
             jax.block_until_ready(total)
-            total = add_product(total, jnp.asarray(size, jnp.float32), params, vector, batch)
+            total = add(total, jnp.asarray(size, jnp.float32), (batch,), *args)
             num_examples += size
         if num_examples == 0:
             raise ValueError(
@@ -124,32 +144,35 @@ def hessian_operator(
             )
         return tree_math.scale(jnp.asarray(1 / num_examples), total)
 
-    return matvec
+    return mean
 
 
-def _compiled(value_fn: Callable[..., jax.Array]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns the product, and the sum of products, of any `value_fn` or of one wrapped in `jax.jit`."""
+def compiled(
+    compute: Callable[..., T], value_fn: Callable[..., jax.Array]
+) -> tuple[Callable[..., T], Callable[..., T]]:
+    """Returns (batch, *args) ↦ compute(loss, *args), `batch` a tuple of one or none, and a sum of such.
+
+    Both are compiled once for all calls with the same `value_fn` if that is wrapped in `jax.jit`.
+    """
     build = _compiled_once if isinstance(value_fn, jax.stages.Wrapped) else _compile
-    return build(value_fn)
+    return build(compute, value_fn)
 
 
-def _compile(value_fn: Callable[..., jax.Array]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def product(params: optax.Params, vector: optax.Params, *batch: Any) -> optax.Params:
-        # Checks of `value_fn` itself, as that it is a function, are made by `hvp`.
-        loss = (lambda w: value_fn(w, *batch)) if batch else value_fn
-        return hvp(loss, params, vector)
+def _compile(compute: Callable[..., Any], value_fn: Callable[..., jax.Array]) -> tuple[Any, Any]:
+    def of_batch(batch: tuple[Any, ...], *args: Any) -> Any:
+        # Checks of `value_fn` itself, as that it is a function, are made where it is called.
+        return compute((lambda w: value_fn(w, *batch)) if batch else value_fn, *args)
 
-    def add_product(
-        total: optax.Params, weight: jax.Array, params: optax.Params, vector: optax.Params, batch: Any
-    ) -> optax.Params:
-        return tree_math.combine(jnp.ones_like(weight), total, weight, product(params, vector, batch))
+    def add(total: Any, weight: jax.Array, batch: tuple[Any, ...], *args: Any) -> Any:
+        return tree_math.combine(jnp.ones_like(weight), total, weight, of_batch(batch, *args))
 
-    return jax.jit(product), jax.jit(add_product)
+    return jax.jit(of_batch), jax.jit(add)
 
 
-_compiled_once = functools.lru_cache(maxsize=8)(_compile)
+_compiled_once = functools.lru_cache(maxsize=16)(_compile)
 
 
-def _num_examples(batch: Any) -> int:
+def count_examples(batch: Any) -> int:
+    """Returns the length of the first axis of the first array: the weight of a batch in an average."""
     leaves = jax.tree.leaves(batch)
     return jnp.shape(leaves[0])[0] if leaves and jnp.ndim(leaves[0]) else 1

@@ -1,0 +1,114 @@
+"""The sets in which the loss is compared with that at w:  ‖T⁻¹ ε‖_p ≤ ρ,  p = 2 or ∞,  T diagonal.
+
+In coordinates z = T⁻¹ ε the set is a plain ball, the gradient is T g, and the linear model of the loss is
+largest at
+
+    z = ρ T g / ‖T g‖  (p = 2),    z = ρ sign(T g)  (p = ∞);       ε = T z
+
+For p = 2 that is `optax_sam.steepest_ascent`, whose `constraint` stages give T here as well.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, tree_math
+from optax_sam.curvature.eigen import unit
+from optax_sam.diagnostics.losses import full_precision
+
+
+class Norm(NamedTuple):
+    """What an ascent in a ball needs of its norm.
+
+    Attributes:
+      norm: z ↦ ‖z‖.
+      steepest: g ↦ argmax ⟨g, z⟩ over ‖z‖ ≤ 1.
+      project: z, ρ ↦ the nearest point of the ball ‖z‖ ≤ ρ.
+    """
+
+    norm: Callable[[optax.Params], jax.Array]
+    steepest: Callable[[optax.Params], optax.Params]
+    project: Callable[[optax.Params, jax.Array], optax.Params]
+
+
+def _shorten(z: optax.Params, radius: jax.Array) -> optax.Params:
+    return tree_math.scale(jnp.minimum(1, radius * tree_math.reciprocal_or_zero(tree_math.norm(z))), z)
+
+
+def _largest(z: optax.Params) -> jax.Array:
+    entries = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(z)]
+    return jnp.max(jnp.stack(entries))
+
+
+def _clip(z: optax.Params, radius: jax.Array) -> optax.Params:
+    return jax.tree.map(lambda x: jnp.clip(x, -radius.astype(x.dtype), radius.astype(x.dtype)), z)
+
+
+NORMS: dict[float, Norm] = {
+    2: Norm(tree_math.norm, unit, _shorten),
+    math.inf: Norm(_largest, lambda g: jax.tree.map(jnp.sign, g), _clip),
+}
+
+
+class Ball(NamedTuple):
+    """The set ‖T⁻¹ ε‖_p ≤ ρ.
+
+    Attributes:
+      radius: ρ, a scalar.
+      scales: the diagonal of T, like the parameters, float32 or wider; None is T = 1.
+    """
+
+    radius: jax.Array
+    scales: optax.Params | None
+
+    def perturbation(self, position: optax.Params) -> optax.Params:
+        """Returns ε = T z, and the gradient with respect to z for that with respect to w."""
+        if self.scales is None:
+            return position
+        return jax.tree.map(lambda t, x: t * x.astype(t.dtype), self.scales, position)
+
+    def position(self, perturbation: optax.Params) -> optax.Params:
+        """Returns z = T⁻¹ ε, 0 where T is."""
+        if self.scales is None:
+            return perturbation
+        inverse = jax.tree.map(tree_math.reciprocal_or_zero, self.scales)
+        return Ball(self.radius, inverse).perturbation(perturbation)
+
+    def steepest_ascent(self, gradient: optax.Updates, ord: float) -> optax.Params:
+        """Returns z = ρ argmax ⟨T g, z⟩ over ‖z‖_p ≤ 1."""
+        return tree_math.scale(self.radius, NORMS[ord].steepest(self.perturbation(gradient)))
+
+
+def check_ball(rho: float | jax.Array, ord: float, constraint: optax.GradientTransformation | None) -> None:
+    """Raises unless there is such a ball."""
+    checks.check_number("rho", rho)
+    check_ord(ord)
+    if constraint is not None:
+        checks.check_stage("constraint", constraint)
+
+
+def check_ord(ord: float) -> None:
+    """Raises unless the norm is a known one."""
+    if ord not in NORMS:
+        raise ValueError(
+            f"`ord` is the p of the norm in ‖T⁻¹ ε‖_p ≤ ρ and must be 2 or `jnp.inf`, got {ord!r}."
+        )
+
+
+def make_ball(
+    rho: float | jax.Array,
+    constraint: optax.GradientTransformation | None,
+    gradient: optax.Updates,
+    params: optax.Params,
+) -> Ball:
+    """Returns the ball of radius ρ with the T that `constraint` makes of the gradient and w."""
+    radius = jnp.asarray(rho, tree_math.accumulation_dtype(params))
+    if constraint is None:
+        return Ball(radius, None)
+    stage = optax.with_extra_args_support(constraint)
+    scales, _ = stage.update(gradient, stage.init(params), params, ascent_step=0)
+    return Ball(radius, full_precision(scales))

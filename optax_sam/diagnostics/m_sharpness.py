@@ -1,0 +1,105 @@
+"""m-sharpness: the mean over groups of m examples of each group's own worst rise of the loss.
+
+    (1/k) Σ_j  max L_j(w + ε) − L_j(w)  over  ‖T⁻¹ ε‖_p ≤ ρ         L_j the loss of group j, k groups
+
+What SAM lowers when it is trained with batches, or parts of batches, of m examples, and what goes with
+generalisation better than the sharpness of the whole loss. It is at least that one, and grows as m falls.
+
+References:
+  Foret et al., `Sharpness-aware minimization for efficiently improving generalization
+  <https://arxiv.org/abs/2010.01412>`_, 2021
+  Andriushchenko and Flammarion, `Towards understanding sharpness-aware minimization
+  <https://arxiv.org/abs/2206.06232>`_, 2022
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import tree_math
+from optax_sam.curvature.data_set import compiled, count_examples
+from optax_sam.curvature.progress import with_bar
+from optax_sam.diagnostics.ball import check_ball, make_ball
+from optax_sam.diagnostics.losses import full_precision, value_and_gradient
+from optax_sam.diagnostics.worst_case import Point, check_ascents, first_and_random_points, worst_of
+
+
+class MSharpness(NamedTuple):
+    """Result of `m_sharpness`.
+
+    Attributes:
+      sharpness: the mean over all groups, each counted by its number of examples; a scalar.
+      groups: the sharpness of each group, (number of groups,).
+    """
+
+    sharpness: jax.Array
+    groups: jax.Array
+
+
+def m_sharpness(
+    value_fn: Callable[..., jax.Array],
+    params: optax.Params,
+    rho: float | jax.Array,
+    batches: Iterable[Any],
+    *,
+    ord: float = 2,
+    constraint: optax.GradientTransformation | None = None,
+    num_iters: int = 1,
+    num_restarts: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> MSharpness:
+    """Measures the mean over groups of examples of each group's own sharpness.
+
+    Args:
+      value_fn: the mean loss of the examples of a group, `value_fn(params, group)`.
+      params: parameters w, a pytree.
+      rho: radius ρ of the ball ‖T⁻¹ ε‖_p ≤ ρ, in units of T⁻¹ w.
+      batches: the groups, such as `optax_sam.curvature.Batches((x, y), m)`.
+      ord: p, 2 or `jnp.inf`.
+      constraint: a stage that maps the gradient of a group to the diagonal of T; see `sharpness`.
+      num_iters: gradients of each ascent. With 1 and no restarts ε is SAM's for the group, as in Foret et al.
+        (and a group whose loss falls there counts as 0); with more, the worst case of the group.
+      num_restarts: number of ascents for each group: one from w, the others from random points.
+      seed: of the random points.
+      progress: whether to show a progress bar; needs tqdm.
+
+    Returns:
+      `MSharpness`.
+
+    Raises:
+      ValueError: if `rho` is negative, `ord` another, a number under 1, or if there are no groups.
+
+    Cost: `num_restarts` times `num_iters` + 1 gradients for each group; as `worst_case_sharpness` otherwise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import curvature, diagnostics
+      >>> loss = lambda w, x: jnp.mean(x * w)  # opposite slopes cancel in the mean over all
+      >>> slopes = jnp.array([1.0, 3.0, -1.0, -3.0])
+      >>> [float(diagnostics.m_sharpness(loss, jnp.ones(()), 1.0, curvature.Batches(slopes, m)).sharpness)
+      ...  for m in (4, 2, 1)]
+      [0.0, 2.0, 2.0]
+    """
+    check_ball(rho, ord, constraint)
+    check_ascents(num_iters, num_restarts)
+    params = full_precision(params)
+    of_group, _ = compiled(value_and_gradient, value_fn)
+    rises, sizes = [], []
+    for group in with_bar(batches, "m-sharpness" if progress else "", unit="group"):
+        evaluate = lambda w, group=group: of_group((group,), w)
+        value, gradient = evaluate(params)
+        ball = make_ball(rho, constraint, gradient, params)
+        first = Point(tree_math.zeros_like(params), value, gradient)
+        starts = first_and_random_points(first, evaluate, params, ball, ord, num_restarts, seed)
+        found = worst_of(evaluate, params, ball, ord, starts, value, num_iters, [""] * num_restarts)
+        rises.append(found.sharpness)
+        sizes.append(count_examples(group))
+    if not rises:
+        raise ValueError("`batches` has no groups: pass `optax_sam.curvature.Batches(data, m)`, or a list.")
+    groups = jnp.stack(rises)
+    weights = jnp.asarray(sizes, groups.dtype) / sum(sizes)
+    return MSharpness(jnp.sum(weights * groups), groups)
