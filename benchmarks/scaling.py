@@ -10,8 +10,8 @@ every time, from these counts and the machine given on the command line; see doc
 layout      parameters and state   gradients passed to `update`
 data        replicated (jit)       of the whole batch
 fsdp        sharded (jit)          of the whole batch
-shard_map   replicated             averaged over the devices
-local       replicated (shard_map) of the device's own part: m-sharpness
+shard_map   replicated             averaged over the devices: m_sharpness=False
+local       replicated (shard_map) of the device's own part: m_sharpness=True
 """
 
 import dataclasses

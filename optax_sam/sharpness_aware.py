@@ -110,7 +110,7 @@ def sharpness_aware(
         `axis_name`, and there is one perturbation for all devices; nothing passed in is averaged again.
         True: each device follows its own gradients in all ascents, without communication, and the last
         gradient is averaged, as is what is kept in state, such as a noise variance or α. None: follows
-        from what is passed in. `shard_map(check_vma=True)` knows that; elsewhere it is provided for
+        from what is passed in. `shard_map(check_vma=True)` knows that; elsewhere the program provides for
         both, at the price of averages that may be needed: of one vector in `gradient_noise` and
         `spherical_search`, and of the gradient of each later ascent.
 

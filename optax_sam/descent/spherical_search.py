@@ -74,6 +74,7 @@ def spherical_search(
       TypeError: if `num_alphas` is not a Python integer.
 
     Cost: `num_alphas` forward passes on refresh steps; on others two norms and an inner product. No memory.
+    With `axis_name`, unless ε is known to be the same on all devices, one all-reduce more.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam

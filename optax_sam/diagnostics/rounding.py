@@ -71,8 +71,8 @@ def effective_perturbation(
       >>> import jax.numpy as jnp
       >>> from optax_sam import diagnostics
       >>> found = diagnostics.effective_perturbation(jnp.array([1.0, 0.01]), jnp.array([1e-3, 1e-3]))
-      >>> float(found.moved), round(float(found.projection), 2)  # the first one does not move
-      (0.5, 0.5)
+      >>> float(found.moved), float(found.perturbation[0])  # the first one does not move
+      (0.5, 0.0)
     """
     checks.check_gradient("`perturbation`", perturbation, params)
     w, epsilon = full_precision(params), full_precision(perturbation)
