@@ -37,13 +37,14 @@ XSAM_RADII = {"rho": (0.1, 0.2), "rho_max": (0.2, 0.4)}
 
 
 def asam_xsam(
-    rho: float, rho_max: float, *, axis_name: AxisName = None
+    rho: float, rho_max: float, *, axis_name: AxisName = None, m_sharpness: bool | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """ASAM's ascent with XSAM's search: a combination that has no name."""
     return optax_sam.sharpness_aware(
         optax_sam.steepest_ascent(rho, constraint=optax_sam.weight_magnitude()),
         optax_sam.spherical_search(rho_max),
         axis_name=axis_name,
+        m_sharpness=m_sharpness,
     )
 
 

@@ -1,0 +1,304 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How flat is my minimum?
+#
+# Sharpness-aware methods look for parameters whose whole neighbourhood has a low loss. Did they find them? And are
+# flat networks the better ones? This notebook trains SGD, SAM and Eigen-SAM on real images, measures the sharpness of
+# what they found in several ways, looks at the loss around it, and asks which of these numbers goes with test
+# accuracy.
+#
+# It runs in about a minute on two CPU cores. `jupytext --to notebook how_flat_is_my_minimum.py` makes an `.ipynb` of it.
+
+# %%
+import itertools
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from scipy.stats import kendalltau
+from sklearn.datasets import load_digits
+
+import optax_sam
+from optax_sam import curvature, diagnostics
+from optax_sam.diagnostics import plotting
+
+# %% [markdown]
+# ## Real images, wrong labels
+#
+# 500 of scikit-learn's digits for training, 40 % of their labels made wrong, and 1,297 digits with right labels for
+# testing. Networks that learn the wrong labels by heart do badly on the test images, so that there is something for
+# flatness to explain.
+
+# %%
+images, labels = load_digits(return_X_y=True)
+images = (images - images.mean()) / images.std()
+rng = np.random.default_rng(0)
+order = rng.permutation(len(labels))
+images, labels = jnp.asarray(images[order], jnp.float32), labels[order]
+wrong = rng.permutation(500)[:200]
+noisy = labels[:500].copy()
+noisy[wrong] = (noisy[wrong] + rng.integers(1, 10, 200)) % 10
+train = images[:500], jnp.asarray(noisy)
+test = images[500:], jnp.asarray(labels[500:])
+
+# %% [markdown]
+# ## A network, and a training loop
+#
+# Parameters are a plain dictionary; Flax or Equinox would do as well.
+
+
+# %%
+def init(seed, sizes=(64, 64, 64, 10)):
+    keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
+    return {
+        f"layer_{i}": {
+            "kernel": jax.random.normal(key, (n, m)) * (2 / n) ** 0.5,
+            "bias": jnp.zeros(m),
+        }
+        for i, (key, n, m) in enumerate(zip(keys, sizes[:-1], sizes[1:], strict=True))
+    }
+
+
+def logits(params, x):
+    *hidden, last = params.values()
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+    return x @ last["kernel"] + last["bias"]
+
+
+def loss(params, batch=train):
+    x, y = batch
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
+
+
+@jax.jit
+def accuracy(params, batch):
+    x, y = batch
+    return (logits(params, x).argmax(-1) == y).mean()
+
+
+def fit(method, weight_decay, seeds, epochs=60, batch_size=50):
+    steps = 500 // batch_size
+    tx = optax.chain(
+        method,
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(optax.cosine_decay_schedule(0.05, epochs * steps), momentum=0.9),
+    )
+
+    @jax.jit
+    def epoch(params, state, key):
+        def step(carry, rows):
+            params, state = carry
+            batch = train[0][rows], train[1][rows]
+            grads = jax.grad(loss)(params, batch)
+            updates, state = tx.update(grads, state, params, value_fn=lambda p: loss(p, batch))
+            return (optax.apply_updates(params, updates), state), None
+
+        rows = jax.random.permutation(key, 500).reshape(steps, batch_size)
+        return jax.lax.scan(step, (params, state), rows)[0]
+
+    def run(seed):
+        params = init(seed)
+        state = tx.init(params)
+        for key in jax.random.split(jax.random.key(seed + 100), epochs):
+            params, state = epoch(params, state, key)
+        return params
+
+    return [run(seed) for seed in seeds]
+
+
+# %% [markdown]
+# Three methods, with weak and with strong weight decay, two seeds each. (`optax.with_extra_args_support` lets
+# `optax.identity`, in front of plain SGD, ignore the `value_fn` that the others need.)
+
+# %%
+methods = {
+    "SGD": optax.with_extra_args_support(optax.identity()),
+    "SAM": optax_sam.sam(0.3),
+    "Eigen-SAM": optax_sam.eigen_sam(0.3, alpha=0.2, interval=50, solver="lanczos"),
+}
+decays, seeds = (5e-4, 5e-3, 2e-2), (0, 1)
+networks = {
+    (name, decay, seed): params
+    for name, decay in itertools.product(methods, decays)
+    for seed, params in zip(seeds, fit(methods[name], decay, seeds), strict=True)
+}
+
+# %% [markdown]
+# ## How sharp?
+#
+# There is no one number. All of these are of the loss on the whole training set, wrong labels included:
+#
+# - **λ_max** and the **trace** of the Hessian: curvature along the worst direction, and over all directions;
+# - **first order**, what SAM's own perturbation finds: $L(w + \rho\, g/\|g\|) - L(w)$;
+# - **worst case** in the ball $\|\varepsilon\| \le \rho$, by projected gradient ascent with restarts;
+# - **adaptive**: the same in ASAM's ball, measured in units of the weights, which does not change when a layer is
+#   scaled up and the next one down;
+# - **average case**: the mean rise under Gaussian noise.
+
+# %%
+RHO = 0.3
+
+
+def measure(params):
+    adaptive = optax_sam.weight_magnitude()
+    return {
+        "test accuracy": float(accuracy(params, test)),
+        "train accuracy": float(accuracy(params, train)),
+        "λ_max": float(curvature.top_eigenpairs(loss, params, num_iters=15).eigenvalues[0]),
+        "trace": float(curvature.trace(loss, params, num_samples=5).estimate),
+        "first order": float(diagnostics.sharpness(loss, params, RHO).sharpness),
+        "worst case": float(diagnostics.worst_case_sharpness(loss, params, RHO).sharpness),
+        "adaptive": float(
+            diagnostics.worst_case_sharpness(loss, params, 10 * RHO, constraint=adaptive).sharpness
+        ),
+        "average case": float(diagnostics.average_case_sharpness(loss, params, 0.02).estimate),
+    }
+
+
+measured = {key: measure(params) for key, params in networks.items()}
+columns = list(next(iter(measured.values())))
+print(f"{'':24s}" + "".join(f"{name:>16s}" for name in columns))
+for name, decay in itertools.product(methods, decays):
+    rows = [measured[name, decay, seed] for seed in seeds]
+    means = (np.mean([row[column] for row in rows]) for column in columns)
+    print(f"{name:10s} decay {decay:<7g} " + "".join(f"{mean:16.3f}" for mean in means))
+
+# %% [markdown]
+# SAM's and Eigen-SAM's networks are flatter than SGD's by every measure *at the same weight decay*, and better.
+# Eigen-SAM, which was made to lower λ_max, lowers it.
+
+# %%
+for decay in decays:
+    sgd, sam, eigen_sam = (
+        np.mean([measured[name, decay, seed]["λ_max"] for seed in seeds]) for name in methods
+    )
+    print(f"weight decay {decay:<7g} λ_max: SGD {sgd:6.2f}   SAM {sam:6.2f}   Eigen-SAM {eigen_sam:6.2f}")
+
+# %% [markdown]
+# ## What does *not* correlate
+#
+# Kendall's rank correlation of each measure with test accuracy: −1 where flatter is always better, 0 where the measure
+# says nothing. First over all networks, then among those of one method, where only weight decay and seed differ.
+
+# %%
+correlations = {}
+for measure_name in columns[2:]:
+    groups = {"all": list(networks)} | {name: [k for k in networks if k[0] == name] for name in methods}
+    correlations[measure_name] = {
+        group: kendalltau(
+            [measured[key][measure_name] for key in keys], [measured[key]["test accuracy"] for key in keys]
+        ).statistic
+        for group, keys in groups.items()
+    }
+print(f"{'':14s}" + "".join(f"{group:>12s}" for group in ("all", *methods)))
+for measure_name, by_group in correlations.items():
+    print(f"{measure_name:14s}" + "".join(f"{value:12.2f}" for value in by_group.values()))
+
+# %%
+figure, panels = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", sharey=True)
+colours = dict(zip(methods, ("#000000", "#0072B2", "#CC79A7"), strict=True))
+markers = dict(zip(decays, "o^s", strict=True))
+for axes, measure_name in zip(panels, ("λ_max", "worst case", "adaptive"), strict=True):
+    for (name, decay, seed), numbers in measured.items():
+        axes.scatter(
+            numbers[measure_name],
+            100 * numbers["test accuracy"],
+            color=colours[name],
+            marker=markers[decay],
+            label=f"{name}, decay {decay:g}" if seed == 0 else None,
+        )
+    axes.set(xlabel=measure_name, xscale="log")
+panels[0].set_ylabel("test accuracy (%)")
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+
+# %% [markdown]
+# Strong weight decay makes SGD's network much better *and sharper*: small weights make steep functions of the
+# weights. So across networks that were trained in different ways, no sharpness that is measured in absolute units
+# ranks them by accuracy. "Flatter is better" holds at best with everything else kept equal, which is how SAM's authors
+# put it, and Andriushchenko et al. (2023, "A modern look at the relationship between sharpness and generalization")
+# found it to fail for modern networks. Measure sharpness to see what a method *did*; measure accuracy to see whether
+# it helped.
+
+# %% [markdown]
+# ## The whole spectrum
+#
+# λ_max is one of 26,000 eigenvalues. Stochastic Lanczos quadrature estimates the density of all of them: most are near
+# zero, a few stand out, some are negative.
+
+# %%
+compared = {name: networks[name, 5e-4, 0] for name in methods}
+axes = None
+for name, params in compared.items():
+    density = curvature.spectral_density(loss, params, num_iters=40, num_samples=4)
+    axes = plotting.plot_spectral_density(density, ax=axes, label=name)
+
+# %% [markdown]
+# ## What it looks like
+#
+# Along one random direction, filter by filter as long as the weights (Li et al., 2018), so that networks with
+# different weights can be compared; and along each network's own top eigenvector, where the difference is.
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained", sharey=True)
+for name, params in compared.items():
+    random = diagnostics.random_directions(params, 1, seed=0)
+    plotting.plot_loss_surface(diagnostics.loss_surface(loss, params, random), ax=left, label=name)
+    top = jax.tree.map(lambda v: v[0], curvature.top_eigenpairs(loss, params).eigenvectors)
+    line = diagnostics.loss_surface(loss, params, [top], np.linspace(-2, 2, 51))
+    plotting.plot_loss_surface(line, ax=right, label=name)
+left.set(xlabel="along a random direction", ylim=(0, 4))
+right.set(xlabel="along the top eigenvector", ylabel="")
+
+# %% [markdown]
+# The plane through the three solutions shows that they lie in different basins, although they began at the same point
+# and saw the same batches:
+
+# %%
+plane = diagnostics.plane_through(list(compared.values()))
+reach = np.asarray(plane.coordinates)
+margin = 0.3 * np.ptp(reach)
+grids = [np.linspace(reach[:, i].min() - margin, reach[:, i].max() + margin, 31) for i in (0, 1)]
+surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, grids)
+plotting.plot_loss_surface(surface, points=dict(zip(compared, plane.coordinates, strict=True)))
+
+# %% [markdown]
+# And the plane in which XSAM looks for the worst point (Chen and Zhou, 2026, figure 1), at the initial weights: g₀ is the
+# gradient there, g₁ the gradient at w + ε. SAM steps along g₁. Is that where the loss rises most?
+
+# %%
+start = init(0)
+epsilon = diagnostics.sharpness(loss, start, 1.0).perturbation
+plane = diagnostics.gradient_plane(loss, start, epsilon)
+surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, np.linspace(-2, 2, 31))
+_, g_0, g_1 = plane.coordinates
+plotting.plot_loss_surface(surface, arrows={"g₀": g_0, "g₁": g_1})
+
+# %% [markdown]
+# ## How good is an ascent?
+#
+# The rise of the loss at each method's ε, as a share of the highest rise found at that length:
+
+# %%
+for name, params in compared.items():
+    epsilon = diagnostics.sharpness(loss, params, RHO).perturbation
+    gain = diagnostics.perturbation_gain(loss, params, epsilon)
+    pair = curvature.top_eigenpairs(loss, params)
+    top = jax.tree.map(lambda v: v[0], pair.eigenvectors)
+    print(
+        f"{name:10s} rise {float(gain.gain):.3f} of {float(gain.best_gain):.3f}; "
+        f"alignment with the top eigenvector {float(diagnostics.alignment(epsilon, top)):.2f}"
+    )
