@@ -1,0 +1,229 @@
+"""Slices are the loss at their points, planes contain what they were made of, filters keep their lengths."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from optax_sam import curvature, diagnostics, tree_math
+from tests.problems import network
+
+NETWORK = network()
+DATA = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), NETWORK.batches)
+LOSS = jax.jit(NETWORK.loss)
+DIRECTIONS = diagnostics.random_directions(NETWORK.params)
+GRID = np.array([-0.7, 0.0, 0.2, 1.1], np.float32)
+
+
+def loss(params):
+    return NETWORK.loss(params, DATA)
+
+
+def at(origin, directions, point):
+    """w + a d₁ + b d₂, in NumPy."""
+    w, unravel = ravel_pytree(origin)
+    moved = w + sum(a * ravel_pytree(d)[0] for a, d in zip(point, directions, strict=True))
+    return unravel(moved)
+
+
+@pytest.mark.parametrize("data", [{}, {"batches": curvature.Batches(DATA, 64)}], ids=["loss", "batches"])
+def test_a_plane_is_the_loss_at_its_points(data):
+    coordinates = [GRID, GRID[:3]]
+    value_fn = LOSS if data else loss
+    found = diagnostics.loss_surface(value_fn, NETWORK.params, DIRECTIONS, coordinates, **data)
+    assert found.values.shape == (4, 3)
+    for i, a in enumerate(GRID):
+        for j, b in enumerate(GRID[:3]):
+            expected = loss(at(NETWORK.params, DIRECTIONS, (a, b)))
+            np.testing.assert_allclose(found.values[i, j], expected, rtol=1e-5)
+    chex.assert_trees_all_equal(found.coordinates, tuple(map(jnp.asarray, coordinates)))
+
+
+def test_a_line_is_the_loss_at_its_points_under_jit_too():
+    slice_ = lambda params: diagnostics.loss_surface(loss, params, DIRECTIONS[:1], GRID)
+    expected = [loss(at(NETWORK.params, DIRECTIONS[:1], (a,))) for a in GRID]
+    for function in (slice_, jax.jit(slice_)):
+        np.testing.assert_allclose(function(NETWORK.params).values, expected, rtol=1e-5)
+
+
+def test_coordinates_left_out_are_those_of_the_paper():
+    found = diagnostics.loss_surface(lambda w: jnp.sum(w), jnp.zeros(1), [jnp.ones(1)])
+    np.testing.assert_allclose(found.coordinates[0], np.linspace(-1, 1, 51), atol=1e-6)
+    np.testing.assert_allclose(found.values, np.linspace(-1, 1, 51), atol=1e-6)
+
+
+def test_with_a_progress_bar_the_values_are_the_same(capsys):
+    """71 points do not divide into equal parts."""
+    grid = np.linspace(-1, 1, 71)
+    arguments = LOSS, NETWORK.params, DIRECTIONS[:1], grid
+    silent = diagnostics.loss_surface(*arguments, batches=[DATA])
+    assert capsys.readouterr().err == ""
+    shown = diagnostics.loss_surface(*arguments, batches=[DATA], progress=True)
+    assert "loss surface: 100%" in capsys.readouterr().err
+    np.testing.assert_allclose(shown.values, silent.values, rtol=1e-6)
+    assert shown.values.shape == (71,)
+
+
+def test_memory_does_not_grow_with_the_number_of_points():
+    """One point after another: a hidden layer of 10⁵ numbers is there once, not 100 times."""
+    x = jnp.ones((1000, 1))
+    wide = lambda w: jnp.sort(x @ w[None], axis=None)[0]  # a sort is not fused away
+
+    def memory(count):
+        surface = lambda w: diagnostics.loss_surface(wide, w, [w], jnp.linspace(0, 1, count)).values
+        return jax.jit(surface).lower(jnp.ones(100)).compile().memory_analysis().temp_size_in_bytes
+
+    hidden = 4 * 1000 * 100
+    assert hidden <= memory(2)
+    assert memory(100) < 1.5 * memory(2)
+
+
+def test_bfloat16_parameters_are_moved_in_float32():
+    found = diagnostics.loss_surface(
+        lambda w: jnp.sum(w), jnp.ones(1, jnp.bfloat16), [jnp.ones(1, jnp.bfloat16)], jnp.array([1e-3])
+    )
+    np.testing.assert_allclose(found.values, 1.001, rtol=1e-6)
+
+
+def test_losses_that_are_not_finite_stay_so():
+    found = diagnostics.loss_surface(
+        lambda w: jnp.log(w[0]), jnp.zeros(1), [jnp.ones(1)], [jnp.arange(-1, 2)]
+    )
+    assert np.isnan(found.values[0])
+    assert np.isneginf(found.values[1])
+    assert found.values[2] == 0
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_every_filter_has_the_length_of_that_of_the_parameters(axis):
+    shapes = {"dense": (4, 6), "convolution": (3, 3, 2, 5), "bias": (6,), "scale": ()}
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    params = {
+        name: jax.random.normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+    params["dense"] = params["dense"].at[:, 2].set(0)  # a dead filter
+    for direction in diagnostics.random_directions(params, 3, seed=1, filter_axis=axis):
+        assert not direction["bias"].any()
+        assert direction["scale"] == 0
+        for name in ("dense", "convolution"):
+            filters = lambda x: np.moveaxis(np.asarray(x), axis, 0).reshape(x.shape[axis], -1)
+            np.testing.assert_allclose(
+                np.linalg.norm(filters(direction[name]), axis=1),
+                np.linalg.norm(filters(params[name]), axis=1),
+                rtol=1e-5,
+            )
+
+
+def test_normalisation_keeps_the_direction_of_each_filter():
+    direction = jax.tree.map(lambda w: jnp.cos(jnp.arange(w.size)).reshape(w.shape), NETWORK.params)
+    found = diagnostics.filter_normalised(direction, NETWORK.params)["layer1"]["weight"]
+    ratio = found / direction["layer1"]["weight"]
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1], ratio.shape), rtol=1e-4)
+    assert (ratio > 0).all()
+
+
+def test_random_directions_differ_and_repeat():
+    one, other = DIRECTIONS
+    assert diagnostics.alignment(one, other) < 0.5
+    chex.assert_trees_all_equal(diagnostics.random_directions(NETWORK.params), DIRECTIONS)
+    another = diagnostics.random_directions(NETWORK.params, 1, seed=1)[0]
+    assert diagnostics.alignment(one, another) < 0.9
+
+
+def test_slices_do_not_change_when_layers_are_scaled():
+    """A linear network without biases, its first layer twice and its second half as large."""
+    x = jax.random.normal(jax.random.key(0), (30, 4))
+    linear = lambda w: jnp.mean((x @ w["in"] @ w["out"]) ** 2)
+    keys = jax.random.split(jax.random.key(1))
+    w = {"in": jax.random.normal(keys[0], (4, 6)), "out": jax.random.normal(keys[1], (6, 1))}
+    scaled = {"in": 2 * w["in"], "out": w["out"] / 2}
+    slices = [
+        diagnostics.loss_surface(linear, point, diagnostics.random_directions(point, 1), GRID).values
+        for point in (w, scaled)
+    ]
+    np.testing.assert_allclose(*slices, rtol=1e-4)
+
+
+def gram(plane):
+    return np.array([[tree_math.vdot(a, b) for a in plane.directions] for b in plane.directions])
+
+
+def test_the_plane_through_three_solutions_contains_them(x64):
+    solutions = [network(seed, dtype=jnp.float64).params for seed in range(3)]
+    plane = diagnostics.plane_through(solutions)
+    np.testing.assert_allclose(gram(plane), np.eye(2), atol=1e-12)
+    np.testing.assert_allclose(plane.coordinates[0], 0)
+    np.testing.assert_allclose(plane.coordinates[1, 1], 0, atol=1e-12)
+    for solution, point in zip(solutions, plane.coordinates, strict=True):
+        chex.assert_trees_all_close(at(plane.origin, plane.directions, point), solution, atol=1e-12)
+
+
+def test_three_solutions_on_a_line(x64):
+    solutions = [jax.tree.map(lambda w, c=c: c * w, NETWORK.params) for c in (1.0, 2.0, -3.0)]
+    plane = diagnostics.plane_through(solutions)
+    assert not ravel_pytree(plane.directions[1])[0].any()
+    for solution, point in zip(solutions, plane.coordinates, strict=True):
+        chex.assert_trees_all_close(at(plane.origin, plane.directions, point), solution, rtol=1e-6)
+
+
+def test_the_gradient_plane_contains_both_gradients_and_the_step():
+    epsilon = diagnostics.sharpness(loss, NETWORK.params, 0.5).perturbation
+    plane = diagnostics.gradient_plane(loss, NETWORK.params, epsilon)
+    np.testing.assert_allclose(gram(plane), np.eye(2), atol=1e-5)
+    first = jax.grad(loss)(NETWORK.params)
+    second = jax.grad(loss)(jax.tree.map(jnp.add, NETWORK.params, epsilon))
+    zero = jax.tree.map(jnp.zeros_like, first)
+    for vector, point in zip((epsilon, first, second), plane.coordinates, strict=True):
+        chex.assert_trees_all_close(at(zero, plane.directions, point), vector, atol=1e-5)
+    # SAM's ε lies along the first axis, with its own length; the second gradient turns away from it.
+    np.testing.assert_allclose(plane.coordinates[0], [0.5, 0], atol=1e-5)
+    assert plane.coordinates[2, 1] > 0.01
+
+
+def test_the_gradient_plane_of_a_data_set():
+    epsilon = diagnostics.sharpness(loss, NETWORK.params, 0.5).perturbation
+    whole = diagnostics.gradient_plane(loss, NETWORK.params, epsilon)
+    batches = curvature.Batches(DATA, 32)
+    found = diagnostics.gradient_plane(LOSS, NETWORK.params, epsilon, batches=batches)
+    np.testing.assert_allclose(found.coordinates, whole.coordinates, rtol=1e-4, atol=1e-5)
+
+
+W = jnp.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: diagnostics.loss_surface(jnp.sum, W, W),
+            r"`directions` must be a list.*write `loss_surface",
+        ),
+        (
+            lambda: diagnostics.loss_surface(jnp.sum, W, [W] * 3),
+            "one direction .a line. or two .a plane.*got 3",
+        ),
+        (
+            lambda: diagnostics.loss_surface(jnp.sum, W, [jnp.ones(3)]),
+            "Each of `directions` must have the shapes",
+        ),
+        (
+            lambda: diagnostics.loss_surface(jnp.sum, W, [W, W], [W]),
+            "a list of one for each of the 2 directions",
+        ),
+        (lambda: diagnostics.loss_surface(jnp.sum, W, [W], 1.0), "one array with one axis"),
+        (lambda: diagnostics.loss_surface(jnp.sum, W, [W], []), "for each of the 1"),
+        (lambda: diagnostics.plane_through([W, W]), "Three solutions lie in one plane, got 2"),
+        (lambda: diagnostics.plane_through([W, W, jnp.ones(3)]), "Each of `solutions` must have the shapes"),
+        (
+            lambda: diagnostics.gradient_plane(jnp.sum, W, {"a": W}),
+            "`perturbation` must have the tree structure",
+        ),
+        (lambda: diagnostics.filter_normalised({"a": W}, W), "`direction` must have the tree structure"),
+        (lambda: diagnostics.random_directions(W, 0), "`num` must be at least 1"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
