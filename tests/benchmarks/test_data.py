@@ -1,15 +1,18 @@
 import gzip
+import hashlib
 import sys
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from benchmarks import data
+from benchmarks import cifar, data, svhn
 from benchmarks.digits import Digits
 from benchmarks.errors import UsageError
+from tests.benchmarks.archives import CIFAR100_CLASSES, accept, make_cifar, make_svhn
 
 
 def as_set(images, labels):
@@ -58,19 +61,45 @@ def test_train_size_keeps_validation_and_test(data_dir):
         data.load("digits", data_dir, train_size=1001)
 
 
+def test_validation_size(data_dir):
+    nothing, some = (data.load("digits", data_dir, validation_size=n) for n in (0, 7))
+    assert [len(split.labels) for split in nothing[:3]] == [1297, 0, 500]
+    assert [len(split.labels) for split in some[:3]] == [1290, 7, 500]
+    assert np.array_equal(
+        np.sort(nothing.train.labels), np.sort(np.append(some.train.labels, some.validation.labels))
+    )
+    with pytest.raises(UsageError, match="choose 0 to 1296"):
+        data.load("digits", data_dir, validation_size=1297)
+
+
 def test_nothing_imports_tensorflow(data_dir):
     data.load("digits", data_dir)
     assert "tensorflow" not in sys.modules
 
 
-def test_missing_files_are_named_with_the_remedy_and_nothing_is_written(tmp_path):
-    with pytest.raises(UsageError, match=r"train-images-idx3-ubyte.gz.*--download-dir.*--download "):
-        data.load("fashion_mnist", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("fashion_mnist", "train-images-idx3-ubyte.gz"),
+        ("cifar10", "cifar-10-binary.tar.gz"),
+        ("cifar100", "cifar-100-binary.tar.gz"),
+        ("svhn_cropped", "train_32x32.mat, test_32x32.mat"),
+    ],
+)
+def test_missing_files_are_named_with_the_remedy_and_nothing_is_written(name, file, tmp_path):
+    with pytest.raises(UsageError, match=rf"missing: .*{file}.*--download-dir.*--download "):
+        data.load(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_nobody_offers_is_not_fetched(tmp_path):
+    with pytest.raises(UsageError, match=r"cifar10_subset.npz.*--download-dir \(nobody offers"):
+        data.load("cifar10_subset", tmp_path, download=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_unknown_data_set_names_the_known_ones():
-    with pytest.raises(UsageError, match="digits, mnist, fashion_mnist"):
+    with pytest.raises(UsageError, match=r"digits, mnist, fashion_mnist, cifar10, .* image_folder"):
         data.load("cifar1000")
 
 
@@ -80,7 +109,7 @@ def test_wrong_raw_files_are_refused_and_leave_no_data_set(tmp_path):
     for file in data.IDX_FILES:
         with gzip.open(raw / file, "wb") as stream:
             stream.write(b"not an idx file")
-    with pytest.raises(Exception, match="wrong checksum"):
+    with pytest.raises(UsageError, match=r"damaged or another version; remove it.* wrong checksum"):
         data.load("mnist", tmp_path / "data", download_dir=tmp_path / "raw")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
@@ -129,34 +158,156 @@ def test_idx_files_are_read_as_they_are(name, raw_files, tmp_path, monkeypatch):
     assert builder.info.full_name == f"{name}/3.0.1"
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.4, 1.0])
-def test_label_noise_changes_exactly_the_fraction(fraction):
-    labels = np.arange(1000) % 10
-    noisy = data.symmetric_label_noise(labels, jax.random.key(0), fraction, 10)
-    assert (np.asarray(noisy) != labels).sum() == round(1000 * fraction)
-    assert noisy.dtype == labels.dtype or noisy.dtype == np.int32
-    assert noisy.min() >= 0
-    assert noisy.max() < 10
+@pytest.mark.parametrize(
+    ("name", "builder", "version"),
+    [
+        ("cifar10", cifar.CIFAR10, "3.0.2"),
+        ("cifar100", cifar.CIFAR100, "3.0.2"),
+        ("svhn_cropped", svhn.SVHNCropped, "3.1.0"),
+    ],
+)
+def test_archives_are_read_as_they_are(name, builder, version, tmp_path, monkeypatch):
+    raw = tmp_path / "raw" / name
+    expected = make_svhn(raw) if builder is svhn.SVHNCropped else make_cifar(raw, builder)
+    with pytest.raises(UsageError, match="wrong checksum"):  # not the official files
+        data.prepare(name, tmp_path / "data", download_dir=tmp_path / "raw")
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+    accept(monkeypatch, builder, raw)
+    prepared = data.prepare(name, tmp_path / "data", download_dir=tmp_path / "raw")
+    assert prepared.info.full_name == f"{name}/{version}"
+    for split in ("train", "test"):
+        assert as_set(*data.read(prepared, split)) == as_set(*expected[split])
+    assert "tensorflow" not in sys.modules
 
 
-def test_label_noise_is_uniform_over_the_other_classes():
-    labels = np.zeros(90_000, np.int32)
-    noisy = data.symmetric_label_noise(labels, jax.random.key(1), 1.0, 10)
-    counts = np.bincount(noisy, minlength=10)
-    assert counts[0] == 0
-    # 9 classes, expected 10,000 each, standard deviation 94.
-    assert np.abs(counts[1:] - 10_000).max() < 5 * 94
+def test_builders_are_those_of_tfds():
+    """Same features, URLs and checksums, so what one of them has prepared the other one reads."""
+    for builder, original in (
+        (cifar.CIFAR10, cifar.cifar.Cifar10),
+        (cifar.CIFAR100, cifar.cifar.Cifar100),
+        (svhn.SVHNCropped, svhn.original.Builder),
+    ):
+        ours, theirs = builder(data_dir="nowhere"), original(data_dir="nowhere")
+        assert repr(ours.info.features) == repr(theirs.info.features)
+        assert ours.info.full_name == theirs.info.full_name
+        assert ours.url_infos == theirs.url_infos is not None
 
 
-def test_label_noise_depends_on_the_key_alone():
+def test_names_of_the_classes_come_with_cifar(tmp_path, monkeypatch):
+    raw = tmp_path / "cifar100"
+    make_cifar(raw, cifar.CIFAR100)
+    accept(monkeypatch, cifar.CIFAR100, raw)
+    features = data.prepare("cifar100", tmp_path / "data", download_dir=tmp_path).info.features
+    assert features["label"].names == CIFAR100_CLASSES
+    assert features["coarse_label"].names[0] == "aquatic_mammals"
+    train = data.load("cifar100", tmp_path / "data")
+    assert train.num_classes == 100
+
+
+def test_colours_are_standardised_one_by_one(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, [[[50, 150, 250]]], (100, 32, 32, 3)).astype(np.uint8)
+    images[0, 0, 0] = 0
     labels = np.arange(100) % 10
-    noisy = [data.symmetric_label_noise(labels, jax.random.key(k), 0.4, 10) for k in (0, 0, 1)]
-    assert np.array_equal(noisy[0], noisy[1])
-    assert not np.array_equal(noisy[0], noisy[2])
+    raw = tmp_path / "cifar10_subset"
+    raw.mkdir()
+    np.savez(raw / "cifar10_subset.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(UsageError, match="wrong checksum"):
+        data.load("cifar10_subset", tmp_path / "data", download_dir=tmp_path)
+    digest = hashlib.sha256((raw / "cifar10_subset.npz").read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar.CIFAR10Subset, "SHA256", digest)
+
+    dataset = data.load("cifar10_subset", tmp_path / "data", download_dir=tmp_path, validation_size=0)
+    pixels = dataset.train.images.astype(np.float64)
+    np.testing.assert_allclose(pixels.mean((0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(pixels.std((0, 1, 2)), 1, atol=1e-6)
+    np.testing.assert_allclose(pixels.min((0, 1, 2)), dataset.black, atol=1e-6)
 
 
-def test_impossible_label_noise_is_refused():
-    with pytest.raises(UsageError, match=r"must be in \[0, 1\]"):
-        data.symmetric_label_noise(np.zeros(3, int), jax.random.key(0), 40, 10)
-    with pytest.raises(UsageError, match="at least 2 classes"):
-        data.symmetric_label_noise(np.zeros(3, int), jax.random.key(0), 0.4, 1)
+def test_subset_of_cifar10_is_read_as_it_is(raw_files, tmp_path, monkeypatch):
+    if not (raw_files / "cifar10_subset").is_dir():
+        pytest.skip(f"no subset of CIFAR-10 in {raw_files}")
+    first = partial(data.tfds.download.DownloadConfig, max_examples_per_split=50)
+    monkeypatch.setattr(data.tfds.download, "DownloadConfig", first)
+    builder = data.prepare("cifar10_subset", tmp_path, download_dir=raw_files)
+    with np.load(raw_files / "cifar10_subset" / "cifar10_subset.npz") as arrays:
+        expected = as_set(arrays["x_train"][:50], arrays["y_train"][:50])
+    assert as_set(*data.read(builder, "train")) == expected
+    assert builder.info.features["label"].names[3] == "cat"
+
+
+def make_folder(folder, **counts):
+    """Writes images of 20x10 pixels: white in the middle, black outside; `counts` of each class."""
+    for split, classes in counts.items():
+        for name, count in classes.items():
+            path = folder / split / name
+            path.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.zeros((10, 20, 3), np.uint8)
+                pixels[:, 5:15] = 255
+                Image.fromarray(pixels).save(path / f"{i}.png")
+    return folder
+
+
+def load_folder(folder, data_dir, size=8, **kwargs):
+    return data.load("image_folder", data_dir, image_folder=folder, image_size=size, **kwargs)
+
+
+def test_image_folder(tmp_path):
+    folder = make_folder(
+        tmp_path / "pets", train={"cat": 4, "dog": 6}, val={"cat": 1}, test={"cat": 2, "dog": 3}
+    )
+    path = folder / "test" / "dog" / "0.png"
+    Image.open(path).convert("L").save(path.with_suffix(".JPEG"))  # grey, and another spelling
+    path.unlink()
+    dataset = load_folder(folder, tmp_path / "data")
+    assert [len(split.labels) for split in dataset[:3]] == [10, 1, 5]
+    assert np.array_equal(np.sort(dataset.test.labels), [0, 0, 1, 1, 1])  # in alphabetical order
+    assert dataset.train.images.shape == (10, 8, 8, 3)
+    builder = data.prepare("image_folder", tmp_path / "data", image_folder=folder, image_size=8)
+    assert builder.info.features["label"].names == ["cat", "dog"]
+    for image in data.read(builder, "test").images:  # the square in the middle, which is white
+        assert image[:, 1:-1].min() > 200
+    with pytest.raises(UsageError, match="validation split of its own"):
+        load_folder(folder, tmp_path / "data", validation_size=1)
+
+
+def test_image_folder_that_has_changed_is_prepared_again(tmp_path):
+    folder = make_folder(tmp_path / "pets", train={"cat": 4, "dog": 6}, test={"cat": 2})
+    assert len(load_folder(folder, tmp_path / "data").test.labels) == 2
+    assert load_folder(folder, tmp_path / "data", size=4).test.images.shape == (2, 4, 4, 3)
+    make_folder(folder, test={"dog": 3})
+    assert len(load_folder(folder, tmp_path / "data").test.labels) == 5
+
+
+def test_image_folder_without_test_images(tmp_path):
+    folder = make_folder(tmp_path / "pets", train={"cat": 20, "dog": 30})
+    dataset = load_folder(folder, tmp_path / "data", validation_size=0)
+    assert np.array_equal(np.bincount(dataset.test.labels), [2, 3])
+    assert np.array_equal(np.bincount(dataset.train.labels), [18, 27])
+
+
+def test_image_folder_laid_out_as_tiny_imagenet(tmp_path):
+    folder = make_folder(tmp_path / "tiny", val={"images": 3}, test={"images": 2})
+    make_folder(folder / "train" / "n01", images={".": 2})
+    make_folder(folder / "train" / "n02", images={".": 2})
+    (folder / "val" / "val_annotations.txt").write_text(
+        "0.png\tn02\t0\t0\t62\t62\n1.png\tn01\t0\t0\t9\t9\n2.png\tn02\t0\t0\t9\t9\n"
+    )
+    dataset = load_folder(folder, tmp_path / "data", validation_size=0)
+    assert np.array_equal(np.bincount(dataset.train.labels), [2, 2])
+    assert np.array_equal(np.bincount(dataset.test.labels), [1, 2])  # val: test has no labels
+
+
+def test_image_folder_that_cannot_be_used_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--image-folder"):
+        data.load("image_folder", tmp_path / "data")
+    with pytest.raises(UsageError, match=r"no images in .*/train/<class>/"):
+        load_folder(tmp_path / "nowhere", tmp_path / "data")
+    few = make_folder(tmp_path / "few", train={"cat": 3})
+    with pytest.raises(UsageError, match="add a folder test/<class>/"):
+        load_folder(few, tmp_path / "data")
+    other = make_folder(tmp_path / "other", train={"cat": 3}, val={"cow": 1})
+    with pytest.raises(UsageError, match=r"classes that train/ lacks: cow"):
+        load_folder(other, tmp_path / "data")
+    assert not (tmp_path / "data").exists()

@@ -133,6 +133,14 @@ def test_label_noise_reaches_training_labels_only(dataset):
     assert np.array_equal(noisy.images, dataset.train.images)
 
 
+def test_kind_of_label_noise(dataset):
+    config = train.Config(label_noise=0.4, noise_kind="asymmetric")
+    noisy = np.asarray(train.add_label_noise(dataset.train, config, dataset.num_classes).labels)
+    changed = noisy != dataset.train.labels
+    assert changed.sum() == 80
+    assert np.array_equal(noisy[changed], (dataset.train.labels[changed] + 1) % 10)
+
+
 def test_an_epoch_visits_every_image_once():
     orders = [np.asarray(train.epoch_order(0, epoch, 50)) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
@@ -229,6 +237,20 @@ def test_a_run_writes_metrics_and_is_not_overwritten_or_continued_with_other_set
         train.run(dataclasses.replace(config, learning_rate=0.2, resume=True))
     again = train.run(dataclasses.replace(config, resume=True))
     assert again["test"] == finished["test"]
+
+
+def test_a_run_without_validation_images(data_dir, tmp_path, monkeypatch, capsys):
+    arguments = (
+        f"--method=sgd --epochs=1 --validation-size=0 --data-dir={data_dir} --output={tmp_path / 'run'}"
+    )
+    monkeypatch.setitem(train.MODELS, "mlp", Tiny)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments.split()])
+    train.main()
+    assert "validation" not in capsys.readouterr().out
+    _, epoch, end = without_times(tmp_path / "run")
+    assert epoch["step"] == 12
+    assert epoch["validation"] == end["validation"] == {"loss": None, "accuracy": None}
+    assert end["test"]["accuracy"] > 0.5
 
 
 def test_divergence_is_reported_with_its_step(data_dir, tmp_path):
