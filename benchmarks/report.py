@@ -116,8 +116,11 @@ def differences_to(other: str, records: Records) -> str:
 
 def settings_table(records: Records, trials: Records, times: Records) -> str:
     """What was chosen on validation data."""
+    made = {(trial["row"], trial["label_noise"]) for trial in trials}
 
     def cell(row: str, noise: float) -> str:
+        if (row, noise) not in made:
+            return "-"
         return ", ".join(f"{name} {value:g}" for name, value in best(trials, row, noise).items())
 
     return by_noise(trials, cell)
@@ -243,7 +246,8 @@ def draw_radius(trials: Records, path: Path) -> None:
                 for trial in trials
                 if (trial["row"], trial["label_noise"]) == (row, noise) and trial["settings"] in searched
             )
-            axes.plot(*zip(*points, strict=True), label=ROWS[row].label, markersize=5, **STYLES[row])
+            if points:
+                axes.plot(*zip(*points, strict=True), label=ROWS[row].label, markersize=5, **STYLES[row])
         decays = [trial for trial in trials if (trial["row"], trial["label_noise"]) == ("sgd_decay", noise)]
         usual = [
             trial["validation_accuracy"] for trial in decays if trial["settings"] == {"weight_decay": 5e-4}
