@@ -7,6 +7,8 @@ import optax
 import pytest
 
 import optax_sam
+from optax_sam import diagnostics
+from optax_sam.diagnostics.monitor import QUANTITIES
 
 
 class Method(NamedTuple):
@@ -85,6 +87,15 @@ def sam_3_steps(rho=0.05, *, num_steps=3, axis_name=None, m_sharpness=None):
     return optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
 
 
+def monitored_sam(rho=0.05, *, num_steps=1, axis_name=None):
+    return diagnostics.monitor(
+        optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name),
+        interval=3,
+        quantities=QUANTITIES,
+        num_iters=2,
+    )
+
+
 EIGEN = ("num_steps", "num_iters", "axis_name")
 SEARCH = ("num_steps", "num_alphas", "axis_name")
 
@@ -99,6 +110,7 @@ METHODS = [
     Method("eigen_sam_lanczos", eigen_sam_lanczos, ("num_iters", "axis_name"), has_refresh=True),
     Method("xsam", xsam, SEARCH, has_refresh=True),
     Method("combination", combination, ("num_steps", "axis_name"), has_refresh=True),
+    Method("monitored_sam", monitored_sam),
 ]
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
