@@ -34,8 +34,7 @@ from tqdm import tqdm
 
 import optax_sam
 from benchmarks.collectives import count
-from benchmarks.models import MODELS
-from benchmarks.step_cost import make_loss
+from benchmarks.training_steps import NETWORKS, make_loss
 
 RESULTS = Path(__file__).parent / "results" / "scaling.jsonl"
 AXIS = "batch"
@@ -83,7 +82,7 @@ class Job:
 class Config:
     """The measurement."""
 
-    model: Literal[*MODELS] = "mlp"
+    model: Literal[*NETWORKS] = "mlp"
     """The network whose steps are compiled."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of simulated devices."""

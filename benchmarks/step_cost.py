@@ -1,10 +1,15 @@
-"""What a step costs, for every method, beside SAM written by hand and `optax.contrib.sam`.
+"""What a step costs, for every method, beside SAM written by hand, `optax.contrib.sam` and PyTorch's SAM.
 
-    python -m benchmarks.step_cost
-    python -m benchmarks.step_cost --models mlp --batch-size 512 --rounds 50
+    python -m benchmarks.step_cost                                    # the whole table
+    python -m benchmarks.step_cost --quick                            # a part of it, nothing is stored
+    python -m benchmarks.step_cost --models mlp --batch-sizes 512
+    python -m benchmarks.step_cost --resume                           # what the result file lacks
+    python -m benchmarks.step_cost --reuse                            # docs/cost.md anew from the result file
 
-All rows are measured in one run, taking turns. Flops and temporary memory are counts of the compiled
-program, the same on every run; time is the median over the rounds, and only its ratios mean anything.
+All rows of a network and batch size are measured in one run, taking turns, on `jax.devices()[0]`. Flops,
+bytes and temporary memory are counts of the compiled program, the same on every run; time is the median over
+the rounds, and its ratios are those within a round. Rows of PyTorch appear where it is installed, for which
+`pip install torch==2.13.0 pytorch_optimizer==4.1.0` is enough (`step_cost_torch.py`).
 
 - "by hand" is SAM in one jitted function, the least that SAM can cost: two gradients, one norm.
 - Rows without a remark are steps with `refresh=False`, that is nearly all steps. "refresh" are those with
@@ -16,236 +21,271 @@ program, the same on every run; time is the median over the rounds, and only its
 import dataclasses
 import functools
 import importlib.metadata
-import json
+import importlib.util
 import os
 import platform
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
-from flax import nnx
 from tqdm import tqdm
 
-import optax_sam
-from benchmarks.models import MODELS
+from benchmarks import step_cost_table
+from benchmarks.training_steps import (
+    LEARNING_RATE,
+    MOMENTUM,
+    NETWORKS,
+    RHO,
+    SLOW,
+    compile_step,
+    counts,
+    make_loss,
+    make_steps,
+)
+from benchmarks.trials import read_records, write_records
 
 RESULTS = Path(__file__).parent / "results" / "step_cost.jsonl"
-RHO = 0.1
-# The refresh inside a `cond`. Convolutions are slow there on CPU, so this row runs in the first rounds only.
-SLOW = "eigen_sam, automatic refresh"
-TRACED = "a refresh that is true, which the compiler cannot know"
+BATCH_SIZES = {
+    "mlp": (32, 128, 512),
+    "strided_cnn": (32, 128, 512),
+    "resnet8": (32, 128),
+    "transformer": (32, 128),
+}
+# What is known of a refresh with one batch size holds for the others.
+REFRESH_BATCH_SIZE = 128
+SGD = {"jax": "sgd", "torch": "torch.optim.SGD"}
+QUICK_MODELS = ("mlp", "strided_cnn", "transformer")
+QUICK_ROWS = ("sgd", "sam by hand", "optax.contrib.sam", "sam", "info_sam", "eigen_sam", "xsam")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The measurement."""
 
-    models: tuple[Literal[*MODELS], ...] = ("strided_cnn", "mlp")
-    """Networks, on images of 28 x 28 pixels in 10 classes."""
-    batch_size: int = 128
-    """Images a step."""
+    models: tuple[Literal[*NETWORKS], ...] = tuple(NETWORKS)
+    """Networks: on images of 28 x 28 (resnet8: 32 x 32 x 3) in 10 classes, or sequences of 64 tokens."""
+    batch_sizes: tuple[int, ...] = ()
+    """Examples a step; none given: 32, 128 and, with the first two networks, 512."""
     rounds: int = 30
-    """Times that every row is measured."""
-    steps: int = 5
-    """Steps a row makes in a round."""
+    """Times that every row is measured, at most; refreshes three times. 0 counts and measures no time."""
+    seconds: float = 25.0
+    """Time after which no further round of a network and batch size begins, the first seven excepted."""
     num_iters: int = 5
     """Hessian-vector products in a refresh of Eigen-SAM."""
     num_alphas: int = 21
     """Losses in a refresh of XSAM."""
+    torch: bool = True
+    """Measure PyTorch as well, where it is installed."""
+    quick: bool = False
+    """Three networks, one batch size, the most important rows, five rounds; nothing is stored."""
+    resume: bool = False
+    """Leave out what the result file has from this device and these versions."""
+    reuse: bool = False
+    """Measure nothing: write the tables of the result file."""
     output: Path = RESULTS
-    """Result file, one line of JSON a row; lines of other devices and models in it are kept."""
+    """Result file, one line of JSON a row, written after each network and batch size; lines of other
+    devices, networks and batch sizes in it are kept."""
 
 
-def methods(config: Config) -> dict[str, tuple[optax.GradientTransformation, dict[str, Any]]]:
-    """Name -> (what goes in front of SGD, further arguments of `update`)."""
-    eigen_sam = optax_sam.eigen_sam(RHO, num_iters=config.num_iters)
-    lanczos = optax_sam.eigen_sam(RHO, num_iters=config.num_iters, solver="lanczos")
-    xsam = optax_sam.xsam(RHO, 2 * RHO, num_alphas=config.num_alphas)
-    return {
-        "sgd": (optax.identity(), {}),
-        "sam": (optax_sam.sam(RHO), {}),
-        "sam, 3 steps": (optax_sam.sam(RHO, num_steps=3), {}),
-        "asam": (optax_sam.asam(1.0), {}),
-        "fisher_sam": (optax_sam.fisher_sam(RHO), {}),
-        "info_sam": (optax_sam.info_sam(RHO), {}),
-        "eigen_sam": (eigen_sam, {"refresh": False}),
-        "eigen_sam, refresh": (eigen_sam, {"refresh": True}),
-        "eigen_sam, refresh by lanczos": (lanczos, {"refresh": True}),
-        "eigen_sam, automatic": (eigen_sam, {"refresh": None}),
-        SLOW: (eigen_sam, {"refresh": TRACED}),
-        "xsam": (xsam, {"refresh": False}),
-        "xsam, refresh": (xsam, {"refresh": True}),
-        "xsam, automatic": (xsam, {"refresh": None}),
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: makes steps, and waits for them."""
+
+    framework: str
+    run: Callable[[int], None]
+    counts: dict[str, Any]
+    is_refresh: bool = False
+
+
+def is_chosen(config: Config, row: str, model: str, batch_size: int) -> bool:
+    """Whether this row is measured with this network and batch size."""
+    if config.quick:
+        return row in QUICK_ROWS
+    if "refresh" in row or "automatic" in row:
+        return batch_size == REFRESH_BATCH_SIZE and (row, model) != (SLOW, "resnet8")
+    return True
+
+
+def jax_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
+    """Compiles the steps of every method."""
+    loss, params, batch = make_loss(model, batch_size)
+    steps = {
+        name: step
+        for name, step in make_steps(
+            loss, params, num_iters=config.num_iters, num_alphas=config.num_alphas
+        ).items()
+        if is_chosen(config, name, model, batch_size)
     }
-
-
-def make_loss(model: str, batch_size: int) -> tuple[Callable[..., jax.Array], nnx.State, tuple[Any, Any]]:
-    """Returns (loss(params, batch), parameters, a batch of random images)."""
-    graphdef, params = nnx.split(MODELS[model]((28, 28, 1), 10, rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.normal(size=(batch_size, 28, 28, 1)), jnp.float32)
-    labels = jnp.asarray(rng.integers(10, size=batch_size))
-
-    def loss(params: nnx.State, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = nnx.merge(graphdef, params)(batch[0])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
-
-    return loss, params, (images, labels)
-
-
-def make_steps(
-    config: Config, loss: Callable[..., jax.Array], params: nnx.State
-) -> dict[str, tuple[Callable[..., Any], Any]]:
-    """Name -> (step, its first carry): every step maps (carry, batch) to a carry."""
-    base = optax.sgd(0.01, momentum=0.9)
-
-    def by_hand(carry: Any, batch: Any) -> Any:
-        params, state = carry
-        grads = jax.grad(loss)(params, batch)
-        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
-        perturbed = jax.tree.map(lambda w, g: w + RHO / norm * g, params, grads)
-        updates, state = base.update(jax.grad(loss)(perturbed, batch), state, params)
-        return optax.apply_updates(params, updates), state
-
-    def with_method(tx: optax.GradientTransformation, kwargs: Any, carry: Any, batch: Any) -> Any:
-        params, state = carry
-        value_fn = functools.partial(loss, batch=batch)
-        if kwargs.get("refresh") == TRACED:
-            kwargs = {"refresh": jnp.isfinite(jax.tree.leaves(params)[0]).all()}
-        updates, state = optax.with_extra_args_support(tx).update(
-            jax.grad(value_fn)(params), state, params, value_fn=value_fn, **kwargs
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    rows = {}
+    for name, (step, carry) in tqdm(steps.items(), desc=f"{model}, {batch_size}: compiling"):
+        compiled = compile_step(step, carry, batch)
+        state = {"state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(carry[1]))}
+        rows[name] = Row(
+            "jax",
+            functools.partial(run_jax, compiled, [jax.tree.map(jnp.copy, carry)], batch),
+            {**counts(compiled), **state, "parameter_bytes": size},
+            "refresh" in name,
         )
-        return optax.apply_updates(params, updates), state
+    if "xsam, refresh" in rows:  # Of its loop over the losses XLA states one pass only.
+        without, once = rows["xsam"].counts, rows["xsam, refresh"].counts
+        for key in ("flops", "bytes_accessed"):
+            once[key] = without[key] + config.num_alphas * (once[key] - without[key])
+    return rows
 
-    def with_contrib(tx: optax.GradientTransformation, carry: Any, batch: Any) -> Any:
-        params, state = carry
-        grad_fn = lambda params, _: jax.grad(loss)(params, batch)
-        updates, state = tx.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
-        return optax.apply_updates(params, updates), state
 
-    contrib = optax.contrib.sam(
-        base, optax.chain(optax.contrib.normalize(), optax.sgd(RHO)), sync_period=2, opaque_mode=True
+def run_jax(compiled: jax.stages.Compiled, carry: list[Any], batch: Any, steps: int) -> None:
+    """Makes steps from the one element of `carry`, which it replaces."""
+    for _ in range(steps):
+        carry[0] = compiled(carry[0], batch)
+    jax.block_until_ready(carry[0])
+
+
+def torch_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
+    """The same network and batch in PyTorch, where that is installed and has the same device."""
+    if not config.torch or any(importlib.util.find_spec(p) is None for p in ("torch", "pytorch_optimizer")):
+        return {}
+    from benchmarks import step_cost_torch
+
+    if not step_cost_torch.has_device(jax.devices()[0].platform):
+        return {}
+    loss, params, batch = make_loss(model, batch_size)
+    made = step_cost_torch.make_rows(
+        model,
+        jax.device_get(params),
+        jax.device_get(batch),
+        float(loss(params, batch)),
+        step_cost_torch.Settings(RHO, LEARNING_RATE, MOMENTUM, jax.devices()[0].platform),
     )
-    steps: dict[str, tuple[Callable[..., Any], Any]] = {
-        "forward pass": (lambda carry, batch: (carry[0], loss(carry[0], batch)), (params, jnp.zeros(()))),
-        "gradient": (lambda carry, batch: (carry[0], jax.grad(loss)(carry[0], batch)), (params, params)),
-        "sam by hand": (by_hand, (params, base.init(params))),
-        "optax.contrib.sam": (functools.partial(with_contrib, contrib), (params, contrib.init(params))),
-    }
-    for name, (method, kwargs) in methods(config).items():
-        tx = optax.chain(method, base)
-        steps[name] = functools.partial(with_method, tx, kwargs), (params, tx.init(params))
-    return steps
+    return {name: Row("torch", *row) for name, row in made.items()}
 
 
-def compile_step(step: Callable[..., Any], carry: Any, batch: Any) -> jax.stages.Compiled:
-    """Compiles a step that gives its carry away."""
-    return jax.jit(step, donate_argnums=0).lower(carry, batch).compile()
-
-
-def measure(config: Config, model: str) -> list[dict[str, Any]]:
-    """One record a row."""
-    loss, params, batch = make_loss(model, config.batch_size)
-    rows, carries = {}, {}
-    for name, (step, carry) in tqdm(make_steps(config, loss, params).items(), desc=f"{model}, compiling"):
-        rows[name] = compile_step(step, carry, batch)
-        carries[name] = jax.tree.map(jnp.copy, carry)
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    bar = tqdm(total=(config.rounds + 1) * len(rows), desc=model, unit="row")
-    for i in range(config.rounds + 1):  # The first round warms up.
-        for name, compiled in rows.items():
-            bar.update()
-            if name == SLOW and i > 2:
+def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: str) -> dict[str, list[float]]:
+    """Measures seconds a step; the rounds of a row are those in which every other was measured, too."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    steps = dict.fromkeys(rows, 1)
+    began = time.perf_counter()
+    for i in tqdm(range(rounds + 1), desc=description, unit="round"):
+        if i > 7 and time.perf_counter() - began > seconds:
+            break
+        framework = ""
+        for name, row in rows.items():
+            if row.is_refresh and i > 3:
                 continue
-            began = time.perf_counter()
-            for _ in range(1 if "refresh" in name else config.steps):
-                carries[name] = compiled(carries[name], batch)
-            jax.block_until_ready(carries[name])
-            elapsed = time.perf_counter() - began
-            seconds[name].append(elapsed / (1 if "refresh" in name else config.steps))
-    bar.close()
-
-    records = []
-    for name, compiled in rows.items():
-        records.append(
-            {
-                "model": model,
-                "batch_size": config.batch_size,
-                "row": name,
-                **counts(compiled),
-                "median_seconds": statistics.median(seconds[name][1:]),
-                "seconds_relative_to_sgd": relative(seconds[name], seconds["sgd"]),
-                "seconds_relative_to_sam_by_hand": relative(seconds[name], seconds["sam by hand"]),
-                "rounds": config.rounds,
-                "device": jax.devices()[0].device_kind,
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "versions": {p: importlib.metadata.version(p) for p in ("jax", "optax", "optax_sam")},
-            }
-        )
-    return records
+            if row.framework != framework:  # The threads of the other one fall asleep.
+                framework = row.framework
+                time.sleep(0.05)
+            start = time.perf_counter()
+            row.run(steps[name])
+            elapsed = (time.perf_counter() - start) / steps[name]
+            if i > 0:
+                times[name].append(elapsed)
+            elif not row.is_refresh:  # The first round warms up, and shows how many steps are a turn.
+                steps[name] = min(max(round(0.05 / elapsed), 1), 20)
+    return times
 
 
-def counts(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """What the compiled program says of itself."""
-    text = compiled.as_text()
+def measure(config: Config, model: str, batch_size: int) -> list[dict[str, Any]]:
+    """One record a row."""
+    rows = {**jax_rows(config, model, batch_size), **torch_rows(config, model, batch_size)}
+    times = take_turns(rows, config.rounds, config.seconds, f"{model}, {batch_size}") if config.rounds else {}
+    return [
+        {
+            "model": model,
+            "batch_size": batch_size,
+            "row": name,
+            "framework": row.framework,
+            **row.counts,
+            **(seconds(times[name], times[SGD[row.framework]]) if times else {"rounds": 0}),
+            **place(),
+            "versions": versions(row.framework),
+        }
+        for name, row in rows.items()
+    ]
+
+
+def seconds(own: list[float], sgd: list[float]) -> dict[str, Any]:
+    """Returns quartiles over the rounds. Ratios are those within a round: the machine's drift cancels."""
     return {
-        "flops": compiled.cost_analysis()["flops"],
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "control_flow": sum(text.count(f" {op}(") for op in ("while", "conditional")),
+        "seconds": spread(own),
+        "seconds_relative_to_sgd": spread([a / b for a, b in zip(own, sgd, strict=False)]),
+        "rounds": len(own),
     }
 
 
-def relative(own: list[float], other: list[float]) -> float:
-    """Median over the rounds of the ratio within a round: the machine's drift cancels."""
-    return statistics.median(a / b for a, b in zip(own[1:], other[1:], strict=False))
+def spread(values: list[float]) -> list[float]:
+    """Returns the quartiles; the second is the median."""
+    return np.percentile(values, (25, 50, 75)).tolist()
 
 
-def print_table(records: list[dict[str, Any]]) -> None:
-    """One table a model."""
-    for model in dict.fromkeys(record["model"] for record in records):
-        own = {record["row"]: record for record in records if record["model"] == model}
-        first = own["sgd"]
-        hand = own["sam by hand"]
-        print(f"\n{model}, batch of {first['batch_size']}, {first['device']} ({first['machine']})")
-        print(f"{'':30s} {'flops':>17s} {'temporary memory':>17s} {'time':>14s}  control")
-        print(f"{'relative to':30s} {'sgd  by hand':>17s} {'sgd  by hand':>17s} {'sgd  by hand':>14s}  flow")
-        for name, record in own.items():
-            columns = [
-                f"{record[key] / first[key]:9.3f} {record[key] / hand[key]:7.3f}"
-                for key in ("flops", "temporary_bytes")
-            ]
-            times = (
-                f"{record['seconds_relative_to_sgd']:7.2f} {record['seconds_relative_to_sam_by_hand']:6.2f}"
-            )
-            print(f"{name:30s} {' '.join(columns)} {times}  {record['control_flow']:4d}")
+def place() -> dict[str, str]:
+    """What the measurement ran on."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def versions(framework: str) -> dict[str, str]:
+    """Versions of the packages that a row runs."""
+    packages = {
+        "jax": ("jax", "jaxlib", "flax", "optax", "optax_sam"),
+        "torch": ("torch", "pytorch_optimizer"),
+    }
+    return {package: importlib.metadata.version(package) for package in packages[framework]}
+
+
+def combinations(config: Config) -> Iterator[tuple[str, int]]:
+    """Yields (network, batch size)."""
+    for model in config.models:
+        yield from ((model, batch_size) for batch_size in config.batch_sizes or BATCH_SIZES[model])
+
+
+def identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What is measured in one run."""
+    return tuple(record[key] for key in ("device", "machine", "model", "batch_size"))
 
 
 def write(records: list[dict[str, Any]], path: Path) -> None:
-    """Replaces the lines of these devices and models, keeps all others."""
-    identity = lambda record: (record["device"], record["machine"], record["model"], record["batch_size"])
+    """Replaces the lines of these devices, networks and batch sizes, keeps all others."""
     new = {identity(record) for record in records}
-    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    kept = [record for record in old if identity(record) not in new]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text("".join(json.dumps(record) + "\n" for record in kept + records))
-    os.replace(partial_file, path)
+    kept = [record for record in read_records(path) if identity(record) not in new]
+    write_records(path, kept + records)
+
+
+def is_stored(model: str, batch_size: int, path: Path) -> bool:
+    """Whether the result file has times from this device and these versions."""
+    wanted = {"model": model, "batch_size": batch_size, **place()}
+    return any(
+        identity(record) == identity(wanted) and record["versions"] == versions("jax") and "seconds" in record
+        for record in read_records(path)
+    )
 
 
 def main() -> None:
     """The command line."""
     config = tyro.cli(Config, prog="python -m benchmarks.step_cost", description=__doc__)
-    records = [record for model in config.models for record in measure(config, model)]
-    print_table(records)
-    write(records, config.output)
-    print(f"\nEvery number: {config.output}")
+    if config.quick:
+        config = dataclasses.replace(config, models=QUICK_MODELS, batch_sizes=(128,), rounds=5)
+    records = []
+    for model, batch_size in () if config.reuse else combinations(config):
+        if config.resume and is_stored(model, batch_size, config.output):
+            continue
+        new = measure(config, model, batch_size)
+        records += new
+        if not config.quick:
+            write(new, config.output)
+    if not config.quick:
+        records = read_records(config.output)
+    print(step_cost_table.markdown(records))
+    if config.output == RESULTS and not config.quick:
+        step_cost_table.write_document(records)
+        print(f"Every number: {config.output}\nThese tables: {step_cost_table.DOCUMENT}")
 
 
 if __name__ == "__main__":
