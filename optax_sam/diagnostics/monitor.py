@@ -126,10 +126,11 @@ def monitor(
     method = optax.with_extra_args_support(method)
 
     def init(params: optax.Params) -> MonitorState:
-        nan = jnp.full((), jnp.nan, tree_math.accumulation_dtype(params))
+        dtype = tree_math.accumulation_dtype(params)
         return MonitorState(
             count=jnp.zeros((), jnp.int32),
-            **dict.fromkeys(QUANTITIES, nan),
+            # One array for each: a buffer that is in the state twice cannot be donated.
+            **{name: jnp.full((), jnp.nan, dtype) for name in QUANTITIES},
             top_eigenvector=tree_math.zeros_like(params) if asked & OF_CURVATURE else optax.EmptyState(),
             inner_state=method.init(params),
         )
