@@ -46,12 +46,12 @@ class OneDevice:
 
         Args:
             init: seed -> state, a `train.TrainState`.
-            step: state, training data, order, index, refresh -> state, loss.
+            step: state, training data, order, index, refresh, record -> state, loss.
             tx: what made the state's `opt_state`.
 
         Returns:
-            Compiled `init`; compiled `step`, which takes `refresh` by keyword and the state's buffers for
-            good; the abstract state, for restoring a checkpoint.
+            Compiled `init`; compiled `step`, which takes `refresh` and `record` by keyword and the state's
+            buffers for good; the abstract state, for restoring a checkpoint.
         """
         return jax.jit(init), jit_step(step), jax.eval_shape(init, 0)
 
@@ -133,8 +133,8 @@ class PMap(Data):
         init, _, like = super().compile(init, step, tx)
         # Nothing but the device's number has an axis of devices. The batch is cut up by `part`.
         mapped = {
-            refresh: jax.pmap(
-                lambda _, *args, refresh=refresh: step(*args, refresh=refresh),
+            (refresh, record): jax.pmap(
+                lambda _, *args, refresh=refresh, record=record: step(*args, refresh=refresh, record=record),
                 AXIS,
                 in_axes=(0, None, None, None, None),
                 out_axes=None,
@@ -142,9 +142,11 @@ class PMap(Data):
                 donate_argnums=1,
             )
             for refresh in (False, True)
+            for record in (False, True)
         }
         numbers = jax.device_put(jnp.arange(self.num_devices), self.sharded)
-        return init, waiting(lambda *args, refresh: mapped[refresh](numbers, *args)), like
+        compiled_step = lambda *args, refresh, record=False: mapped[refresh, record](numbers, *args)
+        return init, waiting(compiled_step), like
 
 
 LAYOUTS = {"data": Data, "fsdp": FSDP, "pmap": PMap}
@@ -181,7 +183,7 @@ def make_layout(devices: int | Literal["all"], kind: str, batch_size: int) -> On
     return LAYOUTS[kind](here[:number])
 
 
-jit_step = partial(jax.jit, static_argnames="refresh", donate_argnums=0)
+jit_step = partial(jax.jit, static_argnames=("refresh", "record"), donate_argnums=0)
 
 
 def waiting(step: Callable) -> Callable:

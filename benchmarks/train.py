@@ -39,6 +39,8 @@ from benchmarks import data, label_noise, methods
 from benchmarks.errors import UsageError
 from benchmarks.models import MODELS
 from benchmarks.parallel import LAYOUTS, OneDevice, make_layout
+from optax_sam import diagnostics
+from optax_sam.diagnostics.monitor import QUANTITIES
 
 # Independent streams of random numbers, each made from the run's seed.
 NOISE_STREAM, ORDER_STREAM = 1, 2
@@ -56,6 +58,8 @@ class Config:
     """Further options of the method, as pairs: --options alpha 0.2 solver lanczos"""
     refresh_every: int = 100
     """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
+    monitor: int | None = None
+    """Record norms, sharpness, alignment and curvature every so many steps. Left out: never."""
 
     dataset: Literal[*data.SOURCES] = "digits"
     """Data set; digits is bundled, the others need files (--download-dir, --download, --image-folder)."""
@@ -139,11 +143,12 @@ class Program(NamedTuple):
     Attributes:
         init: seed -> state.
         loss: params, rest, batch -> (mean loss, rest after the batch), not compiled.
-        step: state, training data, order, index of the batch, refresh -> state, mean loss.
+        step: state, training data, order, index of the batch, refresh, record -> state, mean loss.
         evaluate: state, batch -> sum of losses, number of right answers.
         steps_per_epoch: whole batches in the training data.
         num_steps: steps of the whole run.
         refresh_every: steps between refreshes; None where the method has nothing to refresh.
+        record_every: steps between recordings of the monitor; None where there is none.
         layout: where the arrays live.
         like: the abstract state, to restore a checkpoint into.
     """
@@ -155,8 +160,27 @@ class Program(NamedTuple):
     steps_per_epoch: int
     num_steps: int
     refresh_every: int | None
+    record_every: int | None
     layout: OneDevice
     like: TrainState
+
+
+def monitored(
+    method: optax.GradientTransformation, config: Config, axis_name: str | None
+) -> optax.GradientTransformation:
+    """Puts a monitor around the method, if one is asked for."""
+    if config.monitor is None:
+        return method
+    if config.monitor < 1:
+        raise UsageError(f"--monitor is a number of steps, at least 1, got {config.monitor}")
+    quantities = ("gradient_norm", "top_eigenvalue") if config.method == "sgd" else QUANTITIES
+    return diagnostics.monitor(method, interval=config.monitor, quantities=quantities, axis_name=axis_name)
+
+
+def recorded(state: TrainState) -> dict[str, float]:
+    """What the monitor recorded last."""
+    values = {name: float(optax.tree.get(state.opt_state, name)) for name in QUANTITIES}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def make_program(config: Config, dataset: data.Dataset) -> Program:
@@ -176,7 +200,7 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
     if layout.axis_name is not None and config.method != "sgd":
         given |= {"axis_name": layout.axis_name, "m_sharpness": False}  # the step averages its gradients
     tx = optax.chain(
-        methods.build(config.method, config.options | given),
+        monitored(methods.build(config.method, config.options | given), config, layout.axis_name),
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(optax.cosine_decay_schedule(config.learning_rate, num_steps), momentum=config.momentum),
     )
@@ -202,7 +226,13 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
 
     def step(
-        state: TrainState, train: data.Split, order: jax.Array, index: int, *, refresh: bool
+        state: TrainState,
+        train: data.Split,
+        order: jax.Array,
+        index: int,
+        *,
+        refresh: bool,
+        record: bool = False,
     ) -> tuple[TrainState, jax.Array]:
         batch = jax.lax.dynamic_slice_in_dim(order, index * config.batch_size, config.batch_size)
         batch = layout.part(batch)
@@ -216,6 +246,7 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
             state.params,
             value_fn=lambda params: loss(params, state.rest, images, labels)[0],
             refresh=refresh,
+            record=record,
         )
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, rest, opt_state), value
@@ -237,6 +268,7 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         steps_per_epoch,
         num_steps,
         refresh_every=config.refresh_every if method.occasional else None,
+        record_every=config.monitor,
         layout=layout,
         like=like,
     )
@@ -296,7 +328,8 @@ def train_steps(
         if order is None or index == 0:
             order = program.layout.everywhere(epoch_order(seed, epoch, len(train.labels)))
         refresh = program.refresh_every is not None and step % program.refresh_every == 0
-        state, loss = program.step(state, train, order, index, refresh=refresh)
+        record = program.record_every is not None and step % program.record_every == 0
+        state, loss = program.step(state, train, order, index, refresh=refresh, record=record)
         yield step + 1, state, loss
 
 
@@ -444,6 +477,10 @@ def run(config: Config) -> dict[str, Any]:
             for step, state, loss in steps:
                 losses.append(loss)
                 bar.update()
+                if config.monitor is not None and (step - 1) % config.monitor == 0:
+                    values = recorded(state)
+                    log.write({"event": "monitor", "step": step} | values)
+                    bar.set_postfix(values, refresh=False)
                 if step % program.steps_per_epoch:
                     continue
                 check_finite(losses, step, config)
