@@ -46,7 +46,7 @@ class OneDevice:
 
         Args:
             init: seed -> state, a `train.TrainState`.
-            step: state, training data, order, index, refresh -> state, loss.
+            step: state, training data, order, index, key, refresh -> state, loss.
             tx: what made the state's `opt_state`.
 
         Returns:
@@ -136,7 +136,7 @@ class PMap(Data):
             refresh: jax.pmap(
                 lambda _, *args, refresh=refresh: step(*args, refresh=refresh),
                 AXIS,
-                in_axes=(0, None, None, None, None),
+                in_axes=(0, None, None, None, None, None),
                 out_axes=None,
                 devices=list(self.replicated.mesh.devices.flat),
                 donate_argnums=1,

@@ -88,13 +88,13 @@ def methods(config: Config) -> dict[str, tuple[optax.GradientTransformation, dic
 
 def make_loss(model: str, batch_size: int) -> tuple[Callable[..., jax.Array], nnx.State, tuple[Any, Any]]:
     """Returns (loss(params, batch), parameters, a batch of random images)."""
-    graphdef, params = nnx.split(MODELS[model]((28, 28, 1), 10, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = nnx.split(MODELS[model]((28, 28, 1), 10, rngs=nnx.Rngs(0)), nnx.Param, ...)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(batch_size, 28, 28, 1)), jnp.float32)
     labels = jnp.asarray(rng.integers(10, size=batch_size))
 
     def loss(params: nnx.State, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = nnx.merge(graphdef, params)(batch[0])
+        logits = nnx.merge(graphdef, params, rest, copy=True)(batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
     return loss, params, (images, labels)
