@@ -81,14 +81,21 @@ class Dataset(NamedTuple):
         validation: what choices are made on; empty if nothing is held out.
         test: what is reported.
         num_classes: how many labels there are.
-        black: what a black pixel has become, `[channels]`.
+        mean: what was subtracted from the pixels (0 to 255), `[channels]`.
+        deviation: what they were divided by then.
     """
 
     train: Split
     validation: Split
     test: Split
     num_classes: int
-    black: np.ndarray | float = 0.0
+    mean: np.ndarray | float = 0.0
+    deviation: np.ndarray | float = 1.0
+
+    @property
+    def black(self) -> np.ndarray | float:
+        """What a black pixel has become, `[channels]`."""
+        return -self.mean / self.deviation
 
 
 def prepare(
@@ -250,5 +257,6 @@ def load(
         validation=standardise(validation),
         test=standardise(test),
         num_classes=builder.info.features["label"].num_classes,
-        black=-mean / deviation,
+        mean=mean,
+        deviation=deviation,
     )

@@ -46,7 +46,7 @@ class OneDevice:
 
         Args:
             init: seed -> state, a `train.TrainState`.
-            step: state, training data, order, index, refresh, record -> state, loss.
+            step: state, training data, order, index, key, refresh, record -> state, loss.
             tx: what made the state's `opt_state`.
 
         Returns:
@@ -136,7 +136,7 @@ class PMap(Data):
             (refresh, record): jax.pmap(
                 lambda _, *args, refresh=refresh, record=record: step(*args, refresh=refresh, record=record),
                 AXIS,
-                in_axes=(0, None, None, None, None),
+                in_axes=(0, None, None, None, None, None),
                 out_axes=None,
                 devices=list(self.replicated.mesh.devices.flat),
                 donate_argnums=1,

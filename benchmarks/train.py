@@ -4,7 +4,7 @@
     python -m benchmarks.train --devices all --parallel fsdp
     python -m benchmarks.train --help
 
-A run is a function of its configuration and seed: the order of the batches depends on the seed and
+A run is a function of its configuration and seed: the batches and their augmentation depend on the seed and
 the step alone, so a run that was stopped at any moment and resumed ends with the same bits as one
 that was not. (Resumed on another number of devices, with the same numbers up to rounding.)
 
@@ -35,7 +35,8 @@ import tyro
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks import data, label_noise, methods
+from benchmarks import data, label_noise, methods, models, pretrained
+from benchmarks.augment import AUGMENTATIONS, augment
 from benchmarks.errors import UsageError
 from benchmarks.models import MODELS
 from benchmarks.parallel import LAYOUTS, OneDevice, make_layout
@@ -43,7 +44,7 @@ from optax_sam import diagnostics
 from optax_sam.diagnostics.monitor import QUANTITIES
 
 # Independent streams of random numbers, each made from the run's seed.
-NOISE_STREAM, ORDER_STREAM = 1, 2
+NOISE_STREAM, ORDER_STREAM, AUGMENT_STREAM = 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +76,20 @@ class Config:
     """Fraction of the training labels made wrong. Validation and test labels stay right."""
     noise_kind: Literal["symmetric", "asymmetric"] = "symmetric"
     """symmetric: any other label; asymmetric: the one that the class is commonly mistaken for."""
+    augment: Literal[*AUGMENTATIONS] = "none"
+    """Random changes of the training images, the same in all gradients of a step."""
+    cutout_size: int = 16
+    """Height and width of the hole of crop_flip_cutout."""
+    cutout_probability: float = 0.5
+    """Share of the images that it is cut into."""
     model: Literal[*MODELS] = "mlp"
     """Network."""
+    model_options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """Options of the network, as pairs: --model-options width 32"""
+    pretrained: Path | None = None
+    """File of published weights for a Vision Transformer to start from, .npz or .safetensors."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in. Parameters, the loss and everything of the optimizer are float32."""
 
     epochs: int = 100
     """Passes over the training data."""
@@ -89,7 +102,7 @@ class Config:
     weight_decay: float = 5e-4
     """Weight decay, added to the gradient after the method."""
     seed: int = 0
-    """Seeds initial weights, wrong labels and the order of the batches."""
+    """Seeds initial weights, wrong labels, the order of the batches and their augmentation."""
 
     devices: int | Literal["all"] = 1
     """How many devices share each batch. The result is that of one, up to rounding."""
@@ -143,7 +156,8 @@ class Program(NamedTuple):
     Attributes:
         init: seed -> state.
         loss: params, rest, batch -> (mean loss, rest after the batch), not compiled.
-        step: state, training data, order, index of the batch, refresh, record -> state, mean loss.
+        step: state, training data, order, index of the batch, key of the epoch (if images are augmented),
+            refresh, record -> state, mean loss.
         evaluate: state, batch -> sum of losses, number of right answers.
         steps_per_epoch: whole batches in the training data.
         num_steps: steps of the whole run.
@@ -194,6 +208,11 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         )
     num_steps = config.epochs * steps_per_epoch
     method = methods.METHODS[config.method]
+    augmentation = AUGMENTATIONS[config.augment]
+    if augmentation.cutout_size:
+        augmentation = augmentation._replace(
+            cutout_size=config.cutout_size, cutout_probability=config.cutout_probability
+        )
     layout = make_layout(config.devices, config.parallel, config.batch_size)
 
     given = {} if config.rho is None else {"rho": config.rho}
@@ -207,13 +226,17 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
 
     def make_model(seed: jax.Array | int) -> nnx.Module:
         shape = dataset.train.images.shape[1:]
+        options = config.model_options | ({} if config.dtype == "float32" else {"dtype": config.dtype})
         rngs = nnx.Rngs(jax.random.key(seed))
-        return MODELS[config.model](shape, dataset.num_classes, rngs=rngs)
+        return models.build(config.model, shape, dataset.num_classes, options, rngs=rngs)
 
     graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(0)), nnx.Param, ...)
 
-    def init(seed: jax.Array | int) -> TrainState:
-        _, params, rest = nnx.split(make_model(seed), nnx.Param, ...)
+    def init(seed: jax.Array | int, weights: nnx.State | None = None) -> TrainState:
+        model = make_model(seed)
+        if weights is not None:
+            nnx.update(model, weights)
+        _, params, rest = nnx.split(model, nnx.Param, ...)
         return TrainState(params, rest, tx.init(params))
 
     def loss(
@@ -230,6 +253,7 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         train: data.Split,
         order: jax.Array,
         index: int,
+        key: jax.Array | None = None,
         *,
         refresh: bool,
         record: bool = False,
@@ -237,6 +261,10 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         batch = jax.lax.dynamic_slice_in_dim(order, index * config.batch_size, config.batch_size)
         batch = layout.part(batch)
         images, labels = train.images[batch], train.labels[batch]
+        if config.augment != "none":
+            # Once, outside of the loss: all gradients of the step are of the same images.
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch)
+            images = augment(images, keys, dataset.black, augmentation)
         (value, rest), grads = layout.average(
             jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, images, labels)
         )
@@ -260,6 +288,8 @@ def make_program(config: Config, dataset: data.Dataset) -> Program:
         return losses.sum(), (logits.argmax(-1) == labels).sum()
 
     init, step, like = layout.compile(init, step, tx)
+    if config.pretrained:
+        init = partial(init, weights=pretrained.load(config.pretrained, like.params, dataset))
     return Program(
         init,
         loss,
@@ -306,6 +336,13 @@ def epoch_order(seed: int, epoch: int, num_train: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_train)
 
 
+@jax.jit
+def augment_key(seed: int, epoch: int) -> jax.Array:
+    """Random key of an epoch's augmentation."""
+    key = jax.random.fold_in(jax.random.key(seed), AUGMENT_STREAM)
+    return jax.random.fold_in(key, epoch)
+
+
 def train_steps(
     program: Program, train: data.Split, state: TrainState, seed: int, first_step: int = 0
 ) -> Iterator[tuple[int, TrainState, jax.Array]]:
@@ -327,9 +364,10 @@ def train_steps(
         epoch, index = divmod(step, program.steps_per_epoch)
         if order is None or index == 0:
             order = program.layout.everywhere(epoch_order(seed, epoch, len(train.labels)))
+            key = program.layout.everywhere(augment_key(seed, epoch))
         refresh = program.refresh_every is not None and step % program.refresh_every == 0
         record = program.record_every is not None and step % program.record_every == 0
-        state, loss = program.step(state, train, order, index, refresh=refresh, record=record)
+        state, loss = program.step(state, train, order, index, key, refresh=refresh, record=record)
         yield step + 1, state, loss
 
 

@@ -85,7 +85,8 @@ def check_program(config, dataset):
             program = train.make_program(on_devices(config, layout), dataset)
             step = program.step.__wrapped__
             everywhere = program.layout.everywhere((dataset.train, order))
-            text = step.lower(program.like, *everywhere, 0, refresh=False).compile().as_text()
+            key = train.augment_key(0, 0)
+            text = step.lower(program.like, *everywhere, 0, key, refresh=False).compile().as_text()
             report(batch_sizes=sorted(map(int, set(re.findall(r"f32\[(\d+),256\]\{\S+ maximum\(", text)))))
 
 
@@ -164,7 +165,13 @@ def main():
     train.make_program = shared_program
     train.MODELS |= {"tiny": Tiny, "regularised": Regularised}
     config = train.Config(
-        batch_size=BATCH_SIZE, train_size=200, refresh_every=3, label_noise=0.2, data_dir=data_dir
+        batch_size=BATCH_SIZE,
+        train_size=200,
+        refresh_every=3,
+        label_noise=0.2,
+        augment="crop_flip_cutout",
+        cutout_size=4,
+        data_dir=data_dir,
     )
     dataset = data.load(config.dataset, data_dir, train_size=config.train_size)
     check_numbers(config, dataset)

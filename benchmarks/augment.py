@@ -1,0 +1,84 @@
+"""Random crops, flips and cutouts of a batch, on the device.
+
+Every image draws from a key of its own, made from the run's seed, the epoch and the image's number in the
+training data. So a resumed run sees the same images, and so does one on more devices.
+
+The padding of a crop is black, the hole of a cutout is the mean colour (0 after standardisation): what one
+gets by padding before the standardisation and cutting after it, as the authors' codes do.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Augmentation(NamedTuple):
+    """What is done to a batch.
+
+    Attributes:
+        padding: pixels put around an image before a part of its own size is cut out at random. 0: no crop.
+        flip: whether half of the images are mirrored left to right.
+        cutout_size: height and width of the square hole in pixels, an even number. Its centre is anywhere in
+            the image, so part of it may lie outside. 0: none.
+        cutout_probability: share of the images with a hole.
+    """
+
+    padding: int = 0
+    flip: bool = False
+    cutout_size: int = 0
+    cutout_probability: float = 0.5
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "crop": Augmentation(padding=4),
+    "crop_flip": Augmentation(padding=4, flip=True),
+    # XSAM's and VaSSO's.
+    "crop_flip_cutout": Augmentation(padding=4, flip=True, cutout_size=16),
+}
+
+
+@partial(jax.jit, static_argnames="augmentation")
+def augment(
+    images: jax.Array, keys: jax.Array, black: jax.Array | np.ndarray | float, augmentation: Augmentation
+) -> jax.Array:
+    """Augments each image with random numbers of its own.
+
+    Args:
+        images: `[n, height, width, channels]`, standardised.
+        keys: random keys, `[n]`.
+        black: what a black pixel has become, `[channels]`.
+        augmentation: what to do.
+
+    Returns:
+        Images of the same shape and type.
+    """
+    return jax.vmap(partial(augment_one, augmentation=augmentation), in_axes=(0, 0, None))(
+        images, keys, black
+    )
+
+
+def augment_one(
+    image: jax.Array, key: jax.Array, black: jax.Array | np.ndarray | float, augmentation: Augmentation
+) -> jax.Array:
+    """Augments one image, `[height, width, channels]`."""
+    height, width, channels = image.shape
+    crop_key, flip_key, chance_key, hole_key = jax.random.split(key, 4)
+
+    if pad := augmentation.padding:
+        padded = jnp.broadcast_to(black, (height + 2 * pad, width + 2 * pad, channels)).astype(image.dtype)
+        padded = padded.at[pad : pad + height, pad : pad + width].set(image)
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+        image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+    if augmentation.flip:
+        image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+    if size := augmentation.cutout_size:
+        row, column = jax.random.randint(hole_key, (2,), 0, jnp.array([height, width])) - size // 2
+        rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+        hole = (row <= rows) & (rows < row + size) & (column <= columns) & (columns < column + size)
+        hole &= jax.random.bernoulli(chance_key, augmentation.cutout_probability)
+        image = jnp.where(hole[..., None], 0, image)
+    return image

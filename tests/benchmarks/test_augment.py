@@ -1,0 +1,147 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import data, train
+from benchmarks.augment import AUGMENTATIONS, Augmentation, augment
+from tests.benchmarks.networks import Tiny
+
+BLACK = np.array([-1.0, -2.0], np.float32)
+
+
+def images_and_keys(n, seed=0, size=6):
+    images = np.random.default_rng(seed).standard_normal((n, size, size + 1, 2)).astype(np.float32)
+    return images, jax.random.split(jax.random.key(seed), n)
+
+
+def occurrences(images, augmented, candidates):
+    """How often each of the candidates, functions of an image, is what an image has become."""
+    counts = np.zeros(len(candidates), int)
+    for image, result in zip(images, np.asarray(augmented), strict=True):
+        matches = [np.array_equal(candidate(image), result) for candidate in candidates]
+        assert sum(matches) == 1
+        counts[matches.index(True)] += 1
+    return counts
+
+
+def assert_uniform(counts):
+    expected = counts.sum() / counts.size
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_crops_are_parts_of_the_image_in_a_black_frame_everywhere_alike():
+    images, keys = images_and_keys(2000)
+
+    def crop(top, left):
+        def of(image):
+            frame = np.tile(BLACK, (10, 11, 1))
+            frame[2:8, 2:9] = image
+            return frame[top : top + 6, left : left + 7]
+
+        return of
+
+    candidates = [crop(*offsets) for offsets in itertools.product(range(5), repeat=2)]
+    augmented = augment(images, keys, BLACK, Augmentation(padding=2))
+    assert_uniform(occurrences(images, augmented, candidates))
+
+
+def test_half_of_the_images_are_mirrored_left_to_right():
+    images, keys = images_and_keys(1000)
+    augmented = augment(images, keys, BLACK, Augmentation(flip=True))
+    assert_uniform(occurrences(images, augmented, [lambda image: image, lambda image: image[:, ::-1]]))
+
+
+def test_holes_have_their_centre_anywhere_in_the_image():
+    images, keys = images_and_keys(2000)
+
+    def cut(row, column):
+        def of(image):
+            image = image.copy()
+            image[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = 0
+            return image
+
+        return of
+
+    candidates = [cut(*centre) for centre in itertools.product(range(6), range(7))]
+    augmented = augment(images, keys, BLACK, Augmentation(cutout_size=4, cutout_probability=1.0))
+    assert_uniform(occurrences(images, augmented, candidates))
+
+
+def test_share_of_the_images_with_a_hole():
+    images, keys = images_and_keys(1000)
+    augmented = augment(images, keys, BLACK, Augmentation(cutout_size=2, cutout_probability=0.2))
+    changed = (np.asarray(augmented) != images).any((1, 2, 3)).sum()
+    assert abs(changed - 200) < 5 * np.sqrt(1000 * 0.2 * 0.8)
+
+
+def test_the_three_are_independent():
+    images, keys = images_and_keys(3000)
+
+    def crop_and_flip(top, left, direction):
+        def of(image):
+            frame = np.tile(BLACK, (8, 9, 1))
+            frame[1:7, 1:8] = image
+            return frame[top : top + 6, left : left + 7][:, ::direction]
+
+        return of
+
+    candidates = [crop_and_flip(*what) for what in itertools.product(range(3), range(3), (1, -1))]
+    whole = np.asarray(augment(images, keys, BLACK, Augmentation(padding=1, flip=True)))
+    assert_uniform(occurrences(images, whole, candidates))
+
+    # A hole changes nothing around it, and images of every kind have it.
+    cut = np.asarray(augment(images, keys, BLACK, Augmentation(padding=1, flip=True, cutout_size=2)))
+    assert np.array_equal(np.where(cut == 0, 0, whole), cut)
+    cut_ones = (cut == 0).any((1, 2, 3))
+    assert_uniform(occurrences(images[cut_ones], whole[cut_ones], candidates))
+    assert abs(cut_ones.sum() - 1500) < 5 * np.sqrt(750)
+
+
+def test_what_the_names_mean():
+    assert AUGMENTATIONS["crop_flip_cutout"] == Augmentation(4, True, 16, 0.5)
+    assert AUGMENTATIONS["crop_flip"] == Augmentation(padding=4, flip=True)
+    images, keys = images_and_keys(3)
+    assert np.array_equal(augment(images, keys, BLACK, AUGMENTATIONS["none"]), images)
+    half = augment(jnp.asarray(images, jnp.bfloat16), keys, BLACK, AUGMENTATIONS["crop_flip"])
+    assert half.dtype == jnp.bfloat16
+
+
+@pytest.fixture(scope="module")
+def dataset(data_dir):
+    return data.load("digits", data_dir, train_size=200)
+
+
+def losses_of(dataset, monkeypatch, **settings):
+    """Losses at w, and at w+ε, of two epochs."""
+    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
+    config = train.Config(model="tiny", rho=0.0, cutout_size=4, epochs=2, **settings)
+    program = train.make_program(config, dataset)
+    noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
+    steps = train.train_steps(program, noisy, program.init(0), config.seed)
+    losses = [(float(loss), float(optax.tree.get(state, "ascent_value"))) for _, state, loss in steps]
+    return np.transpose(losses)
+
+
+def test_both_gradients_see_the_same_images_and_every_epoch_others(dataset, monkeypatch):
+    plain, _ = losses_of(dataset, monkeypatch, learning_rate=0.0, batch_size=200)
+    settings = {"learning_rate": 0.0, "augment": "crop_flip_cutout"}
+    whole, ascent = losses_of(dataset, monkeypatch, **settings, batch_size=200)
+    np.testing.assert_allclose(ascent, whole, rtol=1e-6)
+    # The weights stay, and both epochs are of all the images.
+    assert plain[0] == pytest.approx(plain[1], rel=1e-5)
+    assert abs(whole[0] - plain[0]) > 1e-2
+    assert abs(whole[0] - whole[1]) > 1e-3
+    # An image is changed alike whatever batch it is in.
+    parts, _ = losses_of(dataset, monkeypatch, **settings, batch_size=50)
+    np.testing.assert_allclose(parts.reshape(2, 4).mean(1), whole, rtol=1e-5)
+
+
+def test_augmentation_depends_on_the_seed(dataset, monkeypatch):
+    settings = {"augment": "crop_flip", "batch_size": 100}
+    one, again, other = (losses_of(dataset, monkeypatch, **settings, seed=seed)[0] for seed in (0, 0, 1))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)

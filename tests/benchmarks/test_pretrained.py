@@ -1,0 +1,265 @@
+"""Published weights: each layout computes what a NumPy transformer with the same arrays computes."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from benchmarks import data, models, pretrained, train
+from benchmarks.errors import UsageError
+
+SIZE, HEADS, LAYERS, PATCH, IMAGE = 8, 2, 2, 4, 8
+OPTIONS = {"patch_size": PATCH, "hidden_size": SIZE, "num_layers": LAYERS, "num_heads": HEADS}
+
+
+def make_arrays(names_and_shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in names_and_shapes.items()}
+
+
+def timm():
+    shapes = {
+        "cls_token": (1, 1, SIZE),
+        "pos_embed": (1, 5, SIZE),
+        "head.weight": (7, SIZE),
+        "head.bias": (7,),
+    }
+    shapes |= {"patch_embed.proj.weight": (SIZE, 3, PATCH, PATCH), "patch_embed.proj.bias": (SIZE,)}
+    layers = {"norm1": (SIZE,), "norm2": (SIZE,), "attn.qkv": (3 * SIZE, SIZE), "attn.proj": (SIZE, SIZE)}
+    layers |= {"mlp.fc1": (4 * SIZE, SIZE), "mlp.fc2": (SIZE, 4 * SIZE)}
+    for prefix, kinds in [("norm", {"": (SIZE,)}), *((f"blocks.{i}.", layers) for i in range(LAYERS))]:
+        for name, shape in kinds.items():
+            shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
+    return make_arrays(shapes)
+
+
+def torchvision():
+    """The same arrays under torchvision's names, those of the MLP as in its first file."""
+    names = {
+        "cls_token": "class_token",
+        "pos_embed": "encoder.pos_embedding",
+        "patch_embed.proj": "conv_proj",
+        "blocks.": "encoder.layers.encoder_layer_",
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attn.qkv.": "self_attention.in_proj_",
+        "attn.proj": "self_attention.out_proj",
+        "mlp.fc": "mlp.linear_",
+        "head.": "heads.head.",
+    }
+    renamed = {}
+    for name, array in timm().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        renamed["encoder.ln" + name.removeprefix("norm") if name.startswith("norm.") else name] = array
+    return renamed
+
+
+def jax_layout():
+    per_head = (HEADS, SIZE // HEADS)
+    shapes = {"cls": (1, 1, SIZE), "Transformer/posembed_input/pos_embedding": (1, 5, SIZE)}
+    shapes |= {"embedding/kernel": (PATCH, PATCH, 3, SIZE), "embedding/bias": (SIZE,)}
+    shapes |= {"head/kernel": (SIZE, 7), "head/bias": (7,)}
+    norms = ["Transformer/encoder_norm"]
+    for i in range(LAYERS):
+        block = f"Transformer/encoderblock_{i}/"
+        norms += [f"{block}LayerNorm_0", f"{block}LayerNorm_2"]
+        for part in ("query", "key", "value"):
+            name = f"{block}MultiHeadDotProductAttention_1/{part}"
+            shapes |= {f"{name}/kernel": (SIZE, *per_head), f"{name}/bias": per_head}
+        name = f"{block}MultiHeadDotProductAttention_1/out"
+        shapes |= {f"{name}/kernel": (*per_head, SIZE), f"{name}/bias": (SIZE,)}
+        for part, (before, after) in {"0": (SIZE, 4 * SIZE), "1": (4 * SIZE, SIZE)}.items():
+            name = f"{block}MlpBlock_3/Dense_{part}"
+            shapes |= {f"{name}/kernel": (before, after), f"{name}/bias": (after,)}
+    shapes |= {f"{name}/{part}": (SIZE,) for name in norms for part in ("scale", "bias")}
+    return make_arrays(shapes)
+
+
+def normalise(x, scale, bias):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
+
+
+def gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def encode(x, attention, block):
+    """One encoder block: `attention` maps tokens to query, key, value of each head, and heads to tokens."""
+    qkv, merge = attention
+    q, k, v = qkv(normalise(x, *block["norm1"]))  # [batch, heads, tokens, size]
+    scores = np.exp(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]))
+    x = x + merge(scores / scores.sum(-1, keepdims=True) @ v)
+    y = gelu(normalise(x, *block["norm2"]) @ block["fc1"][0] + block["fc1"][1])
+    return x + y @ block["fc2"][0] + block["fc2"][1]
+
+
+def features_from_timm(a, images):
+    """As in timm's forward pass, for images `[batch, height, width, channels]`."""
+    n, grid = len(images), IMAGE // PATCH
+    patches = images.reshape(n, grid, PATCH, grid, PATCH, 3).transpose(0, 1, 3, 5, 2, 4)
+    x = patches.reshape(n, grid**2, -1) @ a["patch_embed.proj.weight"].reshape(SIZE, -1).T
+    x = (
+        np.concatenate([np.tile(a["cls_token"], (n, 1, 1)), x + a["patch_embed.proj.bias"]], 1)
+        + a["pos_embed"]
+    )
+    for i in range(LAYERS):
+        part = lambda name, i=i: (a[f"blocks.{i}.{name}.weight"], a[f"blocks.{i}.{name}.bias"])
+
+        def qkv(x, part=part):
+            weight, bias = part("attn.qkv")
+            out = (x @ weight.T + bias).reshape(*x.shape[:2], 3, HEADS, SIZE // HEADS)
+            return out.transpose(2, 0, 3, 1, 4)
+
+        def merge(x, part=part):
+            weight, bias = part("attn.proj")
+            return x.swapaxes(1, 2).reshape(n, -1, SIZE) @ weight.T + bias
+
+        block = {"norm1": part("norm1"), "norm2": part("norm2")}
+        block |= {name: (part(f"mlp.{name}")[0].T, part(f"mlp.{name}")[1]) for name in ("fc1", "fc2")}
+        x = encode(x, (qkv, merge), block)
+    return normalise(x, a["norm.weight"], a["norm.bias"])[:, 0]
+
+
+def features_from_jax(a, images):
+    """As in vit_jax: products written as einsums over heads."""
+    n, grid = len(images), IMAGE // PATCH
+    patches = images.reshape(n, grid, PATCH, grid, PATCH, 3)
+    x = np.einsum("nhpwqc,pqcd->nhwd", patches, a["embedding/kernel"]).reshape(n, grid**2, SIZE)
+    x = np.concatenate([np.tile(a["cls"], (n, 1, 1)), x + a["embedding/bias"]], 1)
+    x = x + a["Transformer/posembed_input/pos_embedding"]
+    for i in range(LAYERS):
+        prefix = f"Transformer/encoderblock_{i}/"
+        part = lambda name, kernel="kernel", prefix=prefix: (
+            a[f"{prefix}{name}/{kernel}"],
+            a[f"{prefix}{name}/bias"],
+        )
+        heads = {
+            name: part(f"MultiHeadDotProductAttention_1/{name}") for name in ("query", "key", "value", "out")
+        }
+
+        def qkv(x, heads=heads):
+            for name in ("query", "key", "value"):
+                yield np.einsum("ntd,dhk->nhtk", x, heads[name][0]) + heads[name][1][:, None]
+
+        def merge(x, heads=heads):
+            return np.einsum("nhtk,hkd->ntd", x, heads["out"][0]) + heads["out"][1]
+
+        block = {f"norm{j + 1}": part(f"LayerNorm_{2 * j}", "scale") for j in range(2)}
+        block |= {f"fc{j + 1}": part(f"MlpBlock_3/Dense_{j}") for j in range(2)}
+        x = encode(x, (qkv, merge), block)
+    return normalise(x, a["Transformer/encoder_norm/scale"], a["Transformer/encoder_norm/bias"])[:, 0]
+
+
+IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+STORED = {
+    "jax": (jax_layout, "weights.npz", features_from_jax, (0.5, 0.5)),
+    "timm": (timm, "weights.safetensors", features_from_timm, (0.5, 0.5)),
+    "torchvision": (torchvision, "weights.safetensors", lambda _, x: features_from_timm(timm(), x), IMAGENET),
+}
+
+
+def save(path, arrays):
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        safetensors.numpy.save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Random colour images, standardised as `data.load` does."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, [100, 200, 256], (40, IMAGE, IMAGE, 3)).astype(np.float32)
+    mean, deviation = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    split = data.Split((pixels - mean) / deviation, rng.integers(0, 3, 40).astype(np.int32))
+    return data.Dataset(split, split, split, 3, mean, deviation)
+
+
+def vit(**options):
+    return models.build("vit_b16", (IMAGE, IMAGE, 3), 3, OPTIONS | options, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("layout", STORED)
+def test_network_computes_what_was_published(layout, dataset, tmp_path):
+    make, file, features, (mean, deviation) = STORED[layout]
+    path = save(tmp_path / file, make())
+    model = vit()
+    nnx.update(model, pretrained.load(path, nnx.state(model, nnx.Param), dataset))
+    assert not model.head.kernel[...].any()  # for other classes
+    model.eval()
+    model.head = lambda x: x
+    images = dataset.test.images[:5]
+    pixels = (images * dataset.deviation + dataset.mean) / 255
+    expected = features(make(), (pixels - mean) / deviation)
+    np.testing.assert_allclose(model(images), expected, atol=2e-4)
+
+
+def test_training_starts_from_the_file(dataset, tmp_path):
+    path = save(tmp_path / "weights.npz", jax_layout())
+    config = train.Config(
+        method="sam", model="vit_b16", model_options=OPTIONS, pretrained=path, batch_size=20, epochs=1
+    )
+    program = train.make_program(config, dataset)
+    assert np.array_equal(program.init(0).params["class_token"][...], jax_layout()["cls"])
+    steps = train.train_steps(program, train.add_label_noise(dataset.train, config, 3), program.init(0), 0)
+    losses = [float(loss) for _, _, loss in itertools.islice(steps, 2)]
+    assert losses[0] == pytest.approx(math.log(3), rel=1e-5)  # a head of zeros
+    assert losses[1] != losses[0]
+    random = train.make_program(dataclasses.replace(config, pretrained=None), dataset).init(0)
+    assert not random.params["class_token"][...].any()
+
+
+def test_position_embeddings_are_interpolated(dataset, tmp_path):
+    arrays = timm()
+    grid = np.linspace(0, 1, 2)  # grows from left to right alike in all rows
+    arrays["pos_embed"][0, 1:] = np.tile(grid, 2)[:, None]
+    path = save(tmp_path / "weights.safetensors", arrays)
+    model = vit(image_size=24)
+    weights = pretrained.load(path, nnx.state(model, nnx.Param), dataset)
+    positions = weights["positions"][...]
+    assert positions.shape == (1, 1 + 36, SIZE)
+    assert np.array_equal(positions[:, 0], arrays["pos_embed"][:, 0])  # the class token's is not a place
+    rows = positions[0, 1:].reshape(6, 6, SIZE)
+    np.testing.assert_allclose(rows, np.broadcast_to(rows[:1, :, :1], rows.shape), atol=1e-6)
+    assert (np.diff(rows[0, :, 0])[1:-1] > 0).all()
+    np.testing.assert_allclose(rows[0, :, 0] + rows[0, ::-1, 0], 1, atol=1e-6)
+
+    constant = np.ones((1, 5, SIZE), np.float32)
+    np.testing.assert_allclose(pretrained.resize_positions(constant, 10), 1, atol=1e-6)
+    assert pretrained.resize_positions(constant, 5) is constant
+    with pytest.raises(UsageError, match="both images must be square"):
+        pretrained.resize_positions(constant, 7)
+
+
+def test_what_does_not_fit_is_refused(dataset, tmp_path):
+    path = save(tmp_path / "weights.safetensors", timm())
+    params = lambda **options: nnx.state(vit(**options), nnx.Param)
+    with pytest.raises(UsageError, match="has 2 encoder blocks, the model 1"):
+        pretrained.load(path, params(num_layers=1), dataset)
+    with pytest.raises(
+        UsageError, match=r"other sizes: class_token is \(1, 1, 8\), the model's \(1, 1, 16\)"
+    ):
+        pretrained.load(path, params(hidden_size=16), dataset)
+    with pytest.raises(UsageError, match="no file"):
+        pretrained.load(tmp_path / "nothing.npz", params(), dataset)
+    other = save(tmp_path / "other.npz", {"weight": np.zeros(3)})
+    with pytest.raises(UsageError, match="with one of the arrays embedding/kernel, patch_embed"):
+        pretrained.load(other, params(), dataset)
+    incomplete = timm()
+    del incomplete["blocks.1.mlp.fc2.bias"]
+    with pytest.raises(UsageError, match=r"has no array 'blocks.1.mlp.fc2.bias'"):
+        pretrained.load(save(tmp_path / "incomplete.safetensors", incomplete), params(), dataset)
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"neither .npz nor .safetensors"):
+        pretrained.load(tmp_path / "weights.pth", params(), dataset)
+    mlp = nnx.state(models.MODELS["mlp"]((8, 8, 3), 3, rngs=nnx.Rngs(0)), nnx.Param)
+    with pytest.raises(UsageError, match="do not go together"):
+        pretrained.load(path, mlp, dataset)
+    assert jax.tree.leaves(mlp)
