@@ -37,7 +37,7 @@ XSAM_RADII = {"rho": (0.1, 0.2), "rho_max": (0.2, 0.4)}
 
 
 def asam_xsam(
-    rho: float, rho_max: float, *, axis_name: AxisName = None, m_sharpness: bool | None = None
+    rho: float = 1.0, rho_max: float = 0.2, *, axis_name: AxisName = None, m_sharpness: bool | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """ASAM's ascent with XSAM's search: a combination that has no name."""
     return optax_sam.sharpness_aware(

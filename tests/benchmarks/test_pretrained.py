@@ -241,10 +241,10 @@ def test_position_embeddings_are_interpolated(dataset, tmp_path):
 def test_what_does_not_fit_is_refused(dataset, tmp_path):
     path = save(tmp_path / "weights.safetensors", timm())
     params = lambda **options: nnx.state(vit(**options), nnx.Param)
-    with pytest.raises(UsageError, match="has 2 encoder blocks, the model 1"):
+    with pytest.raises(UsageError, match="holds 2 encoder blocks, the model has 1"):
         pretrained.load(path, params(num_layers=1), dataset)
     with pytest.raises(
-        UsageError, match=r"other sizes: class_token is \(1, 1, 8\), the model's \(1, 1, 16\)"
+        UsageError, match=r"other sizes: blocks\.0\.attention\.key\.bias is \(2, 4\), the model's \(2, 8\)"
     ):
         pretrained.load(path, params(hidden_size=16), dataset)
     with pytest.raises(UsageError, match="no file"):
