@@ -14,10 +14,10 @@ It stands around a method, not behind it in the chain, because ε is gone by the
 handed on untouched. When to record is decided as for a refresh (see `optax_sam.refresh`), by an argument of
 its own, `record`, so that looking does not change what is looked at:
 
-    record=None      every `interval` steps, the first included, in a `lax.cond` record=True      now,
-    False: not now; decided at trace time, and without control flow. With False, the program is
-                     that of the method alone.
-    a traced bool    a `lax.cond` on it
+    record=None           every `interval` steps, the first included, in a `lax.cond`
+    record=True, False    now, not now; decided at trace time, without control flow. With False, the program
+                          is that of the method alone.
+    a traced bool         a `lax.cond` on it
 """
 
 from collections.abc import Collection
