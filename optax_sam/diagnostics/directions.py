@@ -1,7 +1,6 @@
 """Random directions for slices of the loss, filter-normalised: comparable between networks.
 
-    d_f ← d_f ‖w_f‖ / ‖d_f‖   for every filter f;    d ← 0 for biases and parameters of normalisation
-    layers
+    d_f ← d_f ‖w_f‖ / ‖d_f‖  for every filter f,        d ← 0  for biases and normalisation layers
 
 Two networks that differ by a scale of their layers only, and compute the same, have the same slices. A
 filter is what makes one output: the slice of a weight array at one index of its output axis. Arrays with

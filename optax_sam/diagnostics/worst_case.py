@@ -92,7 +92,7 @@ def worst_case_sharpness(
     Raises:
       ValueError: if `rho` is negative, `ord` another, or a number under 1.
 
-    Cost: `num_restarts` times `num_iters` + 1 gradients; memory of about five copies of the parameters.
+    Cost: `num_restarts` times `num_iters` + 1 gradients; memory of about eight copies of the parameters.
     Under `jax.jit` all of them are in one program; without, one gradient is compiled.
 
     Example:
