@@ -87,9 +87,9 @@ def sam_3_steps(rho=0.05, *, num_steps=3, axis_name=None, m_sharpness=None):
     return optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
 
 
-def monitored_sam(rho=0.05, *, num_steps=1, axis_name=None):
+def monitored_sam(rho=0.05, *, num_steps=1, axis_name=None, m_sharpness=None):
     return diagnostics.monitor(
-        optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name),
+        optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness),
         interval=3,
         quantities=QUANTITIES,
         num_iters=2,
