@@ -35,6 +35,7 @@ from benchmarks.claims.claim import (
     SuiteResults,
     judge,
     number,
+    paired,
     select,
     table,
 )
@@ -167,19 +168,20 @@ def along_training(records: list[Record], row: str, field: str) -> np.ndarray:
 
 def report(records: list[Record], suite: SuiteResults) -> Report:
     """Verdicts and table."""
-    mean = {
-        (row, field): along_training(records, row, field).mean(1)
-        for row in ROWS
-        for field in ("alignment", "top_eigenvalue")
-        if select(records, row=row)
-    }
+    means = [
+        {"row": row, "seed": seed}
+        | {field: np.mean([record[field] for record in own]) for field in ("alignment", "top_eigenvalue")}
+        for row in PAPERS
+        for seed in SEEDS
+        if (own := select(records, row=row, seed=seed))
+    ]
 
     def comparisons(field: str, sign: int) -> list[Comparison]:
-        if not all((row, field) in mean for row in PAPERS):
-            return []
-        own = mean["eigen_sam", field]
-        names = {"sgd": "against SGD", "sam": "against SAM"}
-        return [Comparison(names[other], list(sign * (own - mean[other, field]))) for other in names]
+        found = [
+            (name, paired(means, field, {"row": "eigen_sam"}, {"row": other}))
+            for other, name in (("sgd", "against SGD"), ("sam", "against SAM"))
+        ]
+        return [Comparison(name, [sign * x for x in values]) for name, values in found if values]
 
     verdicts = [
         judge(
@@ -199,9 +201,9 @@ def report(records: list[Record], suite: SuiteResults) -> Report:
         lines.append(
             (
                 style.label,
-                number(mean[row, "alignment"]),
+                number(along_training(records, row, "alignment").mean(1)),
                 "–" if np.isnan(tracked).any() else number(tracked.mean(1)),
-                number(mean[row, "top_eigenvalue"]),
+                number(along_training(records, row, "top_eigenvalue").mean(1)),
                 number(along_training(records, row, "top_eigenvalue")[:, -1]),
                 number(100 * along_training(records, row, "test_accuracy")[:, -1]) + " %",
                 str(len(tracked)),

@@ -17,8 +17,10 @@ from the true gradient would do. All perturbations below have the same length ρ
 5. infoSAM is more accurate than SAM with wrong labels. Compared, at each fraction of wrong labels: test
    accuracies of the two tuned rows of the accuracy suite (`benchmarks/suite.py`), seed by seed.
 
-"infoSAM" in the statements is that of the library's defaults. The tables have other estimators beside it.
-The network is trained by SAM; all perturbations are computed at the same parameters from the same gradients.
+"infoSAM" in the statements is that of the library's defaults. The tables have other estimators beside it, and
+for the network Spearman's rank correlation, over the parameters, of the squared true gradient and the noise
+variance that infoSAM sees; in the controlled problem the two have nothing to do with each other. The network
+is trained by SAM; all perturbations are computed at the same parameters from the same gradients.
 """
 
 import functools
@@ -30,6 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
+from scipy.stats import spearmanr
 
 import optax_sam
 from benchmarks.claims import plots
@@ -232,6 +236,8 @@ def network(job: Job, data_dir: Path) -> list[Record]:
             true_gradient = tree_math.add(true_gradient, gradient_of(params, part))
         noise_free = tree_math.scale(rho / tree_math.norm(true_gradient), true_gradient)
         noise_free_increase = increase(params, noise_free, loss)
+        variance = optax.tree.get(states["info_sam"], "noise_variance")
+        correlation = spearmanr(ravel_pytree(true_gradient)[0] ** 2, ravel_pytree(variance)[0]).statistic
         records += [
             record_of(
                 job,
@@ -240,6 +246,7 @@ def network(job: Job, data_dir: Path) -> list[Record]:
                 loss=loss,
                 increase=increase(params, epsilon, loss),
                 noise_free_increase=noise_free_increase,
+                rank_correlation_of_signal_and_noise=float(correlation),
                 cosine_with_the_noise_free=float(tree_math.vdot(epsilon, noise_free)) / rho**2,
             )
             for name, epsilon in perturbations.items()
@@ -343,6 +350,10 @@ def report(records: list[Record], suite: SuiteResults) -> Report:
     ):
         if groups:
             tables.append(table((title, *groups), closed(groups, list(names))))
+    if batches:
+        field = "rank_correlation_of_signal_and_noise"
+        cells = [number([r[field] for r in select(own, estimator="sam")]) for own in batches.values()]
+        tables.append(table(("", *batches), [("rank correlation of squared gradient and noise", *cells)]))
     return Report(verdicts, tables)
 
 

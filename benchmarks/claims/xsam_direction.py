@@ -11,13 +11,14 @@ proposition 1, figure 2). Three statements:
    at v(1); means over training, seed by seed. The worst point found by projected ascent on the sphere,
    20 steps from v(α*), shows how much there is to be found.
 2. Proposition 1: on positive definite quadratics, α* > 1 where ρ_max is large, and α* < 1 where it is small.
-   Holds if so for every one of 100 random quadratics, at ρ_max = 100 ‖w‖ and at ρ_max = 0.01 ‖w‖; in part if
-   at one of the two. (The same, drawn by Hypothesis: `test_positive_definite_quadratics` in
-   `tests/descent/test_spherical_search.py`.)
+   Holds if so for every one of 100 random quadratics, at ρ_max = 100 ρ and at ρ_max = 0.1 ρ; in part if at
+   one of the two. (The same, drawn by Hypothesis: `test_positive_definite_quadratics` in
+   `tests/descent/test_spherical_search.py`.) A first version of this measurement took ρ_max = ρ for small,
+   where α* is 1.
 3. α* varies slowly in training, so that a search an epoch is enough. Compared, for both fractions of wrong
    labels: 0.2, a tenth of the range that is searched, less the mean absolute change of α* from a batch to
-   the one an epoch later, seed by seed. The table has beside it the change from one batch to
-   another at the same w, which no search an epoch could follow.
+   the one an epoch later, seed by seed. The table has beside it the change from one batch to another at the
+   same w, which no search an epoch could follow, and the standard deviation that is left without it.
 
 Measured on Fashion-MNIST along a training by XSAM with a search an epoch, ρ = 0.1 and ρ_max = 0.2, six times
 an epoch, on two batches each time.
@@ -65,9 +66,10 @@ STEPS_PER_EPOCH = 78
 PER_EPOCH = 6
 SEEDS = (0, 1, 2)
 ASCENT_STEPS, ASCENT_RATE = 20, 0.3
-RADII = (0.5, 1.0, 2.0, 4.0)  # in units of rho_max: α* at each, for the picture
+RADII = (0.5, 1.0, 2.0, 4.0)  # in units of ρ_max: α* at each, for the picture
 NUM_QUADRATICS = 100
-QUADRATIC_RADII = tuple(float(f"{x:.3g}") for x in np.geomspace(0.01, 100.0, 9))  # in units of ‖w‖
+QUADRATIC_RADII = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)  # in units of ρ
+QUADRATIC_RHO = 0.01  # in units of ‖w‖
 WRONG = {
     0.0: plots.style("sam", "right labels"),
     0.4: plots.style("xsam", "40 % wrong labels"),
@@ -89,7 +91,8 @@ def jobs(records: list[Record]) -> list[Job]:
         for noise in NOISE_LEVELS
         for seed in SEEDS
     ]
-    return [{"experiment": "quadratic", "num_quadratics": NUM_QUADRATICS}, *networks]
+    quadratic = {"experiment": "quadratic", "num_quadratics": NUM_QUADRATICS, "rho": QUADRATIC_RHO}
+    return [quadratic, *networks]
 
 
 def measure(job: Job, data_dir: Path) -> list[Record]:
@@ -107,9 +110,9 @@ def quadratics(job: Job, data_dir: Path) -> list[Record]:
     points = rng.normal(size=size)
 
     def search(hessian: jax.Array, w: jax.Array, radius: float) -> jax.Array:
-        length = jnp.linalg.norm(w)
+        rho = job["rho"] * jnp.linalg.norm(w)
         # Radii as schedules, because they depend on w.
-        tx = optax_sam.xsam(rho=lambda count: 0.01 * length, rho_max=lambda count: radius * length)
+        tx = optax_sam.xsam(rho=lambda count: rho, rho_max=lambda count: radius * rho)
         value_fn = lambda w: 0.5 * w @ hessian @ w
         _, state = tx.update(jax.grad(value_fn)(w), tx.init(w), w, value_fn=value_fn, refresh=True)
         return optax.tree.get(state, "alpha")
@@ -242,6 +245,16 @@ def changes_of_batch(records: list[Record]) -> list[float]:
     return [float(np.abs(series(records, s, 0) - series(records, s, 1)).mean()) for s in seeds]
 
 
+def slow_part(records: list[Record]) -> list[float]:
+    """Standard deviation of α* along training without what two batches at the same w differ by, by seed."""
+    found = []
+    for seed in sorted({record["seed"] for record in records}):
+        one, other = series(records, seed, 0), series(records, seed, 1)
+        of_batches = np.mean((one - other) ** 2) / 2
+        found.append(float(max(0.0, np.var(np.concatenate([one, other])) - of_batches) ** 0.5))
+    return found
+
+
 def autocorrelation(records: list[Record], lag: int) -> list[float]:
     """Of α* at a lag, seed by seed; 0 where α* does not vary at all."""
     found = []
@@ -279,15 +292,12 @@ def report(records: list[Record], suite: SuiteResults) -> Report:
             outcome([bool(end.all()) for end in ends]),
             "; ".join(
                 f"{name} for {int(end.sum())} of {len(end)} quadratics"
-                for name, end in zip(("α* > 1 at ρ_max = 100 ‖w‖", "α* < 1 at 0.01 ‖w‖"), ends, strict=False)
+                for name, end in zip(("α* > 1 at ρ_max = 100 ρ", "α* < 1 at 0.1 ρ"), ends, strict=False)
             )
             or "–",
         ),
         judge("α* changes by less than a tenth of its range from one epoch to the next", slow),
     ]
-    share = lambda name: (
-        lambda r: 100 * (r["loss_at"][name] - r["loss"]) / (r["loss_at"]["worst found"] - r["loss"])
-    )
     directions = [
         (
             WRONG[noise].label,
@@ -300,6 +310,7 @@ def report(records: list[Record], suite: SuiteResults) -> Report:
             WRONG[noise].label,
             number([float(series(own, s).mean()) for s in sorted({r["seed"] for r in own})]),
             number([float(series(own, s).std()) for s in sorted({r["seed"] for r in own})]),
+            number(slow_part(own)),
             number(changes(own, PER_EPOCH)),
             number(changes_of_batch(own)),
             number(autocorrelation(own, PER_EPOCH)),
@@ -324,6 +335,7 @@ def report(records: list[Record], suite: SuiteResults) -> Report:
                     "α*",
                     "mean",
                     "standard deviation",
+                    "the same without the batches' part",
                     "change in an epoch",
                     "change of batch, same w",
                     "autocorrelation at an epoch",
@@ -334,47 +346,51 @@ def report(records: list[Record], suite: SuiteResults) -> Report:
     return Report(verdicts, tables)
 
 
+def share(name: str) -> Callable[[Record], float]:
+    """Increase along a direction, in percent of the worst found."""
+    return lambda r: 100 * (r["loss_at"][name] - r["loss"]) / (r["loss_at"]["worst found"] - r["loss"])
+
+
 def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
-    """Losses on the sphere, α* along training, α* by radius."""
-    figure, axes = plots.panels(3, "XSAM: the worst direction on the arc (mean of seeds ± s.e.)")
-    own = select(records, experiment="network", label_noise=0.4, batch=0)
-    seeds = sorted({record["seed"] for record in own})
-    steps = sorted({record["step"] for record in own})
-    styles = {
-        "v(0)": plots.style("sgd", "v(0), ε's direction"),
-        "v(1)": plots.style("sam", "v(1), the gradient's"),
-        "v(kept)": plots.style("info_sam", "v(α*), α* kept", "--"),
-        "v(alpha*)": plots.style("xsam", "v(α*), searched here"),
-        "worst found": plots.style("sgd_usual", "worst found on the sphere", ":"),
-    }
-    for name, style in styles.items():
-        values = [[r["loss_at"][name] - r["loss"] for r in select(own, seed=seed)] for seed in seeds]
-        if values:
-            plots.curve(axes[0], steps, np.array(values), style)
-    axes[0].set(
-        title="Fashion-MNIST, 40 % wrong labels", xlabel="step", ylabel="increase of the batch loss at ρ_max"
-    )
-    plots.legend(axes[0])
-    for noise, style in WRONG.items():
+    """Losses on the sphere, α* along training, α* by distance."""
+    figure, axes = plots.panels(3, "XSAM: the worst direction on the arc, Fashion-MNIST")
+    directions = {"v(0)": "v(0):\nε's", "v(1)": "v(1):\nSAM's", "v(kept)": "v(α*),\nkept"}
+    directions["v(alpha*)"] = "v(α*),\nfresh"
+    for shift, (noise, style) in zip((-0.08, 0.08), WRONG.items(), strict=True):
         group = select(records, experiment="network", label_noise=noise)
         if not group:
             continue
+        for x, name in enumerate(directions):
+            values = by_seed(group, share(name))
+            label = style.label if x == 0 else None
+            axes[0].scatter(
+                [x + shift] * len(values), values, color=style.colour, marker=style.marker, label=label
+            )
+        steps = sorted({record["step"] for record in group})
         seeds = sorted({record["seed"] for record in group})
-        plots.curve(axes[1], steps, np.array([series(group, seed) for seed in seeds]), style)
+        axes[1].plot(steps, series(group, seeds[0]), color=style.colour, marker=style.marker, ms=4, lw=1)
         multiples = np.array(
             [np.mean([r["alphas"] for r in select(group, seed=seed)], axis=0) for seed in seeds]
         )
-        plots.curve(axes[2], [multiple * RHO_MAX for multiple in RADII], multiples, style)
-    axes[1].set(title="α* along training", xlabel="step", ylabel="α*", ylim=(0, 2.05))
-    plots.legend(axes[1])
+        plots.curve(axes[2], [multiple * RHO_MAX / RHO for multiple in RADII], multiples, style)
+    axes[0].set(
+        title="Batch loss at ρ_max (each point a network)",
+        ylabel="increase, % of the worst found on the sphere",
+        xticks=range(len(directions)),
+    )
+    axes[0].set_xticklabels(directions.values())
+    plots.legend(axes[0])
+    axes[1].set(
+        title="α* along training, one network, batch by batch", xlabel="step", ylabel="α*", ylim=(0, 2.05)
+    )
     quadratic = select(records, experiment="quadratic")
     if quadratic:
         values = np.array([record["alphas"] for record in quadratic]).T
         radii = [record["radius"] for record in quadratic]
-        axes[2].plot(radii, values.mean(0), color="k", ls=":", label="quadratics, ρ_max / ‖w‖ (all between)")
+        axes[2].plot(radii, values.mean(0), color="k", ls=":", label="100 random quadratics")
         axes[2].fill_between(radii, values.min(0), values.max(0), color="k", alpha=0.08, lw=0)
     axes[2].axhline(1, color="k", lw=0.8)
-    axes[2].set(title="α* by distance", xlabel="ρ_max", ylabel="α*", xscale="log", ylim=(0, 2.05))
+    axes[2].set(title="α* by distance", xlabel="ρ_max / ρ", ylabel="α*", xscale="log", ylim=(0, 2.05))
     plots.legend(axes[2])
     plots.save(figure, path)
 
