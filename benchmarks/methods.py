@@ -13,6 +13,7 @@ import optax
 
 import optax_sam
 from benchmarks.errors import UsageError
+from optax_sam import curvature, tree_math
 from optax_sam.devices import AxisName
 
 
@@ -48,6 +49,37 @@ def asam_xsam(
     )
 
 
+def reverse_sam(
+    rho: float = 0.05, *, axis_name: AxisName = None, m_sharpness: bool | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """ε = −ρ g/‖g‖, d = ∇L(w + ε): SAM with its perturbation downhill."""
+    downhill = optax.chain(optax_sam.steepest_ascent(rho), optax.scale(-1.0))
+    return optax_sam.sharpness_aware(downhill, axis_name=axis_name, m_sharpness=m_sharpness)
+
+
+def reflected_sam(
+    rho: float = 0.05, *, axis_name: AxisName = None, m_sharpness: bool | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """SAM's direction up to the first order in ρ, with the second reversed: d = 2g − ∇L(w − ρ g/‖g‖)."""
+
+    def update(updates, state, params=None, *, grad, **extra_args):
+        return optax.tree.sub(optax.tree.scale(2.0, grad), updates), state
+
+    downhill = optax.chain(optax_sam.steepest_ascent(rho), optax.scale(-1.0))
+    reflect = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return optax_sam.sharpness_aware(downhill, reflect, axis_name=axis_name, m_sharpness=m_sharpness)
+
+
+def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
+    """Explicit gradient regularisation: d = ∇(L + ρ‖∇L‖) = g + ρ H g/‖g‖."""
+
+    def update(updates, state, params=None, *, value_fn, **extra_args):
+        unit = tree_math.scale(tree_math.reciprocal_or_zero(tree_math.norm(updates)), updates)
+        return optax.tree.add_scale(updates, rho, curvature.hvp(value_fn, params, unit)), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 # Every method has four settings of its own to choose from: equal budgets.
 METHODS = {
     "sgd": Method(optax.identity, "SGD", {}),
@@ -63,6 +95,10 @@ METHODS = {
         asam_xsam, "ASAM with XSAM's search", {"rho": (1.0, 2.0), "rho_max": (0.2, 0.4)}, occasional=True
     ),
     "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),
+    # What SAM is not: see claims/alternatives.py.
+    "reverse_sam": Method(reverse_sam, "Reverse-SAM", {"rho": RADII}),
+    "reflected_sam": Method(reflected_sam, "Reflected SAM", {"rho": RADII}),
+    "gradient_norm_penalty": Method(gradient_norm_penalty, "Gradient norm penalty", {"rho": RADII}),
 }
 
 

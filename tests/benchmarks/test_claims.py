@@ -1,0 +1,446 @@
+"""Claims: methods by their equations, verdicts on made-up numbers, the page against the stored results."""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import methods, train
+from benchmarks.claims import (
+    __main__,
+    alternatives,
+    claim,
+    eigen_sam,
+    info_sam,
+    page,
+    setting,
+    xsam_accuracy,
+    xsam_direction,
+)
+from tests.benchmarks.networks import Tiny
+from tests.problems import network
+
+ROOT = Path(__file__).parents[2]
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+CLAIMS = __main__.CLAIMS
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path, data_dir):
+    """Few small networks, trained for two epochs of four steps, and one problem of each kind."""
+    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
+    small = {"dataset": "digits", "train_size": 100, "model": "tiny", "batch_size": 25}
+    for name in ("FASHION_MNIST", "DIGITS"):
+        monkeypatch.setattr(setting, name, getattr(setting, name) | small)
+    monkeypatch.setattr(setting, "settings", {})
+    changes = {
+        eigen_sam: {
+            "EPOCHS": 2,
+            "SEEDS": (0, 1),
+            "FIRST_ITERS": 2,
+            "LATER_ITERS": 2,
+            "NUM_BATCHES": 2,
+            "ROWS": {row: eigen_sam.ROWS[row] for row in eigen_sam.PAPERS},
+        },
+        info_sam: {
+            "EPOCHS": {25: 2},
+            "SEEDS": (0, 1),
+            "WARM_UP": 2,
+            "EVERY": 3,
+            "RATIOS": (1.0, 10.0),
+            "CONTROLLED_SEEDS": (0, 1),
+            "NUM_GRADIENTS": 30,
+            "NUM_PARAMETERS": 10,
+        },
+        xsam_direction: {
+            "EPOCHS": 2,
+            "SEEDS": (0, 1),
+            "STEPS_PER_EPOCH": 4,
+            "PER_EPOCH": 2,
+            "ASCENT_STEPS": 2,
+            "NUM_QUADRATICS": 5,
+        },
+        xsam_accuracy: {
+            "EPOCHS": 2,
+            "SEEDS": (0, 1),
+            "RADII": (0.1,),
+            "INTERVAL_SEEDS": (0, 1),
+            "INTERVALS": {"1 epoch": 4, "never again": 8},
+            "ROWS": {row: xsam_accuracy.ROWS[row] for row in (("sam", 1), ("xsam", 1))},
+        },
+        alternatives: {"EPOCHS": 1, "SEEDS": (0, 1), "RADII": (0.1,)},
+    }
+    for module, values in changes.items():
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+    (tmp_path / "claims.md").write_text((DOCS / "claims.md").read_text(encoding="utf-8"), encoding="utf-8")
+    return __main__.Options(data_dir=data_dir, processes=1, results=tmp_path, docs=tmp_path)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_claim_measures_and_reports(name, tiny, capsys):
+    one = CLAIMS[name]
+    claim.measure(one, tiny.results, tiny.data_dir, 1)
+    records = claim.read_records(claim.result_file(one, tiny.results))
+    jobs = one.jobs(records)
+    assert all(claim.is_done(job, records) for job in jobs)
+    assert all({"versions", "seed"} <= record.keys() for record in records if "num_quadratics" not in record)
+    report = one.report(records, claim.read_suite(tiny.results))
+    measured = [verdict for verdict in report.verdicts if "accuracy suite" not in verdict.statement]
+    assert all(verdict.outcome in ("holds", "in part", "does not hold") for verdict in measured)
+    one.draw(records, claim.read_suite(tiny.results), tiny.docs / "picture.png")
+    assert (tiny.docs / "picture.png").stat().st_size > 10_000
+
+
+def test_what_is_measured_already_is_not_measured_again(tiny, monkeypatch):
+    one = CLAIMS["alternatives"]
+    monkeypatch.setattr(alternatives, "RADII", (0.1, 0.2))
+    done = []
+
+    def measure(job, data_dir):
+        done.append(job)
+        return [job | {"validation_accuracy": job["settings"].get("rho", 0), "test_accuracy": 0.5}]
+
+    counted = one._replace(measure=measure)
+    claim.measure(counted, tiny.results, tiny.data_dir, 1)
+    assert len(done) == 4 * 2 + 5 * 2
+    assert {job["settings"].get("rho") for job in done if job["experiment"] == "test"} == {None, 0.2}
+    file = claim.result_file(one, tiny.results)
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    file.write_text("".join(lines[:5] + lines[6:-1]) + lines[-1][:20])  # one is missing, one cut short
+    again, done[:] = list(done), []
+    claim.measure(counted, tiny.results, tiny.data_dir, 1)
+    assert done == [again[5], again[-1]]
+    assert file.read_text() == whole
+
+
+def test_report_before_anything_is_measured(tiny, capsys):
+    __main__.run(dataclasses.replace(tiny, report_only=True))
+    shown = capsys.readouterr().out
+    verdicts = [v for one in CLAIMS.values() for v in one.report([], claim.SuiteResults([], [])).verdicts]
+    assert {verdict.outcome for verdict in verdicts} == {"not measured yet"}
+    assert all(verdict.statement in shown for verdict in verdicts)
+    assert (tiny.docs / "claims.md").read_text(encoding="utf-8").count("not measured yet") >= 2 * len(
+        verdicts
+    )
+
+
+# --- Methods ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def problem(x64):
+    """Parameters, loss and the loss's gradient."""
+    made = network(dtype=jnp.float64)
+    batch = jax.tree.map(lambda x: x[0], made.batches)
+    loss = lambda params: made.loss(params, batch)
+    return made.params, loss, jax.jit(jax.grad(loss))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def direction(method, params, loss, rho):
+    tx = methods.build(method, {"rho": rho})
+    return tx.update(jax.grad(loss)(params), tx.init(params), params, value_fn=loss, refresh=False)[0]
+
+
+def assert_same(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
+
+
+def test_gradient_norm_penalty_is_the_gradient_of_its_objective(problem):
+    params, loss, grad = problem
+    objective = lambda w: loss(w) + 0.3 * optax.tree.norm(grad(w))
+    assert_same(direction("gradient_norm_penalty", params, loss, 0.3), jax.jit(jax.grad(objective))(params))
+
+
+def test_reverse_sam_is_the_gradient_downhill(problem):
+    params, loss, grad = problem
+    g = grad(params)
+    ahead = grad(optax.tree.add_scale(params, -0.3 / optax.tree.norm(g), g))
+    assert_same(direction("reverse_sam", params, loss, 0.3), ahead)
+    assert_same(direction("reflected_sam", params, loss, 0.3), jax.tree.map(lambda a, b: 2 * a - b, g, ahead))
+
+
+@pytest.mark.parametrize(
+    ("method", "order"), [("reflected_sam", 2), ("gradient_norm_penalty", 2), ("reverse_sam", 1)]
+)
+def test_order_in_which_alternatives_differ_from_sam(problem, method, order):
+    """As the docstring's table has it: the difference falls by 2^order where ρ is halved."""
+    params, loss, _ = problem
+    far, near = (
+        float(
+            optax.tree.norm(
+                optax.tree.sub(direction(method, params, loss, rho), direction("sam", params, loss, rho))
+            )
+        )
+        for rho in (1e-2, 5e-3)
+    )
+    assert far / near == pytest.approx(2**order, rel=0.03)
+
+
+def test_perturbation_of_eigen_sam_is_the_one_of_its_step(data_dir, tiny):
+    """The measurement sees where the method evaluates its second gradient."""
+    job = eigen_sam.CLAIM.jobs([])[-1]
+    job |= {"method": "eigen_sam", "settings": {"rho": 0.1, "alpha": 0.2}, "epochs": 1}
+    made = setting.setting_of(job, data_dir)
+    noisy = setting.training_data(job, made)
+    state = next(iter(setting.train_steps(job, made, noisy)))[1]
+    gradient = jax.grad(made.loss)(state.params, (noisy.images, noisy.labels))
+    found = eigen_sam.perturbation_of("eigen_sam", rho=0.1, alpha=0.2)(gradient, state)
+    seen = []
+
+    def grad_fn(w):
+        seen.append(w)
+        return gradient
+
+    tx = methods.build("eigen_sam", {"rho": 0.1, "alpha": 0.2})
+    tx.update(gradient, state.opt_state[0], state.params, grad_fn=grad_fn, refresh=False)
+    moved = optax.tree.sub(seen[0], state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, moved)
+    assert float(optax.tree.norm(found)) > 0.1  # tilted, so longer than ρ
+
+
+# --- Verdicts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("differences", "outcome"),
+    [
+        ([], "not measured yet"),
+        ([[1.0, 1.1, 0.9]], "holds"),
+        ([[1.0, 1.1, 0.9], [0.5, 0.6, 0.4]], "holds"),
+        ([[1.0, 1.1, 0.9], [3.0, -1.0, 0.5]], "in part"),
+        ([[3.0, -1.0, 0.5]], "does not hold"),
+        ([[-1.0, -1.1, -0.9]], "does not hold"),
+        ([[1.0]], "does not hold"),  # one seed shows nothing
+    ],
+)
+def test_rule_of_verdicts(differences, outcome):
+    comparisons = [claim.Comparison("a", values) for values in differences]
+    assert claim.judge("it is so", comparisons).outcome == outcome
+
+
+def test_numbers_have_the_digits_that_their_error_allows():
+    assert claim.number([0.5, 0.5]) == "0.5"
+    assert claim.number([1.0, 2.0, 3.0]) == "2.0 ± 0.6"
+    assert claim.number([0.101, 0.102, 0.103]) == "0.1020 ± 0.0006"
+    assert claim.number([100.0, 200.0], sign="+") == "+150 ± 50"
+    assert claim.number([]) == "–"
+
+
+def outcomes(one, records):
+    return [verdict.outcome for verdict in one.report(records, claim.SuiteResults([], [])).verdicts]
+
+
+@pytest.mark.parametrize(
+    ("alignment", "eigenvalue", "expected"),
+    [
+        ((0.1, 0.2, 0.4), (9.0, 5.0, 3.0), ["holds", "holds"]),
+        ((0.1, 0.4, 0.2), (9.0, 3.0, 5.0), ["in part", "in part"]),
+        ((0.4, 0.3, 0.2), (1.0, 3.0, 5.0), ["does not hold", "does not hold"]),
+    ],
+)
+def test_verdicts_on_eigen_sam(alignment, eigenvalue, expected):
+    records = [
+        {
+            "row": row,
+            "seed": seed,
+            "epoch": epoch,
+            "alignment": a + 0.01 * seed,
+            "alignment_of_the_tracked_eigenvector": None,
+            "top_eigenvalue": e + 0.1 * seed,
+            "test_accuracy": 0.8,
+        }
+        for row, a, e in zip(("sgd", "sam", "eigen_sam"), alignment, eigenvalue, strict=True)
+        for seed in (0, 1, 2)
+        for epoch in (1, 2)
+    ]
+    assert outcomes(eigen_sam.CLAIM, records) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [(0.9, ["holds", "holds"]), (0.6, ["holds", "does not hold"]), (0.4, ["does not hold"] * 2)],
+)
+def test_verdicts_on_info_sam(own, expected):
+    """SAM's increase is 0.5, the noise-free one 1."""
+    shared = [
+        ({"experiment": "controlled", "noise_ratio": 1.0}, [(seed, None) for seed in (0, 1, 2)]),
+        (
+            {"experiment": "network", "settings": {"batch_size": 128}},
+            [(s, t) for s in (0, 1) for t in (10, 20)],
+        ),
+    ]
+    records = [
+        fields
+        | {"seed": seed, "estimator": name, "increase": increase + 0.01 * seed, "noise_free_increase": 1.0}
+        | ({} if step is None else {"step": step, "rank_correlation_of_signal_and_noise": 0.9})
+        for fields, places in shared
+        for seed, step in places
+        for name, increase in (*((name, 0.5) for name in info_sam.labels()), ("info_sam", own))
+        if (name, increase) != ("info_sam", 0.5)
+    ]
+    assert outcomes(info_sam.CLAIM, records) == [*expected, *expected, "not measured yet"]
+
+
+def test_accuracy_under_label_noise_is_the_suites():
+    networks = [
+        {"row": row, "label_noise": noise, "seed": seed, "test_accuracy": accuracy + 0.01 * seed}
+        for row, accuracy in (("sam", 0.7), ("info_sam", 0.8), ("xsam", 0.75), ("xsam3", 0.6))
+        for noise in (0.0, 0.4)
+        for seed in (0, 1, 2)
+    ]
+    suite = claim.SuiteResults([], networks)
+    verdict = info_sam.CLAIM.report([], suite).verdicts[-1]
+    assert (verdict.outcome, verdict.evidence) == ("holds", "40% wrong +10")
+    verdict = xsam_accuracy.CLAIM.report([], suite).verdicts[1]
+    assert verdict.outcome == "in part"
+    assert "0% wrong, k = 3 -10" in verdict.evidence
+
+
+def test_verdicts_on_the_direction_of_xsam():
+    def record(seed, step, loss_at, alpha, noise):
+        return {
+            "experiment": "network",
+            "label_noise": noise,
+            "seed": seed,
+            "step": step,
+            "batch": 0,
+            "loss": 0.0,
+            "loss_at": loss_at | {"v(alpha*)": 4.0 + 0.1 * seed, "worst found": 5.0},
+            "alphas": [alpha] * len(xsam_direction.RADII),
+        }
+
+    def report(kept, wander):
+        records = [
+            record(
+                seed,
+                step,
+                {"v(0)": 1.0, "v(1)": 2.0 + 0.1 * seed, "v(kept)": kept},
+                1 + wander * (step // 6 % 2),
+                noise,
+            )
+            for noise in (0.0, 0.4)
+            for seed in (0, 1, 2)
+            for step in range(24)
+        ]
+        records += [r | {"batch": 1} for r in records]
+        ends = {
+            min(xsam_direction.QUADRATIC_RADII): [0.5, 0.9],
+            max(xsam_direction.QUADRATIC_RADII): [1.5, wander + 1],
+        }
+        quadratics = [
+            {"experiment": "quadratic", "radius": r, "alphas": alphas} for r, alphas in ends.items()
+        ]
+        return outcomes(xsam_direction.CLAIM, quadratics + records)
+
+    assert report(kept=3.0, wander=0.1) == ["holds", "holds", "holds"]
+    assert report(kept=1.5, wander=0.0) == ["in part", "in part", "holds"]
+    assert report(kept=3.0, wander=0.5)[2] == "does not hold"
+
+
+def test_verdicts_on_the_accuracy_of_xsam():
+    """At the radius that is best on validation data, not on test data."""
+    records = [
+        {
+            "experiment": "radius",
+            "method": method,
+            "settings": {"rho": rho, "num_steps": k},
+            "seed": seed,
+            "validation_accuracy": {0.1: 0.8, 0.2: 0.7}[rho],
+            "test_accuracy": {("sam", 0.1): 0.7, ("sam", 0.2): 0.99, ("xsam", 0.1): 0.75, ("xsam", 0.2): 0.1}[
+                method, rho
+            ]
+            + 0.001 * seed * k * (method == "xsam"),
+        }
+        for method in ("sam", "xsam")
+        for rho in (0.1, 0.2)
+        for k in (1, 3)
+        for seed in (0, 1, 2)
+    ]
+    accuracies = {"½ epoch": 0.8, "1 epoch": 0.8, "5 epochs": 0.795, "never again": 0.7}
+    records += [
+        {
+            "experiment": "interval",
+            "interval": name,
+            "seed": seed,
+            "test_accuracy": accuracy + 0.001 * seed * (name[0] == "5"),
+        }
+        for name, accuracy in accuracies.items()
+        for seed in (0, 1, 2)
+    ]
+    assert outcomes(xsam_accuracy.CLAIM, records) == ["holds", "not measured yet", "in part"]
+
+
+def test_verdicts_on_the_alternatives():
+    accuracy = {
+        "sgd": 0.6,
+        "sam": 0.8,
+        "gradient_norm_penalty": 0.7,
+        "reverse_sam": 0.5,
+        "reflected_sam": 0.85,
+    }
+    sharpness = {
+        "sgd": 9.0,
+        "sam": 1.0,
+        "gradient_norm_penalty": 2.0,
+        "reverse_sam": 9.0,
+        "reflected_sam": 3.0,
+    }
+    records = [
+        {
+            "experiment": "test",
+            "method": method,
+            "settings": {},
+            "seed": seed,
+            "test_accuracy": accuracy[method] + 0.001 * seed * (method == "sam"),
+            "largest_hessian_eigenvalue": sharpness[method] + 0.01 * seed * (method == "sam"),
+        }
+        for method in accuracy
+        for seed in (0, 1, 2)
+    ]
+    assert outcomes(alternatives.CLAIM, records) == ["in part", "holds"]
+
+
+# --- The page -----------------------------------------------------------------------------------------
+
+
+def stored(one):
+    return claim.read_records(claim.result_file(one, RESULTS))
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_stored_results_are_those_of_the_code(name):
+    records = stored(CLAIMS[name])
+    jobs = CLAIMS[name].jobs(records)
+    assert all(claim.is_done(job, records) for job in jobs)
+    assert all(any(claim.is_result_of(record, job) for job in jobs) for record in records)
+
+
+def test_page_shows_the_stored_results():
+    """If this fails after new results: python -m benchmarks.claims --report-only."""
+    suite = claim.read_suite(RESULTS)
+    reports = {name: one.report(stored(one), suite) for name, one in CLAIMS.items()}
+    shown = (DOCS / "claims.md").read_text(encoding="utf-8")
+    assert page.fill(shown, reports) == shown
+    pictures = re.findall(r"!\[.*\]\((.*)\)", shown)
+    assert {Path(picture).stem for picture in pictures} == set(CLAIMS)
+    assert all((DOCS / picture).stat().st_size > 10_000 for picture in pictures)
+
+
+def test_page_without_a_place_for_a_block_is_an_error():
+    report = claim.Report([claim.Verdict("it is so", "holds", "1")], [])
+    text = "<!-- one: begin -->\nold\n<!-- one: end -->\n<!-- summary: begin -->\n<!-- summary: end -->\n"
+    filled = page.fill(text, {"one": report})
+    assert "it is so" in filled
+    assert "\nold\n" not in filled
+    assert page.fill(filled, {"one": report}) == filled
+    with pytest.raises(ValueError, match=r"<!-- two: begin -->"):
+        page.fill(text, {"two": report})
