@@ -71,7 +71,7 @@ def report(options: Options) -> None:
     reports = {}
     for name, claim in CLAIMS.items():
         records = read_records(result_file(claim, options.results))
-        reports[name] = claim.report(records, suite)
+        reports[name] = claim.report(records, suite)._replace(has_picture=bool(records))
         if records:
             claim.draw(records, suite, options.docs / "claims" / f"{name}.png")
         for verdict in reports[name].verdicts:

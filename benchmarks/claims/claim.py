@@ -82,10 +82,12 @@ class Report(NamedTuple):
     Attributes:
         verdicts: one for each of its statements.
         tables: Markdown.
+        has_picture: whether there are measurements of its own to draw.
     """
 
     verdicts: list[Verdict]
     tables: list[str]
+    has_picture: bool = True
 
 
 class Claim(NamedTuple):

@@ -13,7 +13,7 @@ def blocks(reports: Mapping[str, Report]) -> dict[str, str]:
             [
                 table(("claim", "verdict", "numbers that decided"), report.verdicts),
                 *report.tables,
-                f"![{name}](claims/{name}.png)",
+                *([f"![{name}](claims/{name}.png)"] if report.has_picture else ["No measurements yet."]),
             ]
         )
         for name, report in reports.items()
