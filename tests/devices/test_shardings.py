@@ -10,7 +10,7 @@ from tests.devices.processes import result
 from tests.registry import every_method
 
 WORKER = "tests.devices.shardings"
-COPIES = {"info_sam": 2, "eigen_sam": 1, "eigen_sam_lanczos": 1, "combination": 3}
+COPIES = {"info_sam": 2, "eigen_sam": 1, "eigen_sam_lanczos": 1, "combination": 3, "monitored_sam": 1}
 
 
 @pytest.mark.parametrize("init", ["eager", "jit", "abstract", "structs"])
