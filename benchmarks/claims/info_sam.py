@@ -359,7 +359,8 @@ def report(records: list[Record], suite: SuiteResults) -> Report:
 
 def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
     """Increases by noise, and along the training of the network."""
-    figure, axes = plots.panels(3, "What a perturbation of length ρ does to the true loss")
+    groups = by_batch_size(records)
+    figure, axes = plots.panels(1 + len(groups), "What a perturbation of length ρ does to the true loss")
     own = select(records, experiment="controlled")
     ratios = sorted({record["noise_ratio"] for record in own})
     relative = lambda record: record["increase"] / record["noise_free_increase"]
@@ -377,7 +378,7 @@ def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
         xlabel="length of the noise / length of the gradient",
         ylabel="increase, relative to the noise-free ε's",
     )
-    for each, (title, group) in zip(axes[1:], by_batch_size(records).items(), strict=False):
+    for each, (title, group) in zip(axes[1:], groups.items(), strict=True):
         steps = sorted({record["step"] for record in group})
         seeds = sorted({record["seed"] for record in group})
         get = lambda seed, step, name, group=group: select(group, seed=seed, step=step, estimator=name)[0]
