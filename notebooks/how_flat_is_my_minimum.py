@@ -183,7 +183,7 @@ for name, decay in itertools.product(methods, decays):
 # At the same weight decay SAM's and Eigen-SAM's networks are more accurate than SGD's, and flatter by every measure but
 # one. The exception is the first-order measure, the one that SAM itself works with: where SGD has learnt every wrong
 # label by heart there is hardly a gradient left to follow, and the measure says "flat" of the sharpest network in the
-# table. The worst case in the same ball is ten times higher.
+# table. The worst case in the same ball is many times higher.
 #
 # Eigen-SAM, which was made to lower λ_max, lowers it further than SAM.
 
