@@ -3,7 +3,8 @@
 As in the codes of Eigen-SAM, XSAM and VaSSO: a first convolution of 3x3 that keeps the size, no pooling after
 it, strides in the second and later stages, the mean over the last feature maps. Convolutions have no biases;
 they pad by one pixel on each side, also where they stride. BatchNorm is PyTorch's: ε = 1e-5, and each step
-keeps 0.9 of the running statistics. Weights of convolutions start as He et al. draw them (normal, fan out).
+keeps 0.9 of the running statistics. Weights of convolutions start as He et al. draw them (normal, fan out),
+like VaSSO's; those of Eigen-SAM and XSAM start as PyTorch's defaults.
 """
 
 from collections.abc import Sequence

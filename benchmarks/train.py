@@ -2,11 +2,13 @@
 
     python -m benchmarks.train --method sam --rho 0.2 --label-noise 0.4
     python -m benchmarks.train --devices all --parallel fsdp
+    python -m benchmarks.train --config benchmarks/configs/xsam_cifar100_resnet18.toml --seed 1
     python -m benchmarks.train --help
 
 A run is a function of its configuration and seed: the batches and their augmentation depend on the seed and
 the step alone, so a run that was stopped at any moment and resumed ends with the same bits as one
-that was not. (Resumed on another number of devices, with the same numbers up to rounding.)
+that was not. (Resumed on another number of devices, with the same numbers up to rounding.) Ctrl-C and
+SIGTERM save a checkpoint of the step that they came in.
 
 The step is compiled twice, with and without the occasional work of Eigen-SAM and XSAM, and the host
 chooses: on CPUs, convolutions inside `lax.cond` or `lax.scan` would be far slower (`step_cost.py`).
@@ -14,16 +16,12 @@ chooses: on CPUs, convolutions inside `lax.cond` or `lax.scan` would be far slow
 What several devices need is in `parallel.py`; on one device the `layout` below does nothing.
 """
 
-import dataclasses
-import importlib.metadata
-import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import absl.logging
 import jax
@@ -31,109 +29,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-import tyro
 from flax import nnx
 from tqdm import tqdm
 
 from benchmarks import data, label_noise, methods, models, pretrained
 from benchmarks.augment import AUGMENTATIONS, augment
+from benchmarks.config import Config, parse
 from benchmarks.errors import UsageError
-from benchmarks.models import MODELS
-from benchmarks.parallel import LAYOUTS, OneDevice, make_layout
+from benchmarks.interrupt import ask_for_interrupt
+from benchmarks.log import Log
+from benchmarks.parallel import OneDevice, make_layout
 from optax_sam import diagnostics
 from optax_sam.diagnostics.monitor import QUANTITIES
 
 # Independent streams of random numbers, each made from the run's seed.
 NOISE_STREAM, ORDER_STREAM, AUGMENT_STREAM = 1, 2, 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One training run."""
-
-    method: Literal[*methods.METHODS] = "sam"
-    """What goes in front of SGD; sgd itself is the baseline."""
-    rho: float | None = None
-    """Length of the perturbation. Left out: the method's default."""
-    options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
-    """Further options of the method, as pairs: --options alpha 0.2 solver lanczos"""
-    refresh_every: int = 100
-    """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
-    monitor: int | None = None
-    """Record norms, sharpness, alignment and curvature every so many steps. Left out: never."""
-
-    dataset: Literal[*data.SOURCES] = "digits"
-    """Data set; digits is bundled, the others need files (--download-dir, --download, --image-folder)."""
-    image_folder: Path | None = None
-    """Folder with train/<class>/*.jpg or .png, for the data set image_folder."""
-    image_size: int = 64
-    """Height and width that its images are given."""
-    train_size: int | None = None
-    """Train on this many images only."""
-    validation_size: int | None = None
-    """Training images held out to choose settings on. 0 trains on all. Left out: usually a tenth."""
-    label_noise: float = 0.0
-    """Fraction of the training labels made wrong. Validation and test labels stay right."""
-    noise_kind: Literal["symmetric", "asymmetric"] = "symmetric"
-    """symmetric: any other label; asymmetric: the one that the class is commonly mistaken for."""
-    augment: Literal[*AUGMENTATIONS] = "none"
-    """Random changes of the training images, the same in all gradients of a step."""
-    cutout_size: int = 16
-    """Height and width of the hole of crop_flip_cutout."""
-    cutout_probability: float = 0.5
-    """Share of the images that it is cut into."""
-    model: Literal[*MODELS] = "mlp"
-    """Network."""
-    model_options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
-    """Options of the network, as pairs: --model-options width 32"""
-    pretrained: Path | None = None
-    """File of published weights for a Vision Transformer to start from, .npz or .safetensors."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in. Parameters, the loss and everything of the optimizer are float32."""
-
-    epochs: int = 100
-    """Passes over the training data."""
-    batch_size: int = 100
-    """Images a step; the last, smaller batch of an epoch is left out."""
-    learning_rate: float = 0.1
-    """Initial learning rate; it falls to 0 along a cosine."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 5e-4
-    """Weight decay, added to the gradient after the method."""
-    seed: int = 0
-    """Seeds initial weights, wrong labels, the order of the batches and their augmentation."""
-
-    devices: int | Literal["all"] = 1
-    """How many devices share each batch. The result is that of one, up to rounding."""
-    parallel: Literal[*LAYOUTS] = "data"
-    """data: jit with a sharded batch; fsdp: parameters and optimizer state sharded too; pmap: jax.pmap."""
-
-    output: Path | None = None
-    """Folder of metrics and checkpoints. Left out: a folder under runs/ named after the run."""
-    data_dir: Path = data.DEFAULT_DATA_DIR
-    """Folder of prepared data sets."""
-    download_dir: Path | None = None
-    """Folder with raw files that are already there, in <download-dir>/<dataset>/."""
-    download: bool = False
-    """Let TensorFlow Datasets download raw files that are missing."""
-    checkpoint_every: int = 10
-    """Epochs from one checkpoint to the next."""
-    resume: bool = False
-    """Continue the run in the output folder from its last checkpoint, if any; on any number of devices."""
-
-
-# What may differ between a run and its continuation.
-NOT_PART_OF_THE_RUN = (
-    "devices",
-    "parallel",
-    "output",
-    "data_dir",
-    "download_dir",
-    "download",
-    "checkpoint_every",
-    "resume",
-)
 
 
 class TrainState(NamedTuple):
@@ -384,7 +294,7 @@ def evaluate(program: Program, state: TrainState, split: data.Split) -> dict[str
     return {"loss": total_loss / len(split.labels), "accuracy": total_right / len(split.labels)}
 
 
-def check_finite(losses: list[jax.Array], last_step: int, config: Config) -> None:
+def check_finite(losses: Sequence[jax.Array | float], last_step: int, config: Config) -> None:
     """Stops a run that has diverged.
 
     Args:
@@ -395,7 +305,7 @@ def check_finite(losses: list[jax.Array], last_step: int, config: Config) -> Non
     Raises:
         UsageError: if one of the losses is not finite.
     """
-    finite = np.isfinite(np.asarray(jnp.stack(losses)))
+    finite = np.isfinite(np.asarray(losses, np.float32))
     if not finite.all():
         step = last_step - len(losses) + 1 + int(np.argmin(finite))
         raise UsageError(
@@ -405,74 +315,24 @@ def check_finite(losses: list[jax.Array], last_step: int, config: Config) -> Non
         )
 
 
-class Log:
-    """The file `metrics.jsonl` of a run: one JSON object a line, the configuration first."""
+def save(
+    checkpoints: ocp.CheckpointManager, step: int, state: TrainState, losses: Sequence[jax.Array | float]
+) -> None:
+    """Writes a checkpoint, whole or not at all: the state, and the losses of the epoch so far."""
+    so_far = ocp.args.JsonSave([float(loss) for loss in losses])
+    checkpoints.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), losses=so_far))
 
-    def __init__(self, folder: Path, config: Config):
-        self.path = folder / "metrics.jsonl"
-        identity = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(config).items()
-            if name not in NOT_PART_OF_THE_RUN
-        }
-        packages = ("optax_sam", "jax", "jaxlib", "optax", "flax", "numpy")
-        self.start = {
-            "event": "start",
-            "config": identity,
-            "versions": {name: importlib.metadata.version(name) for name in packages},
-            "device": jax.devices()[0].device_kind,
-        }
 
-    def begin(self, step: int) -> None:
-        """Starts the file, or cuts it back to the step from which a run goes on."""
-        lines = [json.dumps(self.start)]
-        if step:
-            kept = [record for record in self.read() if record.get("step", step + 1) <= step]
-            kept.append(self.start | {"event": "resume", "step": step})
-            lines += map(json.dumps, kept)
-        partial_file = self.path.with_suffix(".partial")
-        partial_file.write_text("\n".join(lines) + "\n")
-        os.replace(partial_file, self.path)
-
-    def read(self) -> list[dict[str, Any]]:
-        """The records so far; a last line cut short by a kill is left out."""
-        records = []
-        for line in self.path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Adds a line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def check_same_run(self, resume: bool) -> None:
-        """Refuses to write over a run, or to continue another one.
-
-        Args:
-            resume: whether the user asked to continue.
-
-        Raises:
-            UsageError: with what to write instead.
-        """
-        if not self.path.exists():
-            return
-        if not resume:
-            raise UsageError(
-                f"{self.path.parent} already holds a run; add --resume to continue it, or choose "
-                "another --output folder"
-            )
-        records = self.read()
-        before, now = records[0]["config"] if records else {}, self.start["config"]
-        changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
-        if changed:
-            raise UsageError(
-                f"{self.path.parent} holds a run with other settings ({'; '.join(changed)}); "
-                "resume it with its own settings, or choose another --output folder"
-            )
+def restore(
+    checkpoints: ocp.CheckpointManager, like: TrainState
+) -> tuple[int, TrainState | None, list[float]]:
+    """Reads the last checkpoint: its step, state and losses; step 0 where there is none."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return 0, None, []
+    of = ocp.args.Composite(state=ocp.args.StandardRestore(like), losses=ocp.args.JsonRestore())
+    saved = checkpoints.restore(step, args=of)
+    return step, saved.state, saved.losses
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -499,19 +359,17 @@ def run(config: Config) -> dict[str, Any]:
 
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(folder / "checkpoints", options=options) as checkpoints:
-        first_step = checkpoints.latest_step() or 0
-        if first_step:
-            state = checkpoints.restore(first_step, args=ocp.args.StandardRestore(program.like))
-        else:
+    with ocp.CheckpointManager(folder / "checkpoints", options=options) as checkpoints, log:
+        first_step, state, losses = restore(checkpoints, program.like)
+        if first_step == 0:
             state = program.init(config.seed)
         log.start |= {"devices": program.layout.num_devices, "parallel": config.parallel}
         log.begin(first_step)
 
-        losses, began = [], time.perf_counter()
+        began = time.perf_counter()
         bar = tqdm(total=program.num_steps, initial=first_step, unit="step", desc=config.method)
-        steps = train_steps(program, train, state, config.seed, first_step)
-        with bar:
+        with bar, ask_for_interrupt() as interrupted:
+            steps = train_steps(program, train, state, config.seed, first_step)
             for step, state, loss in steps:
                 losses.append(loss)
                 bar.update()
@@ -519,25 +377,30 @@ def run(config: Config) -> dict[str, Any]:
                     values = recorded(state)
                     log.write({"event": "monitor", "step": step} | values)
                     bar.set_postfix(values, refresh=False)
-                if step % program.steps_per_epoch:
-                    continue
-                check_finite(losses, step, config)
-                epoch = step // program.steps_per_epoch
-                record = {
-                    "event": "epoch",
-                    "epoch": epoch,
-                    "step": step,
-                    "train_loss": float(jnp.stack(losses).mean()),
-                    "validation": evaluate(program, state, dataset.validation),
-                    "seconds": round(time.perf_counter() - began, 3),
-                }
-                log.write(record)
-                bar.set_postfix(
-                    loss=record["train_loss"], validation=record["validation"]["accuracy"], refresh=False
-                )
-                losses = []
-                if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
-                    checkpoints.save(step, args=ocp.args.StandardSave(state))
+                epoch, inside = divmod(step, program.steps_per_epoch)
+                if not inside:
+                    check_finite(losses, step, config)
+                    record = {
+                        "event": "epoch",
+                        "epoch": epoch,
+                        "step": step,
+                        "train_loss": float(np.mean(np.asarray(losses, np.float32))),
+                        "validation": evaluate(program, state, dataset.validation),
+                        "seconds": round(time.perf_counter() - began, 3),
+                    }
+                    log.write(record)
+                    bar.set_postfix(
+                        loss=record["train_loss"], validation=record["validation"]["accuracy"], refresh=False
+                    )
+                    losses = []
+                    if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
+                        save(checkpoints, step, state, losses)
+                if interrupted():
+                    bar.write(f"saving step {step}; Ctrl-C again does not wait")
+                    check_finite(losses, step, config)
+                    if checkpoints.latest_step() != step:
+                        save(checkpoints, step, state, losses)
+                    raise KeyboardInterrupt
 
         end = {
             "event": "end",
@@ -547,16 +410,15 @@ def run(config: Config) -> dict[str, Any]:
             "test": evaluate(program, state, dataset.test),
             "seconds": round(time.perf_counter() - began, 3),
         }
-    log.write(end)
+        log.write(end)
     return end
 
 
 def main() -> None:
     """The command line."""
     absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS would recommend OpenCV
-    config = tyro.cli(Config, prog="python -m benchmarks.train", description=__doc__)
     try:
-        end = run(config)
+        end = run(parse(description=__doc__))
     except UsageError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -130,8 +130,7 @@ def stop_in_third_epoch(config):
 def last_checkpoint(config):
     like = train.make_program(config, None).like  # the program is there already
     with ocp.CheckpointManager(config.output / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step()
-        return as_numpy(checkpoints.restore(step, args=ocp.args.StandardRestore(like)))
+        return as_numpy(train.restore(checkpoints, like)[1])
 
 
 def check_regularised(config, dataset):
@@ -163,7 +162,7 @@ def main():
     data_dir, folder = map(Path, sys.argv[1:])
     jax.config.update("jax_enable_x64", False)  # as users train
     train.make_program = shared_program
-    train.MODELS |= {"tiny": Tiny, "regularised": Regularised}
+    train.models.MODELS |= {"tiny": Tiny, "regularised": Regularised}
     config = train.Config(
         batch_size=BATCH_SIZE,
         train_size=200,

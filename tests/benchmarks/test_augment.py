@@ -117,7 +117,7 @@ def dataset(data_dir):
 
 def losses_of(dataset, monkeypatch, **settings):
     """Losses at w, and at w+ε, of two epochs."""
-    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
     config = train.Config(model="tiny", rho=0.0, cutout_size=4, epochs=2, **settings)
     program = train.make_program(config, dataset)
     noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)

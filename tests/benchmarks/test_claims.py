@@ -34,7 +34,7 @@ CLAIMS = __main__.CLAIMS
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, data_dir):
     """Few small networks, trained for two epochs of four steps, and one problem of each kind."""
-    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
     small = {"dataset": "digits", "train_size": 100, "model": "tiny", "batch_size": 25}
     for name in ("FASHION_MNIST", "DIGITS"):
         monkeypatch.setattr(setting, name, getattr(setting, name) | small)

@@ -13,7 +13,7 @@ from tests.benchmarks.networks import Tiny
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, data_dir):
     """A demonstration of three rows and few settings, with a network that compiles fast."""
-    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
     full = demo.row_config
     monkeypatch.setattr(demo, "row_config", lambda *row: dataclasses.replace(full(*row), model="tiny"))
     rows = {name: demo.ROWS[name] for name in ("sgd_usual", "sgd", "xsam")}

@@ -7,7 +7,7 @@ from tests.benchmarks.networks import Tiny
 
 
 def test_measures_every_solver_and_start_and_goes_on(tmp_path, monkeypatch, data_dir):
-    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
     experiment = eigenvector_solvers.Experiment(
         seeds=1,
         epochs=1,

@@ -16,7 +16,7 @@ from tests.benchmarks.networks import Tiny
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
 
 
 def config_of(data_dir, **settings):
@@ -31,8 +31,7 @@ def run(config):
     dataset = data.load(config.dataset, config.data_dir, train_size=config.train_size)
     like = train.make_program(config, dataset).like
     with ocp.CheckpointManager(config.output / "checkpoints") as checkpoints:
-        restore = ocp.args.StandardRestore(like)
-        state = checkpoints.restore(checkpoints.latest_step(), args=restore)
+        _, state, _ = train.restore(checkpoints, like)
     lines = map(json.loads, (config.output / "metrics.jsonl").read_text().splitlines())
     return state, [line for line in lines if line["event"] == "monitor"]
 

@@ -4,17 +4,19 @@ import json
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks import config as configuration
 from benchmarks import data, methods, train
 from benchmarks.errors import UsageError
+from benchmarks.interrupt import ask_for_interrupt
 from tests.benchmarks.conftest import REPOSITORY
 from tests.benchmarks.networks import Regularised, Tiny
 
@@ -26,8 +28,8 @@ def dataset(data_dir):
 
 @pytest.fixture(autouse=True)
 def more_models(monkeypatch):
-    monkeypatch.setitem(train.MODELS, "regularised", Regularised)
-    monkeypatch.setitem(train.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(train.models.MODELS, "regularised", Regularised)
+    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
 
 
 def as_numpy(state):
@@ -57,8 +59,8 @@ def last_checkpoint(folder, config):
     dataset = data.load(config.dataset, config.data_dir, train_size=config.train_size)
     like = jax.eval_shape(train.make_program(config, dataset).init, config.seed)
     with ocp.CheckpointManager(folder / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step()
-        return step, as_numpy(checkpoints.restore(step, args=ocp.args.StandardRestore(like)))
+        step, state, losses = train.restore(checkpoints, like)
+    return step, as_numpy(state), losses
 
 
 def share_program(monkeypatch, config):
@@ -147,34 +149,118 @@ def test_an_epoch_visits_every_image_once():
     assert not np.array_equal(*orders)
 
 
-def test_run_resumed_after_sigkill_ends_with_the_same_bits(data_dir, tmp_path, monkeypatch):
-    # Checkpoints fall between two refreshes, so the eigenvector has to be in them.
-    settings = {"method": "eigen_sam", "model": "tiny", "refresh_every": 5, "train_size": 200, "epochs": 60}
-    config = train.Config(**settings, checkpoint_every=3, data_dir=data_dir)
-    stopped = dataclasses.replace(config, output=tmp_path / "stopped", resume=True)
-    settings |= {"checkpoint_every": 3, "data_dir": data_dir, "output": stopped.output}
+def stop(train_steps, number, last):
+    """Lets the loop get a signal after its step `last`."""
+
+    def stopped(*args):
+        for step, state, loss in train_steps(*args):
+            if step == last:
+                signal.raise_signal(number)
+            yield step, state, loss
+
+    return stopped
+
+
+# A command line of `train` that does so, with the small network.
+STOPS_ITSELF = """
+import sys
+from benchmarks import models
+from tests.benchmarks.networks import Tiny
+models.MODELS["tiny"] = Tiny  # before the command line looks at it
+from benchmarks import train
+from tests.benchmarks.test_train import stop
+train.train_steps = stop(train.train_steps, int(sys.argv.pop(1)), int(sys.argv.pop(1)))
+train.main()
+"""
+
+
+def test_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(data_dir, tmp_path, monkeypatch):
+    # 12 steps an epoch, checkpoints every 3 epochs, refreshes every 5 steps: eigenvectors have to be in them.
+    settings = {
+        "method": "eigen_sam",
+        "model": "tiny",
+        "refresh_every": 5,
+        "train_size": 600,
+        "batch_size": 50,
+    }
+    settings |= {"epochs": 7, "checkpoint_every": 3, "data_dir": data_dir}
+    config = train.Config(**settings, output=tmp_path / "stopped", resume=True)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    command = (
-        "from benchmarks import models; from tests.benchmarks.networks import Tiny;"
-        "models.MODELS['tiny'] = Tiny; from benchmarks import train; train.main()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", command, *arguments], cwd=REPOSITORY)
-    metrics = stopped.output / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 8):
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    arguments += [f"--output={config.output}", "--resume"]
+    metrics = config.output / "metrics.jsonl"
+
+    def kill(step):
+        """Goes on with the run until it is killed; returns the step of its last checkpoint."""
+        command = [sys.executable, "-c", STOPS_ITSELF, str(signal.SIGKILL.value), str(step), *arguments]
+        process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        with ocp.CheckpointManager(config.output / "checkpoints") as checkpoints:
+            return checkpoints.latest_step()
+
+    assert kill(31) is None  # before the first checkpoint
+    assert kill(72) == 36  # between the last step of an epoch and its checkpoint
     with metrics.open("a") as file:
         file.write('{"event": "epo')  # what a kill inside a write leaves
 
+    # Ctrl-C loses nothing; nor does SIGTERM, which clusters send.
     share_program(monkeypatch, config)
-    train.run(stopped)
-    whole = dataclasses.replace(config, output=tmp_path / "whole")
+    for number, step in ((signal.SIGINT, 41), (signal.SIGTERM, 48)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "train_steps", stop(train.train_steps, number, step))
+            with pytest.raises(KeyboardInterrupt):
+                train.run(config)
+        assert last_checkpoint(config.output, config)[0] == step
+
+    train.run(config)
+    whole = dataclasses.replace(config, output=tmp_path / "whole", resume=False)
     train.run(whole)
-    assert_same(last_checkpoint(stopped.output, config), last_checkpoint(whole.output, config))
-    assert without_times(stopped.output) == without_times(whole.output)
-    assert '"resume"' in metrics.read_text()
+    assert_same(last_checkpoint(config.output, config), last_checkpoint(whole.output, config))
+    assert without_times(config.output) == without_times(whole.output)
+    records = list(map(json.loads, metrics.read_text().splitlines()))
+    assert [record["step"] for record in records if record["event"] == "resume"] == [36, 41, 48]
+
+    # TensorBoard shows the same, whatever points were lost in the kills or came twice.
+    shown = EventAccumulator(str(config.output / "tensorboard")).Reload()
+    epochs = [record for record in records if record["event"] == "epoch"]
+    points = [(event.step, event.value) for event in shown.Scalars("train_loss")]
+    np.testing.assert_allclose(points, [(line["step"], line["train_loss"]) for line in epochs], rtol=1e-6)
+    last = shown.Scalars("test/accuracy")
+    assert [event.value for event in last] == [pytest.approx(records[-1]["test"]["accuracy"])]
+
+
+def test_second_ctrl_c_does_not_wait():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with ask_for_interrupt() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ask_for_interrupt() as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_no_signals_outside_of_the_main_thread():
+    answers = []
+
+    def ask():
+        with ask_for_interrupt() as interrupted:
+            answers.append(interrupted())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert answers == [False]
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
@@ -243,7 +329,7 @@ def test_a_run_without_validation_images(data_dir, tmp_path, monkeypatch, capsys
     arguments = (
         f"--method=sgd --epochs=1 --validation-size=0 --data-dir={data_dir} --output={tmp_path / 'run'}"
     )
-    monkeypatch.setitem(train.MODELS, "mlp", Tiny)
+    monkeypatch.setitem(train.models.MODELS, "mlp", Tiny)
     monkeypatch.setattr(sys, "argv", ["train", *arguments.split()])
     train.main()
     assert "validation" not in capsys.readouterr().out
@@ -278,10 +364,11 @@ def test_unknown_option_is_refused_with_the_known_ones(dataset):
 
 def test_help_lists_the_options(capsys):
     with pytest.raises(SystemExit) as end:
-        tyro.cli(train.Config, args=["--help"])
+        configuration.parse(["--help"], train.__doc__)
     assert end.value.code == 0
     shown = capsys.readouterr().out
     for option in [
+        "--config",
         "--method",
         "--rho",
         "--dataset",
@@ -295,6 +382,6 @@ def test_help_lists_the_options(capsys):
 
 
 def test_options_are_typed():
-    config = tyro.cli(train.Config, args=["--options", "alpha", "0.3", "num_iters", "4", "solver", "lanczos"])
+    config = configuration.parse(["--options", "alpha", "0.3", "num_iters", "4", "solver", "lanczos"])
     assert config.options == {"alpha": 0.3, "num_iters": 4, "solver": "lanczos"}
     assert isinstance(config.options["num_iters"], int)
