@@ -19,15 +19,20 @@ $(STAMP): pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	touch $@
 
+# A process on each core; the tests of a file, which share what they compile, in one of them.
+# On a GPU they share its memory.
+export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: $(STAMP)  ## run every test, the README and the docstring examples
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
 
 test-lowest: pyproject.toml  ## run every test with the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --resolution lowest-direct \
 	  --python $(VENV)-lowest/bin/python --editable '.[dev]'
-	$(VENV)-lowest/bin/python -m pytest
+	$(VENV)-lowest/bin/$(PYTEST)
 
 lint: $(STAMP)  ## ruff: style, docstrings, formatting
 	$(BIN)/ruff check .

@@ -54,7 +54,7 @@ def run(tmp_path_factory):
         [sys.executable, *command.split(), output],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,
         check=False,
         env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
     )

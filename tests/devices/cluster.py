@@ -41,7 +41,7 @@ def main():
         f"localhost:{port}",
         NUM_PROCESSES,
         int(process),
-        initialization_timeout=60,
+        initialization_timeout=300,
         heartbeat_timeout_seconds=10,
     )
     assert jax.device_count() == NUM_PROCESSES * NUM_DEVICES

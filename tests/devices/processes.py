@@ -65,7 +65,7 @@ class Process:
         self.process.wait()
 
 
-def checks_of(process: Process, timeout: float = 400) -> Checks:
+def checks_of(process: Process, timeout: float = 1800) -> Checks:
     """Returns the lines of a worker by the name of the check."""
     return {tuple(line.pop("check")): line for line in process.finish(timeout)}
 

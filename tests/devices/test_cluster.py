@@ -9,7 +9,7 @@ from tests.devices.cluster import NUM_DEVICES, NUM_PROCESSES, SAVE_INTERVAL
 from tests.devices.processes import Process
 
 NUM_STEPS, KILLED_AT = 9, 5
-TIMEOUT = 120
+TIMEOUT = 1800
 
 
 @pytest.fixture
