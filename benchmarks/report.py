@@ -196,7 +196,7 @@ def draw_noise(records: Records, path: Path) -> None:
     rows, levels = present(records)
     if len(levels) < 2:
         return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(2, 3))
     percent = [100 * noise for noise in levels]
     for index, row in enumerate(rows):
         # Side by side at each level, so that error bars do not cover one another.
@@ -204,7 +204,7 @@ def draw_noise(records: Records, path: Path) -> None:
         accuracy = [mean_and_error([100 * a for a in of(records, row, noise).values()]) for noise in levels]
         left.plot(percent, [mean for mean, _ in accuracy], label=ROWS[row].label, markersize=6, **STYLES[row])
         gains = [mean_and_error(differences(records, row, noise)) for noise in levels]
-        if row != "sam":
+        if row not in ("sam", "sgd", "sgd_40"):  # the latter two would press all others together
             style = STYLES[row] | {"linestyle": "none"}
             right.errorbar(
                 shifted, [g for g, _ in gains], [e for _, e in gains], capsize=2, markersize=6, **style
@@ -212,8 +212,9 @@ def draw_noise(records: Records, path: Path) -> None:
     right.axhline(0, color=STYLES["sam"]["color"], lw=1)
     right.annotate(
         "SAM",
-        (0, 0),
-        (-6, 3),
+        (1, 0),
+        (-2, 3),
+        xycoords=right.get_yaxis_transform(),
         textcoords="offset points",
         ha="right",
         va="bottom",
