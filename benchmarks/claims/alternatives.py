@@ -160,8 +160,11 @@ def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
         xlabel="largest eigenvalue λ_max of the Hessian",
         ylabel="test accuracy (%)",
         xscale="log",
+        xticks=(3, 5, 10, 20),
     )
-    axes[1].legend(frameon=False, fontsize=9)
+    axes[1].xaxis.set_major_formatter("{x:g}")
+    axes[1].minorticks_off()
+    plots.legend(axes[1])
     plots.save(figure, path)
 
 

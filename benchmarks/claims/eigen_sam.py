@@ -236,7 +236,7 @@ def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
     axes[0].set(title="Alignment |⟨ε/‖ε‖, v₁⟩|", ylim=(0, None))
     axes[1].set(title="Alignment of the tracked eigenvector with v₁", ylim=(0, 1.02))
     axes[2].set(title="Top eigenvalue λ₁ of the Hessian", ylim=(0, None))
-    plots.legend(axes[0])
+    plots.legend_below(axes[0])
     plots.save(figure, path)
 
 

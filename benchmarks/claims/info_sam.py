@@ -389,9 +389,7 @@ def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
         plots.curve(each, steps, np.array(free), NOISE_FREE)
         each.set(title=f"Fashion-MNIST, 40 % wrong labels, {title}", xlabel="step", ylabel="L(w + ε) − L(w)")
         each.set_ylim(0, None)
-    figure.legend(
-        *axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+    plots.legend_below(axes[-1])
     plots.save(figure, path)
 
 

@@ -70,6 +70,12 @@ def legend(axes: plt.Axes) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
+def legend_below(axes: plt.Axes) -> None:
+    """The same for all panels of the figure, where a panel has no room."""
+    labels = axes.get_legend_handles_labels()
+    axes.figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+
+
 def save(figure: plt.Figure, path: Path) -> None:
     """Writes the picture."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ from benchmarks.claims.claim import (
     table,
 )
 from benchmarks.claims.setting import final_accuracy
+from benchmarks.suite import ROWS as SUITE_ROWS
 
 RADII = (0.05, 0.1, 0.2, 0.4, 0.8)
 SEEDS = (0, 1, 2, 3, 4)
@@ -123,9 +124,8 @@ def suite_curves(tuning: list[Record], noise: float) -> dict[str, dict[float, fl
     """Validation accuracies of the suite's first trials, which differ in ρ alone: row -> ρ -> accuracy."""
     curves = {}
     for row in SUITE_STYLES:
-        own = [
-            r for r in select(tuning, row=row, label_noise=noise) if set(r["settings"]) <= {"rho", "rho_max"}
-        ]
+        trials = select(tuning, row=row, label_noise=noise)
+        own = [trial for trial in trials if trial["settings"] in SUITE_ROWS[row].first]
         if own:
             curves[row] = {record["settings"]["rho"]: record["validation_accuracy"] for record in own}
     return curves
@@ -220,10 +220,10 @@ def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
         )
     if not of_suite:
         axes[1].text(0.5, 0.5, "not measured yet", ha="center", transform=axes[1].transAxes)
-    for each, title in zip(
-        axes, ("Digits, test, 5 seeds", "Fashion-MNIST (suite), validation, one seed"), strict=False
+    for each, title, radii in (
+        (axes[0], "Digits, test, 5 seeds", RADII),
+        (axes[1], "Fashion-MNIST (suite), validation, one seed", (0.05, 0.1, 0.2, 0.3)),
     ):
-        radii = RADII if each is axes[0] else RADII[:-1]
         each.set(title=title, xlabel="ρ", ylabel="accuracy (%)", xscale="log", xticks=radii)
         each.set_xticklabels([f"{rho:g}" for rho in radii])
         each.minorticks_off()
