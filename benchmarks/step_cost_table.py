@@ -92,12 +92,17 @@ def state(record: Record) -> str:
     return f"{record['state_bytes'] / record['parameter_bytes']:.2f}"
 
 
+def duration(seconds: float) -> str:
+    """Three digits, in milliseconds below a second."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
 def time(record: Record | None) -> str:
     """Returns the ratio to SGD with its quartiles, and milliseconds."""
     if record is None or "seconds" not in record:
         return ""
     low, median, high = record["seconds_relative_to_sgd"]
-    return f"{median:.2f} ({low:.2f}–{high:.2f}), {1e3 * record['seconds'][1]:.3g} ms"
+    return f"{median:.2f} ({low:.2f}–{high:.2f}), {duration(record['seconds'][1])}"
 
 
 def write_document(records: Sequence[Record]) -> None:
