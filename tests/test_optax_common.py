@@ -10,6 +10,7 @@ import unittest
 
 import optax
 import pytest
+from packaging.version import Version
 
 from tests.registry import METHODS
 
@@ -74,5 +75,6 @@ def test_optax_suite(method, test, monkeypatch):
 
 def test_the_suite_is_the_one_we_know():
     """Fails when a new Optax renames its tests, in which case the rows above would silently thin out."""
-    assert sum(map(len, cases().values())) >= 16
+    known = 16 if Version(optax.__version__) >= Version("0.2.8") else 11  # optax 0.2.6 had fewer
+    assert sum(map(len, cases().values())) >= known
     assert "test_optimizers" in cases()

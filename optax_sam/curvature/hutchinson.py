@@ -93,6 +93,7 @@ def random_signs(key: jax.Array, like: optax.Params) -> optax.Params:
         # The sharding is a part of the type on a mesh with explicit axes, and no constraint elsewhere.
         sharding = jax.typeof(leaf).sharding
         key_i = jax.random.fold_in(key, i)
-        return jax.random.rademacher(key_i, leaf.shape, leaf.dtype, out_sharding=sharding)
+        heads = jax.random.bernoulli(key_i, shape=leaf.shape, out_sharding=sharding)
+        return (2 * heads - 1).astype(leaf.dtype)  # `rademacher`, which takes no sharding in jax 0.8
 
     return jax.tree.unflatten(treedef, [signs(i, leaf) for i, leaf in enumerate(leaves)])
