@@ -6,13 +6,19 @@
 Start at `optax_sam.sharpness_aware`: its module holds the one idea that all of this is made of.
 """
 
-from optax_sam.aliases import asam, eigen_sam, fisher_sam, info_sam, presam, sam, xsam
 from optax_sam.ascent.fisher import fisher_information
 from optax_sam.ascent.gradient_noise import GradientNoiseState, gradient_noise
 from optax_sam.ascent.steepest import SteepestAscentState, steepest_ascent
 from optax_sam.ascent.top_eigenvector import TiltToTopEigenvectorState, tilt_to_top_eigenvector
 from optax_sam.ascent.weight_magnitude import weight_magnitude
 from optax_sam.descent.spherical_search import SphericalSearchState, spherical_search
+from optax_sam.methods.asam import asam
+from optax_sam.methods.eigen_sam import eigen_sam
+from optax_sam.methods.fisher_sam import fisher_sam
+from optax_sam.methods.info_sam import info_sam
+from optax_sam.methods.presam import presam
+from optax_sam.methods.sam import sam
+from optax_sam.methods.xsam import xsam
 from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 
 __version__ = "0.1.0"

@@ -53,26 +53,36 @@ def check_count(name: str, value: Any) -> None:
             f"`{name}` must be a Python integer, because it fixes the shape of the compiled program;"
             f" got {type(value).__name__}. With `optax.inject_hyperparams` name it in `static_args`,"
             " like every argument that is no number of the method's equation:"
-            f' `optax.inject_hyperparams(method, static_args=("{name}", "axis_name"))(rho=rho)`.'
+            f' `optax.inject_hyperparams(method, static_args=("{name}",))(rho=rho)`.'
         )
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def check_m_sharpness(m_sharpness: Any, axis_name: Any) -> None:
-    """Raises unless `m_sharpness` is a Python bool or None, and only true where an axis is named."""
-    if m_sharpness is not None and not isinstance(m_sharpness, bool):
+    """Raises unless `m_sharpness` is a Python bool, and only true where an axis is named."""
+    if not isinstance(m_sharpness, bool):
         raise TypeError(
-            "`m_sharpness` must be True (the gradients passed to `update` are each device's own), False (they"
-            " are averaged over the devices) or None (whichever is passed), because it decides what the"
-            f" compiled program sends between devices; got {m_sharpness!r}."
+            "`m_sharpness` must be True (the gradients passed to `update` are each device's own) or False"
+            " (they are averaged over the devices), because it decides what the compiled program sends"
+            f" between devices; got {m_sharpness!r}."
         )
     if m_sharpness and axis_name is None:
         raise ValueError(
-            "`m_sharpness=True` lets each device perturb for itself, so the method must know the axis of"
+            "`m_sharpness=True` lets each device perturb for itself, so `update` must know the axis of"
             " `jax.pmap`, `jax.shard_map` or `jax.vmap` along which they lie:"
-            ' `optax_sam.sam(0.05, axis_name="batch", m_sharpness=True)`. Under `jax.jit` alone there are no'
-            " programs of single devices: put `jax.vmap` over groups of the batch."
+            ' `tx.update(grads, ..., axis_name="batch", m_sharpness=True)`. Under `jax.jit` alone there are'
+            " no programs of single devices: put `jax.vmap` over groups of the batch."
+        )
+
+
+def check_not_a_stage(extra_args: dict[str, Any]) -> None:
+    """Raises if a whole method gets the extra arguments of a stage."""
+    if "ascent_step" in extra_args or "perturbation" in extra_args:
+        raise ValueError(
+            "A whole method, such as `sam(rho)`, was used as a stage of `sharpness_aware`. Stages map a"
+            " gradient to a perturbation (`steepest_ascent(rho)`) or to a direction"
+            " (`spherical_search(rho_max)`): `sharpness_aware(steepest_ascent(rho))` is `sam(rho)`."
         )
 
 

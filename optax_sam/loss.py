@@ -1,4 +1,4 @@
-"""The batch loss and its gradient, checked, and averaged over devices where an axis is named.
+"""The batch loss as a stage sees it: values and gradients, checked, and averaged over the devices.
 
 Inside `jax.pmap`, `jax.shard_map` or `jax.vmap(axis_name=...)` each device (or group) holds its own part
 of the batch, and `value_fn` is the loss of that part. The mean over the axis is the loss of the batch:
@@ -11,7 +11,8 @@ afterwards would change nothing and the result would be N times too large. So th
 as varying before the gradient is taken, which leaves one all-reduce, the mean's own.
 """
 
-from collections.abc import Callable, Hashable
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,98 +20,96 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks
-from optax_sam.devices import (
-    AxisName,
-    averaged_like,
-    axis_names,
-    check_local,
-    local_axes,
-    varies_over,
-    varying,
-)
+from optax_sam.devices import AxisName, check_averaged, check_local, varies_over, varying
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], optax.Updates]
 
 
-def value_function(
-    value_fn: ValueFn | None, *, axis_name: AxisName = None, name: str = "value_fn"
-) -> ValueFn:
-    """Returns w ↦ L(w), averaged over `axis_name`. Errors call the function `name`."""
-    value_fn = _checked(value_fn, name, axis_name)
-    if axis_name is None:
-        return value_fn
-    return lambda params: jax.lax.pmean(value_fn(varying(params, axis_name)), axis_name)
+@dataclasses.dataclass(frozen=True)
+class BatchLoss:
+    """The loss L of this step's batch, made once a step of the extra arguments of `update`.
 
-
-def value_and_gradient_function(
-    value_fn: ValueFn | None,
-    grad_fn: GradFn | None = None,
-    *,
-    axis_name: AxisName = None,
-    local_axis: AxisName = None,
-    name: str = "value_fn",
-) -> Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]:
-    """Returns w ↦ (L(w), ∇L(w)), averaged over `axis_name`. Errors call the function `name`.
-
-    With `grad_fn` the gradient is its result and the value, which would cost a forward pass more, is None.
-    Along `local_axis`, a part of `axis_name`, each device keeps its own.
+    Attributes:
+      value_fn: w ↦ L(w), a scalar; on several devices, the loss of this device's part of the batch.
+      grad_fn: w ↦ ∇L(w), in the place of `jax.grad(value_fn)`.
+      curvature_fn: the loss whose Hessian is meant; None: L.
+      axis_name: mapped axis, or axes, over which the batch is split; parameters are the same along it.
+      m_sharpness: whether the gradient passed to `update` is each device's own.
     """
-    evaluate: Callable[[optax.Params], tuple[jax.Array | None, optax.Updates]]
-    evaluate = (
-        jax.value_and_grad(_checked(value_fn, name, axis_name))
-        if grad_fn is None
-        else _without_value(grad_fn, axis_name)
-    )
-    if axis_name is None:
-        return evaluate
-    averaged = tuple(axis for axis in axis_names(axis_name) if axis not in axis_names(local_axis))
-    own = lambda params: evaluate(varying(params, axis_name))
-    return (lambda params: jax.lax.pmean(own(params), averaged)) if averaged else own
 
+    value_fn: ValueFn | None = None
+    grad_fn: GradFn | None = None
+    curvature_fn: ValueFn | None = None
+    axis_name: AxisName = None
+    m_sharpness: bool = False
 
-def gradient_function_like(
-    gradient: optax.Updates,
-    value_fn: ValueFn | None,
-    grad_fn: GradFn | None = None,
-    *,
-    axis_name: AxisName = None,
-    m_sharpness: bool | None = None,
-) -> Callable[[optax.Params], optax.Updates]:
-    """Returns w ↦ ∇L(w), averaged where `gradient` is and local where that is: what later ascents follow.
+    def __post_init__(self) -> None:
+        checks.check_m_sharpness(self.m_sharpness, self.axis_name)
 
-    `gradient` is the one passed to `update`, and `m_sharpness` says whether it is local, None: unknown. If
-    JAX knows that this is wrong, an error is raised at once.
-    """
-    local = local_axes(gradient, axis_name, m_sharpness)
-    kept = axis_name if local is None else local
-    evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name=axis_name, local_axis=kept)
+    def check_passed(self, gradient: optax.Updates) -> None:
+        """Raises if JAX knows that the gradient passed to `update` is not what `m_sharpness` says."""
+        if self.m_sharpness:
+            check_local("the gradient passed to `update`", gradient, self.axis_name)
+        else:
+            check_averaged(gradient, self.axis_name)
 
-    def follow(params: optax.Params) -> optax.Updates:
-        _, own = evaluate(params)
-        if local is None:
-            return averaged_like(gradient, own, axis_name)
-        if local:
-            check_local("the result of `grad_fn`", own, local)
-        return own
+    def value(self, params: optax.Params) -> jax.Array:
+        """Returns L(w)."""
+        return self._mean(_checked(self.value_fn, "value_fn", self.axis_name)(self._varying(params)))
 
-    return follow
+    def value_and_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+        """Returns L(w) and ∇L(w). With `grad_fn` the value, which would cost a forward pass, is None."""
+        return self._mean(self._own_value_and_gradient(params))
 
+    def gradient(self, params: optax.Params) -> optax.Updates:
+        """Returns ∇L(w)."""
+        return self.value_and_gradient(params)[1]
 
-def _without_value(
-    grad_fn: GradFn, axis_name: AxisName
-) -> Callable[[optax.Params], tuple[None, optax.Updates]]:
-    def evaluate(params: optax.Params) -> tuple[None, optax.Updates]:
+    def ascent_gradient(self, params: optax.Params) -> optax.Updates:
+        """Returns what a later ascent follows: ∇L(w), in m-sharpness that of this device's part alone."""
+        if not self.m_sharpness:
+            return self.gradient(params)
+        _, gradient = self._own_value_and_gradient(params)
+        check_local("the result of `grad_fn`", gradient, self.axis_name)
+        return gradient
+
+    def curvature_gradient(self, params: optax.Params) -> optax.Updates:
+        """Returns the gradient whose Jacobian is the Hessian."""
+        if self.curvature_fn is None:
+            return self.gradient(params)
+        checked = _checked(self.curvature_fn, "curvature_fn", self.axis_name)
+        return self._mean(jax.grad(checked)(self._varying(params)))
+
+    def average(self, tree: Any) -> Any:
+        """Returns the mean over the devices of what comes from the gradient passed to `update`.
+
+        That is `tree` itself, unless each device passed its own.
+        """
+        return self._mean(tree) if self.m_sharpness else tree
+
+    def _own_value_and_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+        if self.grad_fn is None:
+            checked = _checked(self.value_fn, "value_fn", self.axis_name)
+            return jax.value_and_grad(checked)(self._varying(params))
         # Taken at parameters marked as varying over all mapped axes, a gradient that would have been summed
         # shows by varying as well.
-        axes = jax.sharding.get_abstract_mesh().manual_axes if axis_name is None else ()
-        gradient = grad_fn(varying(params, tuple(axes)))
+        axes = self.axis_name or tuple(jax.sharding.get_abstract_mesh().manual_axes)
+        gradient = self.grad_fn(varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
-        if axis_name is None:
-            _check_averaged("The gradient returned by `grad_fn`", gradient, params)
+        if self.axis_name is None:
+            _check_same("The gradient returned by `grad_fn`", gradient, params)
         return None, gradient
 
-    return evaluate
+    def _varying(self, params: optax.Params) -> optax.Params:
+        return varying(params, self.axis_name)
+
+    def _mean(self, tree: Any) -> Any:
+        return tree if self.axis_name is None else jax.lax.pmean(tree, self.axis_name)
+
+
+# For a stage that is used alone: there is no loss, and nothing to average.
+NO_LOSS = BatchLoss()
 
 
 def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueFn:
@@ -142,23 +141,23 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" returned shape {value.shape}, dtype {value.dtype}. Reduce the losses of the examples,"
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
-        _check_averaged(f"The result of `{name}`", value, params)
+        _check_same(f"The result of `{name}`", value, params)
         # A loss that `value_fn` averaged itself does not vary, and its gradient with respect to parameters
         # that do would be the N-th part. Marked as well, it is that of the local loss, as under `pmap`.
-        return value if axis_name is None else varying(value, axis_name)
+        return varying(value, axis_name)
 
     return checked
 
 
-def _check_averaged(name: str, result: Any, params: optax.Params) -> None:
+def _check_same(name: str, result: Any, params: optax.Params) -> None:
     """Raises where `result` varies over a mesh axis over which the parameters do not."""
-    axes = lambda tree: frozenset[Hashable]().union(*map(varies_over, jax.tree.leaves(tree)))
-    unaveraged = axes(result) - axes(params)
+    unaveraged = varies_over(result) - varies_over(params)
     if unaveraged:
         names = ", ".join(sorted(map(repr, unaveraged)))
         raise ValueError(
             f"{name} varies over the mesh axis {names} and the parameters do not, so that the gradient would"
-            " be summed over the devices instead of averaged. Pass that axis as `axis_name`, as in"
-            f" `optax_sam.sam(0.05, axis_name={names})`, or average inside the function:"
-            f" `jax.lax.pmean(loss, {names})` in `value_fn`, `jax.lax.pmean(gradient, {names})` in `grad_fn`."
+            " be summed over the devices instead of averaged. Name that axis,"
+            f" `tx.update(grads, state, params, value_fn=value_fn, axis_name={names})`, or average inside the"
+            f" function: `jax.lax.pmean(loss, {names})` in `value_fn`, `jax.lax.pmean(gradient, {names})` in"
+            " `grad_fn`."
         )

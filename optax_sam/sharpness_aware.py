@@ -7,7 +7,7 @@ At parameters w with the gradient g of a batch loss L, every such method
     and hands on a direction     d = descent(g')        what to do with what was learnt there
 
 and the base optimizer behind it in the chain applies d at w. The published methods are choices of the
-two slots (`optax_sam.aliases` spells each one out):
+two slots (`optax_sam.methods` spells each one out):
 
     method        ascent                                                descent
     sam           steepest_ascent(rho)                                  identity
@@ -30,12 +30,14 @@ and any other combination is a method too:
 
 A stage is an Optax gradient transformation, ours or Optax's own, that may read these extra arguments:
 
-    value_fn, grad_fn, refresh   as the user passed them to `update`
-    axis_name, m_sharpness       as given to `sharpness_aware`: what goes into state is averaged first,
-                                 `optax_sam.devices.average(x, axis_name, m_sharpness)`
-    grad                         the clean gradient g
-    ascent_step                  0, 1, ..., num_steps - 1 (ascent only). The state after step 0 is kept.
-    perturbation                 ε (descent only)
+    loss           the batch loss, an `optax_sam.loss.BatchLoss`: `loss.value(w)`, `loss.gradient(w)`, ...
+    grad           the clean gradient g
+    perturbation   ε (descent only)
+    refresh        whether the occasional work is done now: `optax_sam.refresh`
+    ascent_step    0, 1, ..., num_steps - 1 (ascent only). What is learnt is learnt at 0.
+
+On several devices, what a descent reads is averaged over them. What an ascent reads may be the device's own
+(`m_sharpness=True`): what it keeps in state it averages first, `loss.average(x)`.
 """
 
 from collections.abc import Callable
@@ -47,7 +49,7 @@ import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.devices import AxisName
-from optax_sam.loss import GradFn, ValueFn, gradient_function_like, value_and_gradient_function
+from optax_sam.loss import BatchLoss, GradFn, ValueFn
 
 
 class SharpnessAwareState(NamedTuple):
@@ -71,8 +73,6 @@ def sharpness_aware(
     descent: optax.GradientTransformation = optax.identity(),  # noqa: B008 (immutable)
     *,
     num_steps: int = 1,
-    axis_name: AxisName = None,
-    m_sharpness: bool | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a sharpness-aware method from an ascent g ↦ ε and a descent g' ↦ d.
 
@@ -86,33 +86,34 @@ def sharpness_aware(
         tx = optax.chain(sharpness_aware(steepest_ascent(0.05)), optax.sgd(0.1, momentum=0.9))
         updates, state = tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))
 
-    `update(updates, state, params, *, value_fn=None, grad_fn=None, refresh=None, **extra_args)`:
+    `update(updates, state, params, *, value_fn=None, grad_fn=None, curvature_fn=None, refresh=None,
+    axis_name=None, m_sharpness=False, **extra_args)`:
 
       updates: gradient of the batch loss at `params`.
       value_fn: the loss of the same batch as a function of the parameters, a scalar. The same dropout
         key as in the first gradient; BatchNorm statistics not updated inside.
       grad_fn: replaces `jax.grad(value_fn)`: micro-batched gradients, loss scaling, own reductions.
+      curvature_fn: the loss whose Hessian is looked at; None: `value_fn`.
       refresh: whether the occasional work (top eigenvector, α-search) is done now; see
         `optax_sam.refresh`. None: every `interval` steps.
+      axis_name: name (or tuple of names) of the `pmap`, `shard_map` or `vmap` axis over which the batch is
+        split; parameters are the same along it. Gradients and losses taken inside are averaged over it.
+        Not needed under `jit` with sharded arrays.
+      m_sharpness: False: the gradients passed in are averages over `axis_name`, and there is one
+        perturbation for all devices. True: they are each device's own, which it follows in all ascents
+        without communication; the last gradient is averaged, as is what is kept in state. Where JAX knows
+        better, under `shard_map(check_vma=True)`, a wrong word is an error. Under `pmap`, `vmap` and
+        `check_vma=False` it goes undetected: averages called local cost redundant communication, local
+        gradients called averages let the states of the devices drift apart.
       observe: function called while the step is traced, with what else is gone after it: the keyword
-        arguments `perturbation` (ε), `ascent_value` (the loss there, None with `grad_fn`) and `axis_name`.
-        What `optax_sam.diagnostics.monitor` looks through.
+        arguments `perturbation` (ε) and `ascent_value` (the loss there, None with `grad_fn`). What
+        `optax_sam.diagnostics.monitor` looks through.
       Other extra arguments are handed on to the stages.
 
     Args:
       ascent: transformation of a gradient into a perturbation, such as `steepest_ascent`.
       descent: transformation of the gradient at w + ε into the direction of the base optimizer.
       num_steps: number k of ascents; Foret et al. use 1.
-      axis_name: name (or tuple of names) of the `pmap`, `shard_map` or `vmap` axis over which the batch is
-        split; parameters are the same along it. Gradients and losses taken inside are averaged over it.
-        Not needed under `jit` with sharded arrays.
-      m_sharpness: whether the gradients passed in are each device's own. False: they are averages over
-        `axis_name`, and there is one perturbation for all devices; nothing passed in is averaged again.
-        True: each device follows its own gradients in all ascents, without communication, and the last
-        gradient is averaged, as is what is kept in state, such as a noise variance or α. None: follows
-        from what is passed in. `shard_map(check_vma=True)` knows that; elsewhere the program provides for
-        both, at the price of averages that may be needed: of one vector in `gradient_noise` and
-        `spherical_search`, and of the gradient of each later ascent.
 
     Returns:
       A gradient transformation. Its result has the structure, shapes and dtypes of `updates`.
@@ -142,7 +143,6 @@ def sharpness_aware(
       <https://arxiv.org/abs/2010.01412>`_, 2021
     """
     checks.check_count("num_steps", num_steps)
-    checks.check_m_sharpness(m_sharpness, axis_name)
     checks.check_stage("ascent", ascent)
     checks.check_stage("descent", descent)
     ascent = optax.with_extra_args_support(ascent)
@@ -162,55 +162,43 @@ def sharpness_aware(
         *,
         value_fn: ValueFn | None = None,
         grad_fn: GradFn | None = None,
+        curvature_fn: ValueFn | None = None,
         refresh: bool | jax.Array | None = None,
+        axis_name: AxisName = None,
+        m_sharpness: bool = False,
         observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
-        if "ascent_step" in extra_args or "perturbation" in extra_args:
-            raise ValueError(
-                "A whole method, such as `sam(rho)`, was used as a stage of `sharpness_aware`. Stages map a"
-                " gradient to a perturbation (`steepest_ascent(rho)`) or to a direction"
-                " (`spherical_search(rho_max)`): `sharpness_aware(steepest_ascent(rho))` is `sam(rho)`."
-            )
-        evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name=axis_name)
-        follow = gradient_function_like(
-            updates, value_fn, grad_fn, axis_name=axis_name, m_sharpness=m_sharpness
-        )
-        extra_args |= {
-            "value_fn": value_fn,
-            "grad_fn": grad_fn,
-            "axis_name": axis_name,
-            "m_sharpness": m_sharpness,
-            "grad": updates,
-        }
+        checks.check_not_a_stage(extra_args)
+        loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
+        loss.check_passed(updates)
+        extra_args |= {"loss": loss, "grad": updates}
 
         epsilon, ascent_state = ascent.update(
             updates, state.ascent, params, ascent_step=0, refresh=refresh, **extra_args
         )
         perturbation = _divide(epsilon, num_steps)
         for step in range(1, num_steps):
-            # The later ascents see what the first one learnt (an eigenvector, a variance) and add
-            # nothing to it: statistics advance once a step, whatever num_steps.
-            gradient = follow(tree_math.add(params, perturbation))
+            # The later ascents see what the first one learnt (an eigenvector, a variance) and add nothing
+            # to it; their schedules stay at this step.
+            learnt = jax.tree.map(_unless_count, state.ascent, ascent_state)
+            gradient = loss.ascent_gradient(tree_math.add(params, perturbation))
             epsilon, _ = ascent.update(
-                gradient, ascent_state, params, ascent_step=step, refresh=False, **extra_args
+                gradient, learnt, params, ascent_step=step, refresh=False, **extra_args
             )
             perturbation = tree_math.add(perturbation, _divide(epsilon, num_steps))
-        value, gradient = evaluate(tree_math.add(params, perturbation))
+        value, gradient = loss.value_and_gradient(tree_math.add(params, perturbation))
 
         if observe is not None:
-            observe(perturbation=perturbation, ascent_value=value, axis_name=axis_name)
+            observe(perturbation=perturbation, ascent_value=value)
+        extra_args |= {"grad": loss.average(updates), "perturbation": loss.average(perturbation)}
         direction, descent_state = descent.update(
-            gradient,
-            state.descent,
-            params,
-            perturbation=perturbation,
-            refresh=refresh,
-            **extra_args,
+            gradient, state.descent, params, refresh=refresh, **extra_args
         )
+        kept = state.ascent_value
         return tree_math.cast_like(direction, updates), SharpnessAwareState(
-            ascent_value=_finite_or(value, state.ascent_value),
+            ascent_value=kept if value is None else tree_math.finite_or(value, kept),
             ascent=ascent_state,
             descent=descent_state,
         )
@@ -222,7 +210,6 @@ def _divide(tree: optax.Params, divisor: int) -> optax.Params:
     return tree if divisor == 1 else jax.tree.map(lambda x: x / divisor, tree)
 
 
-def _finite_or(value: jax.Array | None, kept: jax.Array) -> jax.Array:
-    if value is None:
-        return kept
-    return jnp.where(jnp.isfinite(value), value.astype(kept.dtype), kept)
+def _unless_count(old: jax.Array, new: jax.Array) -> jax.Array:
+    """Returns what a stage has learnt, but the number of steps, an integer, as it was."""
+    return old if jnp.issubdtype(new.dtype, jnp.integer) else new

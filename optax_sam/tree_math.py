@@ -75,3 +75,8 @@ def add(x: optax.Params, y: optax.Params) -> optax.Params:
 def cast_like(tree: optax.Params, target: optax.Params) -> optax.Params:
     """Returns `tree` with the dtypes of `target`."""
     return jax.tree.map(lambda x, t: x.astype(jax.dtypes.canonicalize_dtype(t.dtype)), tree, target)
+
+
+def finite_or(value: jax.Array, kept: jax.Array) -> jax.Array:
+    """Returns the scalar `value` if it is finite, else `kept`; in the dtype of `kept`."""
+    return jnp.where(jnp.isfinite(value), value.astype(kept.dtype), kept)

@@ -1,6 +1,7 @@
 """One row per method: the contract tests run on all of them. A new method adds a row."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import optax
@@ -22,11 +23,15 @@ class Method(NamedTuple):
 
     name: str
     make: Callable[..., optax.GradientTransformationExtraArgs]
-    static_args: tuple[str, ...] = ("num_steps", "axis_name")
+    static_args: tuple[str, ...] = ("num_steps",)
     has_refresh: bool = False
 
 
-def combination(rho=0.05, *, rho_max=0.3, num_steps=2, axis_name=None, m_sharpness=None):
+EIGEN = ("num_steps", "num_iters")
+SEARCH = ("num_steps", "num_alphas")
+
+
+def combination(rho=0.05, *, rho_max=0.3, num_steps=2):
     """Every stage at once: the example of the docstring of `optax_sam.sharpness_aware`."""
     return optax_sam.sharpness_aware(
         optax.chain(
@@ -37,79 +42,30 @@ def combination(rho=0.05, *, rho_max=0.3, num_steps=2, axis_name=None, m_sharpne
         ),
         optax_sam.spherical_search(rho_max, interval=3, num_alphas=5),
         num_steps=num_steps,
-        axis_name=axis_name,
-        m_sharpness=m_sharpness,
     )
 
 
-def eigen_sam(
-    rho=0.05,
-    alpha=0.2,
-    *,
-    interval=3,
-    solver="power",
-    num_iters=2,
-    num_steps=1,
-    axis_name=None,
-    m_sharpness=None,
-):
-    return optax_sam.eigen_sam(
-        rho,
-        alpha,
-        interval=interval,
-        num_iters=num_iters,
-        solver=solver,
-        num_steps=num_steps,
-        axis_name=axis_name,
-        m_sharpness=m_sharpness,
-    )
+def monitored_sam(rho=0.05, *, num_steps=1):
+    method = optax_sam.sam(rho, num_steps=num_steps)
+    return diagnostics.monitor(method, interval=3, quantities=QUANTITIES, num_iters=2)
 
-
-def eigen_sam_lanczos(rho=0.05, alpha=0.2, *, num_iters=3, axis_name=None, m_sharpness=None):
-    return eigen_sam(
-        rho, alpha, solver="lanczos", num_iters=num_iters, axis_name=axis_name, m_sharpness=m_sharpness
-    )
-
-
-def xsam(rho=0.05, rho_max=0.3, *, interval=3, num_alphas=21, num_steps=1, axis_name=None, m_sharpness=None):
-    return optax_sam.xsam(
-        rho,
-        rho_max,
-        interval=interval,
-        num_alphas=num_alphas,
-        num_steps=num_steps,
-        axis_name=axis_name,
-        m_sharpness=m_sharpness,
-    )
-
-
-def sam_3_steps(rho=0.05, *, num_steps=3, axis_name=None, m_sharpness=None):
-    return optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness)
-
-
-def monitored_sam(rho=0.05, *, num_steps=1, axis_name=None, m_sharpness=None):
-    return diagnostics.monitor(
-        optax_sam.sam(rho, num_steps=num_steps, axis_name=axis_name, m_sharpness=m_sharpness),
-        interval=3,
-        quantities=QUANTITIES,
-        num_iters=2,
-    )
-
-
-EIGEN = ("num_steps", "num_iters", "axis_name")
-SEARCH = ("num_steps", "num_alphas", "axis_name")
 
 METHODS = [
     Method("sam", optax_sam.sam),
-    Method("sam_3_steps", sam_3_steps),
+    Method("sam_3_steps", partial(optax_sam.sam, num_steps=3)),
     Method("asam", optax_sam.asam),
     Method("fisher_sam", optax_sam.fisher_sam),
     Method("presam", optax_sam.presam),
     Method("info_sam", optax_sam.info_sam),
-    Method("eigen_sam", eigen_sam, EIGEN, has_refresh=True),
-    Method("eigen_sam_lanczos", eigen_sam_lanczos, ("num_iters", "axis_name"), has_refresh=True),
-    Method("xsam", xsam, SEARCH, has_refresh=True),
-    Method("combination", combination, ("num_steps", "axis_name"), has_refresh=True),
+    Method("eigen_sam", partial(optax_sam.eigen_sam, interval=3, num_iters=2), EIGEN, has_refresh=True),
+    Method(
+        "eigen_sam_lanczos",
+        partial(optax_sam.eigen_sam, interval=3, num_iters=3, solver="lanczos"),
+        EIGEN,
+        has_refresh=True,
+    ),
+    Method("xsam", partial(optax_sam.xsam, 0.05, interval=3), SEARCH, has_refresh=True),
+    Method("combination", combination, has_refresh=True),
     Method("monitored_sam", monitored_sam),
 ]
 

@@ -7,7 +7,7 @@ of g by its information, the inverse noise variance, turns it back:
     σ²_t = mean of b_2 ... b_t with weights λ^(t-s)               (σ²_1 = 1: the first step is SAM's)
     C = (σ² + δ)^(-p)
 
-Where each device has its own gradient g_i (m-sharpness), one step is enough to see the noise: with
+Where each device passes its own gradient g_i (m-sharpness), one step is enough to see the noise: with
 `across_devices`, b_t = mean over i of (g_i − ḡ)², which the drift of the gradient does not enter.
 
 Symbols: a `decay`, m `gradient_mean`, λ `variance_decay`, σ² `noise_variance`, δ `damping`, p `power`.
@@ -29,19 +29,19 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.devices import AxisName, average, known_averaged
+from optax_sam.loss import NO_LOSS, BatchLoss
 
 
 class GradientNoiseState(NamedTuple):
     """State of `gradient_noise`.
 
     Attributes:
-      count: number of gradients seen; int32.
+      noise_count: number of gradients seen; int32.
       gradient_mean: running mean m of the gradients; like the parameters, float32 or wider.
       noise_variance: running mean σ² of the squared deviations; like the parameters, float32 or wider.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
+    noise_count: jax.Array
     gradient_mean: optax.Updates
     noise_variance: optax.Updates
 
@@ -74,9 +74,10 @@ def gradient_noise(
       relative_damping: see `damping`.
       power: p; 1 is the inverse variance, 1/2 the inverse standard deviation, 0 is SAM. Over 1, gradients
         under 1e-6 overflow float32.
-      across_devices: whether b is the variance over the devices of `axis_name`, each of which passes its
-        local gradient, instead of the squared deviation from the running mean; σ² is that of one
-        device's gradient (divided by the number of devices, not one less). `decay` then plays no part.
+      across_devices: whether b is the variance over the devices, each of which passes its own gradient
+        (`m_sharpness=True` at `update`), instead of the squared deviation from the running mean; σ² is that
+        of one device's gradient (divided by the number of devices, not one less). `decay` then plays no
+        part.
 
     Returns:
       A gradient transformation for `steepest_ascent(rho, objective=...)` with `GradientNoiseState`. The
@@ -84,10 +85,10 @@ def gradient_noise(
 
     Raises:
       ValueError: on a decay outside [0, 1) or a negative damping or power; at trace time, on
-        `across_devices` without an axis or with gradients known to be averaged.
+        `across_devices` without `m_sharpness=True`.
 
-    Cost: no gradient; memory for m and σ², two copies of the parameters. With `axis_name`, unless the
-    gradients are known to be averaged, one all-reduce more, with `across_devices` two.
+    Cost: no gradient; memory for m and σ², two copies of the parameters. With `m_sharpness=True` one
+    all-reduce more, with `across_devices` two.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -108,7 +109,7 @@ def gradient_noise(
     def init(params: optax.Params) -> GradientNoiseState:
         zeros = tree_math.zeros_like(params)
         return GradientNoiseState(
-            count=jnp.zeros((), jnp.int32),
+            noise_count=jnp.zeros((), jnp.int32),
             gradient_mean=zeros,
             noise_variance=jax.tree.map(jnp.ones_like, zeros),
         )
@@ -118,16 +119,13 @@ def gradient_noise(
         state: GradientNoiseState,
         params: optax.Params | None = None,
         *,
+        loss: BatchLoss = NO_LOSS,
         ascent_step: int = 0,
-        axis_name: AxisName = None,
-        m_sharpness: bool | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNoiseState]:
         if ascent_step == 0:
-            mean = average(updates, axis_name, m_sharpness)
-            variance = None
-            if across_devices:
-                variance = variance_across_devices(updates, mean, axis_name, m_sharpness)
+            mean = loss.average(updates)
+            variance = variance_across_devices(updates, mean, loss) if across_devices else None
             state = observe(mean, variance, state)
         return inverse(state.noise_variance), state
 
@@ -138,7 +136,7 @@ def gradient_noise(
         is_seen = jnp.isfinite(tree_math.norm(gradient))
         finite = lambda tree: jax.tree.map(lambda x: jnp.where(is_seen, x, 0), tree)
 
-        a = jnp.where(state.count == 0, 0.0, decay)
+        a = jnp.where(state.noise_count == 0, 0.0, decay)
         gradient = finite(gradient)
         gradient_mean = _mix(jnp.where(is_seen, a, 1.0), state.gradient_mean, gradient)
 
@@ -146,17 +144,17 @@ def gradient_noise(
         # its own running mean, so over time the n-th comes with gradient n + 1.
         if square is None:
             square = jax.tree.map(lambda m, g: (m - g.astype(m.dtype)) ** 2, gradient_mean, gradient)
-            num_squares = state.count
+            num_squares = state.noise_count
         else:
             square = finite(square)
-            num_squares = state.count + 1
+            num_squares = state.noise_count + 1
         log_decay = jnp.log(variance_decay)
         n = num_squares.astype(log_decay.dtype)
         # Exactly 0 and 1 at first: a rounding error here would leave a trace of the initial σ² = 1, which
         # is large beside the variance of small gradients.
         weight = jnp.where(n <= 1, n, jnp.expm1(log_decay) / jnp.expm1(jnp.maximum(n, 1) * log_decay))
         noise_variance = _mix(jnp.where(is_seen, 1 - weight, 1.0), state.noise_variance, square)
-        count = jnp.where(is_seen, optax.safe_increment(state.count), state.count)
+        count = jnp.where(is_seen, optax.safe_increment(state.noise_count), state.noise_count)
         return GradientNoiseState(count, gradient_mean, noise_variance)
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
@@ -174,23 +172,17 @@ def gradient_noise(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def variance_across_devices(
-    gradient: optax.Updates,
-    mean: optax.Updates,
-    axis_name: AxisName,
-    m_sharpness: bool | None,
-) -> optax.Updates:
+def variance_across_devices(gradient: optax.Updates, mean: optax.Updates, loss: BatchLoss) -> optax.Updates:
     """Returns the mean over the devices of (g_i − ḡ)², in float32 or wider."""
-    if axis_name is None or m_sharpness is False or known_averaged(gradient, axis_name):
+    if not loss.m_sharpness:
         raise ValueError(
-            "`across_devices` compares the gradients of the devices, so each must pass its local gradient,"
-            " and the method must know the axis: `optax_sam.info_sam(rho, across_devices=True,"
-            ' axis_name="batch")`, no `m_sharpness=False`, and no `jax.lax.pmean` of the gradients before '
-            "`update`."
+            "`across_devices=True` compares the gradients of the devices, so each must pass its own, and"
+            ' say so: `tx.update(grads, ..., axis_name="batch", m_sharpness=True)`, no `jax.lax.pmean` of the'
+            " gradients before."
         )
     dtype = tree_math.accumulation_dtype(gradient)
     square = lambda g, m: (g.astype(dtype) - m.astype(dtype)) ** 2
-    return average(jax.tree.map(square, gradient, mean), axis_name)
+    return loss.average(jax.tree.map(square, gradient, mean))
 
 
 def _mix(weight: jax.Array, old: optax.Updates, new: optax.Updates) -> optax.Updates:

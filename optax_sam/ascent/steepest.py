@@ -35,12 +35,12 @@ class SteepestAscentState(NamedTuple):
     """State of `steepest_ascent`.
 
     Attributes:
-      count: number of updates made, for a schedule of `rho`; int32.
+      ascent_count: number of updates made, for a schedule of `rho`; int32.
       objective: state of the preconditioner C.
       constraint: state of the preconditioner T.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
+    ascent_count: jax.Array
     objective: optax.OptState
     constraint: optax.OptState
 
@@ -84,7 +84,7 @@ def steepest_ascent(
 
     def init(params: optax.Params) -> SteepestAscentState:
         return SteepestAscentState(
-            count=jnp.zeros((), jnp.int32),
+            ascent_count=jnp.zeros((), jnp.int32),
             objective=objective.init(params),
             constraint=constraint.init(params),
         )
@@ -93,24 +93,19 @@ def steepest_ascent(
         updates: optax.Updates,
         state: SteepestAscentState,
         params: optax.Params | None = None,
-        *,
-        ascent_step: int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SteepestAscentState]:
-        extra_args["ascent_step"] = ascent_step
         c, objective_state = objective.update(updates, state.objective, params, **extra_args)
         t, constraint_state = constraint.update(updates, state.constraint, params, **extra_args)
-        # State has advanced at the first of several ascents; the later ones use the same radius.
-        count = state.count if ascent_step == 0 else state.count - 1
         # Compiled, a schedule that ends at 0 may end at −1e-9, and the ascent would be a descent.
-        radius = jnp.maximum(rho(count), 0) if callable(rho) else jnp.asarray(rho)
+        radius = jnp.maximum(rho(state.ascent_count), 0) if callable(rho) else jnp.asarray(rho)
 
         tcg = _multiply(t, _multiply(c, updates))
         epsilon = tree_math.scale(
             radius * tree_math.reciprocal_or_zero(tree_math.norm(tcg)), _multiply(t, tcg)
         )
         return tree_math.cast_like(epsilon, updates), SteepestAscentState(
-            count=optax.safe_increment(state.count),
+            ascent_count=optax.safe_increment(state.ascent_count),
             objective=objective_state,
             constraint=constraint_state,
         )

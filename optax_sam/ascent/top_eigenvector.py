@@ -29,8 +29,7 @@ import optax
 from optax_sam import checks, tree_math
 from optax_sam.curvature.eigen import SOLVERS
 from optax_sam.curvature.tracking import track_eigenpair
-from optax_sam.devices import AxisName
-from optax_sam.loss import GradFn, ValueFn
+from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
 
 
@@ -38,13 +37,13 @@ class TiltToTopEigenvectorState(NamedTuple):
     """State of `tilt_to_top_eigenvector`.
 
     Attributes:
-      count: number of updates made; int32.
+      tilt_count: number of updates made; int32.
       eigenvalue: estimate of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
       eigenvector: unit vector v; like the parameters, float32 or wider. 0 before the first refresh. To
         start from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
+    tilt_count: jax.Array
     eigenvalue: jax.Array
     eigenvector: optax.Params
 
@@ -71,9 +70,9 @@ def tilt_to_top_eigenvector(
       seed: of the random start vector of the first refresh.
 
     Returns:
-      A gradient transformation ε₀ ↦ ε with `TiltToTopEigenvectorState`. It reads the extra argument
-      `curvature_fn(params) -> scalar`, by default `value_fn`: the loss whose Hessian is tracked, such as
-      that of a part of the batch, or with BatchNorm in evaluation mode.
+      A gradient transformation ε₀ ↦ ε with `TiltToTopEigenvectorState`. The Hessian is that of the extra
+      argument `curvature_fn(params) -> scalar`, by default `value_fn`: such as the loss of a part of the
+      batch, or with BatchNorm in evaluation mode.
 
     Raises:
       ValueError: on an unknown solver, an interval or a number of iterations under 1, a negative alpha.
@@ -100,7 +99,7 @@ def tilt_to_top_eigenvector(
 
     def init(params: optax.Params) -> TiltToTopEigenvectorState:
         return TiltToTopEigenvectorState(
-            count=jnp.zeros((), jnp.int32),
+            tilt_count=jnp.zeros((), jnp.int32),
             eigenvalue=jnp.zeros((), tree_math.accumulation_dtype(params)),
             eigenvector=tree_math.zeros_like(params),
         )
@@ -110,26 +109,15 @@ def tilt_to_top_eigenvector(
         state: TiltToTopEigenvectorState,
         params: optax.Params | None = None,
         *,
-        value_fn: ValueFn | None = None,
-        grad_fn: GradFn | None = None,
-        curvature_fn: ValueFn | None = None,
+        loss: BatchLoss = NO_LOSS,
         refresh: bool | jax.Array | None = None,
-        axis_name: AxisName = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, TiltToTopEigenvectorState]:
         kept = (state.eigenvalue, state.eigenvector)
         track = lambda: track_eigenpair(
-            kept,
-            params,
-            value_fn=value_fn,
-            grad_fn=grad_fn,
-            curvature_fn=curvature_fn,
-            axis_name=axis_name,
-            solver=solver,
-            num_iters=num_iters,
-            seed=seed,
+            kept, loss.curvature_gradient, params, solver=solver, num_iters=num_iters, seed=seed
         )
-        eigenvalue, eigenvector = refreshed(refresh, state.count, interval, track, kept)
+        eigenvalue, eigenvector = refreshed(refresh, state.tilt_count, interval, track, kept)
 
         length = tree_math.norm(updates)
         along = tree_math.vdot(updates, eigenvector)
@@ -141,7 +129,7 @@ def tilt_to_top_eigenvector(
             eigenvector,
         )
         return epsilon, TiltToTopEigenvectorState(
-            count=optax.safe_increment(state.count),
+            tilt_count=optax.safe_increment(state.tilt_count),
             eigenvalue=eigenvalue,
             eigenvector=eigenvector,
         )

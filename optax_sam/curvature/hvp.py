@@ -7,7 +7,7 @@ import optax
 
 from optax_sam import tree_math
 from optax_sam.devices import AxisName
-from optax_sam.loss import ValueFn, value_and_gradient_function
+from optax_sam.loss import BatchLoss, ValueFn
 
 
 def hvp(
@@ -36,8 +36,8 @@ def hvp(
       >>> hvp(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()
       [4.0, 2.0]
     """
-    evaluate = value_and_gradient_function(value_fn, axis_name=axis_name)
-    return hessian_vector_product(lambda w: evaluate(w)[1], params, vector)
+    loss = BatchLoss(value_fn, axis_name=axis_name)
+    return hessian_vector_product(loss.gradient, params, vector)
 
 
 def hessian_vector_product(

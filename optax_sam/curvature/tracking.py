@@ -1,5 +1,7 @@
 """The top eigenpair of the loss of a training step, followed from one refresh to the next."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,18 +9,13 @@ import optax
 from optax_sam import tree_math
 from optax_sam.curvature.eigen import SOLVERS, random_vector
 from optax_sam.curvature.hvp import hessian_vector_product
-from optax_sam.devices import AxisName
-from optax_sam.loss import GradFn, ValueFn, value_and_gradient_function
 
 
 def track_eigenpair(
     last: tuple[jax.Array, optax.Params],
+    gradient_fn: Callable[[optax.Params], optax.Updates],
     params: optax.Params,
     *,
-    value_fn: ValueFn | None,
-    grad_fn: GradFn | None,
-    curvature_fn: ValueFn | None,
-    axis_name: AxisName,
     solver: str,
     num_iters: int,
     seed: int,
@@ -27,11 +24,8 @@ def track_eigenpair(
 
     Args:
       last: eigenvalue and unit eigenvector of the last time; a zero vector is replaced by a random one.
+      gradient_fn: the gradient whose Jacobian is the Hessian.
       params: parameters w.
-      value_fn: the loss, whose Hessian is meant, unless one of the next two is given.
-      grad_fn: its gradient.
-      curvature_fn: another loss instead.
-      axis_name: mapped axis over which the loss is averaged.
       solver: one of `SOLVERS`.
       num_iters: number of products.
       seed: of the random start vector.
@@ -39,11 +33,7 @@ def track_eigenpair(
     Returns:
       Eigenvalue and unit eigenvector; `last` where nothing finite was found.
     """
-    if curvature_fn is None:
-        evaluate = value_and_gradient_function(value_fn, grad_fn, axis_name=axis_name)
-    else:
-        evaluate = value_and_gradient_function(curvature_fn, axis_name=axis_name, name="curvature_fn")
-    matvec = lambda v: hessian_vector_product(lambda w: evaluate(w)[1], params, v)
+    matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
     is_unset = tree_math.norm(last[1]) == 0
     start = jax.tree.map(
         lambda old, random: jnp.where(is_unset, random, old),

@@ -28,8 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.devices import AxisName, average
-from optax_sam.loss import ValueFn, value_function
+from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
 
 
@@ -37,11 +36,11 @@ class SphericalSearchState(NamedTuple):
     """State of `spherical_search`.
 
     Attributes:
-      count: number of updates made; int32.
+      search_count: number of updates made; int32.
       alpha: α* of the last search, a scalar; 1 (SAM's direction) before the first.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
+    search_count: jax.Array
     alpha: jax.Array
 
 
@@ -67,14 +66,14 @@ def spherical_search(
 
     Returns:
       A gradient transformation g' ↦ d with `SphericalSearchState`, for the descent of `sharpness_aware`: it
-      reads the extra arguments `perturbation` and `value_fn`.
+      reads `perturbation` and `loss`.
 
     Raises:
       ValueError: on a negative `rho_max`, an interval under 1, or `update` without a perturbation.
       TypeError: if `num_alphas` is not a Python integer.
 
     Cost: `num_alphas` forward passes on refresh steps; on others two norms and an inner product. No memory.
-    With `axis_name`, unless ε is known to be the same on all devices, one all-reduce more.
+    With `m_sharpness=True` one all-reduce more, of ε.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -92,7 +91,7 @@ def spherical_search(
 
     def init(params: optax.Params) -> SphericalSearchState:
         return SphericalSearchState(
-            count=jnp.zeros((), jnp.int32),
+            search_count=jnp.zeros((), jnp.int32),
             alpha=jnp.ones((), tree_math.accumulation_dtype(params)),
         )
 
@@ -101,11 +100,9 @@ def spherical_search(
         state: SphericalSearchState,
         params: optax.Params | None = None,
         *,
+        loss: BatchLoss = NO_LOSS,
         perturbation: optax.Updates | None = None,
-        value_fn: ValueFn | None = None,
         refresh: bool | jax.Array | None = None,
-        axis_name: AxisName = None,
-        m_sharpness: bool | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SphericalSearchState]:
         if perturbation is None:
@@ -114,7 +111,6 @@ def spherical_search(
                 " got no `perturbation`: use it as the descent of `sharpness_aware(steepest_ascent(rho),"
                 " spherical_search(rho_max))`."
             )
-        perturbation = average(perturbation, axis_name, m_sharpness)
         inverse_0 = tree_math.reciprocal_or_zero(tree_math.norm(perturbation))
         length = tree_math.norm(updates)
         inverse_1 = tree_math.reciprocal_or_zero(length)
@@ -130,25 +126,24 @@ def spherical_search(
             )
 
         def search() -> jax.Array:
-            if value_fn is None:
+            if loss.value_fn is None:
                 raise ValueError(
                     "`spherical_search` compares losses, so it needs `value_fn`, also where `grad_fn` is"
                     " given: `tx.update(grads, state, params, value_fn=value_fn, grad_fn=grad_fn)`."
                 )
-            loss = value_function(value_fn, axis_name=axis_name)
-            radius = jnp.maximum(rho_max(state.count), 0) if callable(rho_max) else rho_max
+            radius = jnp.maximum(rho_max(state.search_count), 0) if callable(rho_max) else rho_max
             alphas = jnp.linspace(0, alpha_max, num_alphas, dtype=state.alpha.dtype)
             losses = jax.lax.map(
-                lambda alpha: loss(tree_math.add(params, point(alpha, radius))),
+                lambda alpha: loss.value(tree_math.add(params, point(alpha, radius))),
                 alphas,
                 batch_size=batch_size,
             )
             best = jnp.argmax(jnp.where(jnp.isfinite(losses), losses, -jnp.inf))
             return jnp.where(jnp.isfinite(losses[best]), alphas[best], state.alpha)
 
-        alpha = refreshed(refresh, state.count, interval, search, state.alpha)
+        alpha = refreshed(refresh, state.search_count, interval, search, state.alpha)
         return point(alpha, length), SphericalSearchState(
-            count=optax.safe_increment(state.count), alpha=alpha
+            search_count=optax.safe_increment(state.search_count), alpha=alpha
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

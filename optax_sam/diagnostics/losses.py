@@ -14,7 +14,7 @@ import optax
 
 from optax_sam import tree_math
 from optax_sam.curvature.data_set import over_batches
-from optax_sam.loss import ValueFn, value_and_gradient_function, value_function
+from optax_sam.loss import BatchLoss, ValueFn
 
 Evaluate = Callable[[optax.Params], tuple[jax.Array, optax.Updates]]
 
@@ -26,13 +26,13 @@ def full_precision(tree: optax.Params) -> optax.Params:
 
 def value(loss: ValueFn, params: optax.Params) -> jax.Array:
     """Returns L(w), float32 or wider."""
-    result = value_function(loss)(params)
+    result = BatchLoss(loss).value(params)
     return result.astype(tree_math.accumulation_dtype(result, params))
 
 
 def value_and_gradient(loss: ValueFn, params: optax.Params) -> tuple[jax.Array, optax.Updates]:
     """Returns L(w) and ∇L(w), float32 or wider."""
-    result, gradient = value_and_gradient_function(loss)(params)
+    result, gradient = BatchLoss(loss).value_and_gradient(params)
     assert result is not None  # There is no `grad_fn`.
     return result.astype(tree_math.accumulation_dtype(result, params)), gradient
 

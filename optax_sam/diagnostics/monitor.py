@@ -12,7 +12,7 @@
 
 It stands around a method, not behind it in the chain, because ε is gone by then; what the method returns is
 handed on untouched. When to record is decided as for a refresh (see `optax_sam.refresh`), by an argument of
-its own, `record`, so that looking does not change what is looked at:
+its own, `record`, so that measuring never affects training:
 
     record=None           every `interval` steps, the first included, in a `lax.cond`
     record=True, False    now, not now; decided at trace time, without control flow. With False, the program
@@ -29,37 +29,41 @@ import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.curvature.tracking import track_eigenpair
-from optax_sam.devices import AxisName, average
+from optax_sam.devices import AxisName
 from optax_sam.diagnostics.alignment import alignment
-from optax_sam.loss import GradFn, ValueFn, value_function
+from optax_sam.loss import BatchLoss, GradFn, ValueFn
 from optax_sam.refresh import refreshed
 
 QUANTITIES = ("gradient_norm", "perturbation_norm", "sharpness", "alignment", "top_eigenvalue")
 OF_CURVATURE = {"alignment", "top_eigenvalue"}
 OF_PERTURBATION = {"perturbation_norm", "sharpness", "alignment"}
+NOTHING = optax.EmptyState()
 
 
 class MonitorState(NamedTuple):
-    """State of `monitor`: the latest recording. Scalars are float32 or wider.
+    """State of `monitor`: the latest recording.
+
+    Scalars are float32 or wider, and 0 before the first recording; an empty state stands for what is not
+    asked for.
 
     Attributes:
-      count: number of updates made; int32.
-      gradient_norm: ‖g‖; this and the next four: NaN before the first recording, and where not asked for.
+      monitor_count: number of updates made; int32.
+      gradient_norm: ‖g‖.
       perturbation_norm: ‖ε‖.
       sharpness: L(w + ε) − L(w).
       alignment: |⟨ε, v⟩| / ‖ε‖.
       top_eigenvalue: estimate of λ_max.
       top_eigenvector: estimate of v, of unit length, from which the next one starts; like the parameters,
-        float32 or wider, 0 before the first recording. An empty state where no curvature is asked for.
+        float32 or wider. An empty state where no curvature is asked for.
       inner_state: state of the method.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
-    gradient_norm: jax.Array
-    perturbation_norm: jax.Array
-    sharpness: jax.Array
-    alignment: jax.Array
-    top_eigenvalue: jax.Array
+    monitor_count: jax.Array
+    gradient_norm: jax.Array | optax.EmptyState
+    perturbation_norm: jax.Array | optax.EmptyState
+    sharpness: jax.Array | optax.EmptyState
+    alignment: jax.Array | optax.EmptyState
+    top_eigenvalue: jax.Array | optax.EmptyState
     top_eigenvector: optax.Params
     inner_state: optax.OptState
 
@@ -71,7 +75,6 @@ def monitor(
     quantities: Collection[str] = ("gradient_norm", "perturbation_norm", "sharpness"),
     num_iters: int = 5,
     seed: int = 0,
-    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Records in its state what a method does, every `interval` steps.
 
@@ -84,7 +87,6 @@ def monitor(
       num_iters: Hessian-vector products at a recording of the last two: steps of Lanczos from the
         eigenvector of the last recording, which converges over the first few.
       seed: of the random start vector of the first recording.
-      axis_name: mapped axis over which the batch is split. Left out: that of the method, if it has one.
 
     Returns:
       A gradient transformation with `MonitorState`, in the place of `method`. `update` takes the extra
@@ -93,8 +95,9 @@ def monitor(
       recorded. A result that is not finite leaves the last one.
 
     Raises:
-      ValueError: on an unknown quantity, an interval or number of iterations under 1, a monitor in a monitor;
-        at trace time, on quantities of ε where the method has none.
+      ValueError: on an unknown quantity, an interval or number of iterations under 1; at trace time, on a
+        monitor in a monitor, and on quantities of ε where the method has none, or hides it in a `lax.cond`,
+        as `optax.apply_if_finite` does: put that around the monitor.
 
     Cost: when it records, a forward pass for the sharpness; for curvature `num_iters` Hessian-vector
       products, of about two gradients each. Nothing on other steps (see `record`). Memory for v, with
@@ -126,12 +129,12 @@ def monitor(
     method = optax.with_extra_args_support(method)
 
     def init(params: optax.Params) -> MonitorState:
-        dtype = tree_math.accumulation_dtype(params)
+        # One array for each: a buffer that is in the state twice cannot be donated.
+        zero = lambda name: jnp.zeros((), tree_math.accumulation_dtype(params)) if name in asked else NOTHING
         return MonitorState(
-            count=jnp.zeros((), jnp.int32),
-            # One array for each: a buffer that is in the state twice cannot be donated.
-            **{name: jnp.full((), jnp.nan, dtype) for name in QUANTITIES},
-            top_eigenvector=tree_math.zeros_like(params) if asked & OF_CURVATURE else optax.EmptyState(),
+            monitor_count=jnp.zeros((), jnp.int32),
+            **{name: zero(name) for name in QUANTITIES},
+            top_eigenvector=tree_math.zeros_like(params) if asked & OF_CURVATURE else NOTHING,
             inner_state=method.init(params),
         )
 
@@ -144,6 +147,8 @@ def monitor(
         grad_fn: GradFn | None = None,
         curvature_fn: ValueFn | None = None,
         record: bool | jax.Array | None = None,
+        axis_name: AxisName = None,
+        m_sharpness: bool = False,
         **extra_args: Any,
     ) -> tuple[optax.Updates, MonitorState]:
         checks.check_params(updates, params)
@@ -152,52 +157,41 @@ def monitor(
                 "A `monitor` was put around another, which sees what it sees: ask one of them for all"
                 " `quantities`."
             )
+        loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
         seen: dict[str, Any] = {}
-        extra_args |= {"value_fn": value_fn, "grad_fn": grad_fn, "curvature_fn": curvature_fn}
         direction, inner_state = method.update(
-            updates, state.inner_state, params, observe=seen.update, **extra_args
+            updates, state.inner_state, params, observe=seen.update, **extra_args | vars(loss)
         )
-        if asked & OF_PERTURBATION and not seen:
-            raise ValueError(
-                f"`monitor` was asked for {sorted(asked & OF_PERTURBATION)}, but there is no method of"
-                " `optax_sam` inside, which would make a perturbation. Write `monitor(optax_sam.sam(0.05))`,"
-                ' or ask for other quantities: `monitor(method, quantities=("gradient_norm",))`.'
-            )
-        axis = seen.get("axis_name") if axis_name is None else axis_name
-        epsilon, ascent_value = seen.get("perturbation"), seen.get("ascent_value")
-
-        def rise() -> jax.Array:
-            loss = value_function(value_fn, axis_name=axis)
-            at_epsilon = loss(tree_math.add(params, epsilon)) if ascent_value is None else ascent_value
-            return at_epsilon - loss(params)
+        if asked & OF_PERTURBATION:
+            _check_seen(seen, asked & OF_PERTURBATION)
 
         def measure() -> tuple[dict[str, jax.Array], optax.Params]:
-            eigenpair = state.top_eigenvalue, state.top_eigenvector
+            value, vector = kept[0].get("top_eigenvalue", jnp.zeros(())), state.top_eigenvector
             if asked & OF_CURVATURE:
-                eigenpair = track_eigenpair(
-                    eigenpair,
+                value, vector = track_eigenpair(
+                    (value, vector),
+                    loss.curvature_gradient,
                     params,
-                    value_fn=value_fn,
-                    grad_fn=grad_fn,
-                    curvature_fn=curvature_fn,
-                    axis_name=axis,
                     solver="lanczos",
                     num_iters=num_iters,
                     seed=seed,
                 )
-            quantity = {
-                "gradient_norm": lambda: tree_math.norm(average(updates, axis)),
-                "perturbation_norm": lambda: average(tree_math.norm(epsilon), axis),
-                "sharpness": rise,
-                "alignment": lambda: average(alignment(epsilon, eigenpair[1]), axis),
-                "top_eigenvalue": lambda: eigenpair[0],
+            epsilon, ascent_value = seen.get("perturbation"), seen.get("ascent_value")
+            quantities = {
+                "gradient_norm": lambda: tree_math.norm(loss.average(updates)),
+                "perturbation_norm": lambda: loss.average(tree_math.norm(epsilon)),
+                "sharpness": lambda: _rise(loss, params, epsilon, ascent_value),
+                "alignment": lambda: loss.average(alignment(epsilon, vector)),
+                "top_eigenvalue": lambda: value,
             }
-            return {name: _finite_or(quantity[name](), kept[0][name]) for name in kept[0]}, eigenpair[1]
+            return {
+                name: tree_math.finite_or(quantities[name](), old) for name, old in kept[0].items()
+            }, vector
 
         kept = {name: getattr(state, name) for name in sorted(asked)}, state.top_eigenvector
-        recorded, eigenvector = refreshed(record, state.count, interval, measure, kept)
+        recorded, eigenvector = refreshed(record, state.monitor_count, interval, measure, kept)
         return direction, state._replace(
-            count=optax.safe_increment(state.count),
+            monitor_count=optax.safe_increment(state.monitor_count),
             **recorded,
             top_eigenvector=eigenvector,
             inner_state=inner_state,
@@ -206,12 +200,34 @@ def monitor(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _rise(
+    loss: BatchLoss, params: optax.Params, epsilon: optax.Updates, ascent_value: jax.Array | None
+) -> jax.Array:
+    """Returns L(w + ε) − L(w)."""
+    at_epsilon = loss.value(tree_math.add(params, epsilon)) if ascent_value is None else ascent_value
+    return at_epsilon - loss.value(params)
+
+
+def _check_seen(seen: dict[str, Any], names: frozenset[str]) -> None:
+    """Raises unless a method was seen, and what was seen can be used here."""
+    if not seen:
+        raise ValueError(
+            f"`monitor` was asked for {sorted(names)}, but there is no method of `optax_sam` inside, which"
+            " would make a perturbation. Write `monitor(optax_sam.sam(0.05))`, or ask for other quantities:"
+            ' `monitor(method, quantities=("gradient_norm",))`.'
+        )
+    try:
+        jax.tree.map(lambda x: x[:0] if x.ndim else x + 0, seen["perturbation"])
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(
+            "`monitor` cannot look at a method that is run inside a `lax.cond`, as by `optax.apply_if_finite`"
+            " and `optax.conditionally_transform`. Put that around the monitor:"
+            " `optax.apply_if_finite(optax.chain(monitor(optax_sam.sam(0.05)), base), 5)`."
+        ) from error
+
+
 def _checked_quantities(quantities: Collection[str]) -> frozenset[str]:
     names = frozenset([quantities] if isinstance(quantities, str) else quantities)
     if not names or names - set(QUANTITIES):
         raise ValueError(f"`quantities` must be some of {QUANTITIES}, got {quantities!r}.")
     return names
-
-
-def _finite_or(value: jax.Array, kept: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(value), value.astype(kept.dtype), kept)

@@ -1,0 +1,60 @@
+"""InfoSAM: ε = ρ C g/‖C g‖ with C the damped inverse of the gradient's noise variance."""
+
+import optax
+
+from optax_sam.ascent.gradient_noise import gradient_noise
+from optax_sam.ascent.steepest import steepest_ascent
+from optax_sam.sharpness_aware import sharpness_aware
+
+
+def info_sam(
+    rho: optax.ScalarOrSchedule = 0.05,
+    decay: float = 0.9,
+    *,
+    variance_decay: float = 0.99,
+    damping: float | None = None,
+    relative_damping: float = 1.0,
+    power: float = 1.0,
+    across_devices: bool = False,
+    num_steps: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """InfoSAM: ε = ρ C g/‖C g‖ with C the damped inverse of the gradient's noise variance.
+
+    Symbols: g the clean gradient, ρ `rho`, C `optax_sam.gradient_noise`.
+
+    Args:
+      rho: radius ρ.
+      decay: of the running mean of the gradient; see `gradient_noise`.
+      variance_decay: of the running mean of the variance; 0 in the authors' early code.
+      damping: added to the variance; None: relative to its mean; 0 in the authors' early code.
+      relative_damping: see `gradient_noise`.
+      power: C = (σ² + δ)^(-power).
+      across_devices: whether to estimate σ² from the gradients of the devices; needs `m_sharpness=True` at
+        `update`.
+      num_steps: number of ascents that make up ε; see `sharpness_aware`.
+
+    Returns:
+      A gradient transformation to put in front of a base optimizer.
+
+    Cost: that of `sam`, and memory for two copies of the parameters.
+
+    Deviations from the authors' code (BingcongLi/VaSSO, first commit): the variance is averaged and
+    damped; see `optax_sam.ascent.gradient_noise`, which says how to reproduce theirs.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.info_sam(rho=0.1), optax.sgd(0.1))
+
+    References:
+      Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization: unifying
+      analysis and a novel learning algorithm <https://arxiv.org/abs/2501.06603>`_, 2025
+    """
+    noise = gradient_noise(
+        decay,
+        variance_decay=variance_decay,
+        damping=damping,
+        relative_damping=relative_damping,
+        power=power,
+        across_devices=across_devices,
+    )
+    return sharpness_aware(steepest_ascent(rho, objective=noise), num_steps=num_steps)
