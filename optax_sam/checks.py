@@ -1,7 +1,7 @@
 """Errors that say what was wrong, why it matters, and what to write instead.
 
-`optax.inject_hyperparams` hands numbers over as (traced) arrays: these are let through unseen, except where
-the number fixes the shape of the program.
+`optax.inject_hyperparams` hands numbers over as arrays. Under `jit` their values are not known and let
+through, except where the number fixes the shape of the program.
 """
 
 from typing import Any
@@ -15,29 +15,41 @@ Number = int | float | np.number
 
 
 def check_number(name: str, value: Any, *, low: float = 0.0, below: float = float("inf")) -> None:
-    """Raises unless `value` is a number in [low, below), or an array."""
-    if isinstance(value, jax.Array | np.ndarray):
-        return
-    if not isinstance(value, Number):
+    """Raises unless `value` is a number, or a scalar array, in [low, below)."""
+    if not isinstance(value, Number | jax.Array | np.ndarray):
         raise TypeError(
             f"`{name}` must be a number, got {type(value).__name__}. For a schedule, wrap the method:"
             f" `optax.inject_hyperparams(method, static_args=...)({name}=schedule)`."
         )
+    check_scalar(name, value)
+    if isinstance(value, jax.core.Tracer):
+        return
     if not low <= value < below:
         bounds = f"at least {low:g}" if below == float("inf") else f"in [{low:g}, {below:g})"
         raise ValueError(f"`{name}` must be {bounds}, got {value}.")
 
 
+def check_scalar(name: str, value: Any) -> None:
+    """Raises if `value` is an array with axes."""
+    if np.shape(value) != ():
+        raise ValueError(
+            f"`{name}` must be one number for all parameters, got an array of shape {np.shape(value)}. For"
+            " parameters that count differently write a stage that maps a gradient to a diagonal:"
+            " `steepest_ascent(rho, constraint=stage)`, as `weight_magnitude` is one."
+        )
+
+
 def check_radius(name: str, radius: Any) -> None:
-    """Raises unless `radius` is a number that is not negative, a schedule, or an array."""
-    if callable(radius) or isinstance(radius, jax.Array | np.ndarray):
+    """Raises unless `radius` is a number or scalar array that is not negative, or a schedule."""
+    if callable(radius):
         return
-    if not isinstance(radius, Number):
+    if not isinstance(radius, Number | jax.Array | np.ndarray):
         raise TypeError(
             f"`{name}` must be a number or a schedule (a function of the number of updates made), got"
             f" {type(radius).__name__}."
         )
-    if not radius >= 0:
+    check_scalar(name, radius)
+    if not isinstance(radius, jax.core.Tracer) and not radius >= 0:
         raise ValueError(
             f"`{name}` is the radius of a ball and must be at least 0, got {radius}: a negative radius"
             " would turn the ascent into a descent. To descend on purpose (Reverse-SAM), chain"
@@ -88,14 +100,13 @@ def check_not_a_stage(extra_args: dict[str, Any]) -> None:
 
 def check_interval(interval: Any, argument: str = "refresh") -> None:
     """Raises unless `interval` is an integer of at least 1, or an array. `argument` is what overrules it."""
-    if isinstance(interval, jax.Array | np.ndarray):
-        return
-    if not isinstance(interval, int | np.integer):
+    if not isinstance(interval, int | np.integer | jax.Array | np.ndarray):
         raise TypeError(
             f"`interval` is the number of steps from one {argument} to the next and must be an integer, got"
             f" {interval!r}."
         )
-    if interval < 1:
+    check_scalar("interval", interval)
+    if not isinstance(interval, jax.core.Tracer) and interval < 1:
         raise ValueError(
             f"`interval` is the number of steps from one {argument} to the next and must be at least 1, got"
             f" {interval}. To never {argument}, pass `{argument}=False` to `update`."

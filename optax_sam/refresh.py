@@ -11,9 +11,12 @@ A training loop that decides on the host gets two compiled programs and pays not
     for i, batch in enumerate(batches):
         params, state = step(params, state, batch, refresh=i % 100 == 0)
 
-This is worth it: on XLA:CPU the weight gradient of a convolution inside `cond`, `while` or `scan` runs far
-slower than outside (jax-ml/jax#12868; `python -m benchmarks.step_cost` measures it), and everywhere a
-program with a `cond` reserves the memory of its largest branch on every step.
+One that runs without `jit` is decided in Python as well. Under `vmap` over an ensemble a `cond` computes
+both branches: pass a `refresh` that is not mapped, or every step pays for a refresh.
+
+Deciding on the host is worth it: on XLA:CPU the weight gradient of a convolution inside `cond`, `while` or
+`scan` runs far slower than outside (jax-ml/jax#12868; `python -m benchmarks.step_cost` measures it), and
+everywhere a program with a `cond` reserves the memory of its largest branch on every step.
 """
 
 from collections.abc import Callable
@@ -44,6 +47,7 @@ def refreshed(
     """
     if refresh is None:
         refresh = True if isinstance(interval, int | np.integer) and interval == 1 else count % interval == 0
-    if isinstance(refresh, bool | np.bool_):
+    # Not traced, and known: without `jit` a `cond` would be compiled anew at every step.
+    if not isinstance(refresh, jax.core.Tracer):
         return compute() if refresh else kept
     return jax.lax.cond(refresh, compute, lambda: kept)

@@ -40,9 +40,15 @@ def test_python_bools_are_decided_when_traced(refresh, count):
 
 @pytest.mark.parametrize("refresh", [True, False])
 def test_arrays_are_decided_when_run(refresh):
-    assert refreshes(jnp.asarray(refresh), 1, 3) == (refresh, True)
     traced = jax.jit(lambda refresh: refreshed(refresh, 0, 3, lambda: jnp.array(NEW), jnp.array(OLD)))
     assert traced(refresh) == (NEW if refresh else OLD)
+
+
+@pytest.mark.parametrize("refresh", [None, jnp.asarray(True)])
+def test_without_jit_nothing_is_compiled_for_it(refresh, monkeypatch):
+    """A `cond` without `jit` is compiled anew at every step, and what was compiled is kept."""
+    monkeypatch.setattr(jax.lax, "cond", None)
+    assert refreshed(refresh, jnp.asarray(6), 3, lambda: jnp.array(NEW), jnp.array(OLD)) == NEW
 
 
 def test_kept_values_are_not_computed():

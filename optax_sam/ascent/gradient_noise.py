@@ -133,7 +133,7 @@ def gradient_noise(
         gradient: optax.Updates, square: optax.Updates | None, state: GradientNoiseState
     ) -> GradientNoiseState:
         # A gradient that is not finite, as in mixed precision with too large a loss scale, is not seen.
-        is_seen = jnp.isfinite(tree_math.norm(gradient))
+        is_seen = jnp.isfinite(tree_math.computed_once(tree_math.norm(gradient)))
         finite = lambda tree: jax.tree.map(lambda x: jnp.where(is_seen, x, 0), tree)
 
         a = jnp.where(state.noise_count == 0, 0.0, decay)
@@ -151,14 +151,17 @@ def gradient_noise(
         log_decay = jnp.log(variance_decay)
         n = num_squares.astype(log_decay.dtype)
         # Exactly 0 and 1 at first: a rounding error here would leave a trace of the initial σ² = 1, which
-        # is large beside the variance of small gradients.
-        weight = jnp.where(n <= 1, n, jnp.expm1(log_decay) / jnp.expm1(jnp.maximum(n, 1) * log_decay))
+        # is large beside the variance of small gradients. A λ that rounds to 1 gives the plain mean.
+        is_one = log_decay == 0
+        log_decay = jnp.where(is_one, -1, log_decay)
+        weight = jnp.expm1(log_decay) / jnp.expm1(jnp.maximum(n, 1) * log_decay)
+        weight = jnp.where(n <= 1, n, jnp.where(is_one, 1 / jnp.maximum(n, 1), weight))
         noise_variance = _mix(jnp.where(is_seen, 1 - weight, 1.0), state.noise_variance, square)
         count = jnp.where(is_seen, optax.safe_increment(state.noise_count), state.noise_count)
         return GradientNoiseState(count, gradient_mean, noise_variance)
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
-        mean = optax.tree.sum(noise_variance) / optax.tree.size(noise_variance)
+        mean = tree_math.computed_once(tree_math.total(noise_variance)) / optax.tree.size(noise_variance)
         delta = relative_damping * mean if damping is None else damping
 
         def leaf(variance: jax.Array) -> jax.Array:
@@ -187,6 +190,7 @@ def variance_across_devices(gradient: optax.Updates, mean: optax.Updates, loss: 
 
 def _mix(weight: jax.Array, old: optax.Updates, new: optax.Updates) -> optax.Updates:
     """Returns weight · old + (1 − weight) · new, in the dtypes of `old`."""
+    weight = tree_math.computed_once(weight)
     leaf = lambda old, new: (
         weight.astype(old.dtype) * old + (1 - weight).astype(old.dtype) * new.astype(old.dtype)
     )

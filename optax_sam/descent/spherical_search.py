@@ -6,7 +6,7 @@ distance ρ_m from w is largest, and remembers the angle until the next search:
 
     v₀ = ε/‖ε‖,   v₁ = g'/‖g'‖,   ψ = arccos⟨v₀, v₁⟩
     v(α) = [sin((1−α)ψ) v₀ + sin(αψ) v₁] / sin ψ
-    α* = argmax L(w + ρ_m v(α))  over  α ∈ {0, ..., α_max}     on refresh; the first maximum wins
+    α* = argmax L(w + ρ_m v(α))  over  α ∈ {0, ..., α_max}     on refresh
     d = ‖g'‖ v(α*)
 
 α = 1 is SAM, α = 0 the authors' "SGD+" (ε's direction, the length of g'), α > 1 goes beyond v₁ on purpose.
@@ -14,7 +14,12 @@ distance ρ_m from w is largest, and remembers the angle until the next search:
 Symbols: g' `updates`, ε `perturbation`, ρ_m `rho_max`, α* `alpha`.
 
 Deviations from the authors' code (Cccjl219/XSAM): a negative loss can win (theirs starts the running maximum
-at 0) and a non-finite one cannot; where v₀ = −v₁, which spans no arc, d = g' (theirs: d = 0).
+at 0) and a non-finite one cannot; where v₀ = −v₁, which spans no arc, d = g' (theirs: d = 0); of losses that
+are equal but for rounding the one nearest to the last α* wins (theirs: the first), so that α* stays where
+nothing can be compared: on no arc, as for ρ = 0, and where the loss is too coarse.
+
+A loss computed in 16 bits *is* too coarse: its 21 values are often the same number. Compute the model in
+bfloat16 if you like, but cast its outputs to float32 before the loss.
 
 References:
   Chen and Zhou, `Revisiting sharpness-aware minimization: a more faithful and effective
@@ -69,7 +74,8 @@ def spherical_search(
       reads `perturbation` and `loss`.
 
     Raises:
-      ValueError: on a negative `rho_max`, an interval under 1, or `update` without a perturbation.
+      ValueError: on a negative `rho_max`, an interval under 1, fewer than two α, or `update` without a
+        perturbation.
       TypeError: if `num_alphas` is not a Python integer.
 
     Cost: `num_alphas` forward passes on refresh steps; on others two norms and an inner product. No memory.
@@ -87,6 +93,12 @@ def spherical_search(
     checks.check_radius("rho_max", rho_max)
     checks.check_number("alpha_max", alpha_max)
     checks.check_count("num_alphas", num_alphas)
+    if num_alphas == 1:
+        raise ValueError(
+            "`num_alphas` is the number of directions to compare, from α = 0 on, and must be at least 2. One"
+            " would fix α = 0, the direction of the perturbation. Without a search (α = 1) the method is"
+            " `optax_sam.sam(rho)`."
+        )
     checks.check_interval(interval)
 
     def init(params: optax.Params) -> SphericalSearchState:
@@ -138,8 +150,7 @@ def spherical_search(
                 alphas,
                 batch_size=batch_size,
             )
-            best = jnp.argmax(jnp.where(jnp.isfinite(losses), losses, -jnp.inf))
-            return jnp.where(jnp.isfinite(losses[best]), alphas[best], state.alpha)
+            return _worst(alphas, losses, state.alpha)
 
         alpha = refreshed(refresh, state.search_count, interval, search, state.alpha)
         return point(alpha, length), SphericalSearchState(
@@ -149,13 +160,25 @@ def spherical_search(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _worst(alphas: jax.Array, losses: jax.Array, last: jax.Array) -> jax.Array:
+    """Returns the α of the largest loss; of those equal but for rounding, the nearest to the last."""
+    is_finite = jnp.isfinite(losses)
+    largest = jnp.max(jnp.where(is_finite, losses, -jnp.inf))
+    is_largest = losses >= largest - 4 * jnp.finfo(losses.dtype).eps * jnp.abs(largest)
+    distance = jnp.where(is_finite & is_largest, jnp.abs(alphas - last), jnp.inf)
+    is_compared = jnp.any(is_finite & ~is_largest)
+    return jnp.where(is_compared, alphas[jnp.argmin(distance)], last)
+
+
 def _slerp(alpha: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the weights of v₀ and v₁ in v(α)."""
-    angle = jnp.arccos(cosine)
-    sine = jnp.sin(angle)
     # Near −1 arccos resolves no more than the root of the rounding error.
-    is_degenerate = sine < jnp.where(cosine > 0, 1e-8, 4 * jnp.finfo(sine.dtype).eps ** 0.5)
-    inverse = 1 / jnp.where(is_degenerate, 1, sine)
+    smallest = jnp.where(cosine > 0, 1e-8, 4 * jnp.finfo(cosine.dtype).eps ** 0.5)
+    is_degenerate = jnp.sin(jnp.arccos(jax.lax.stop_gradient(cosine))) < smallest
+    # Not at ±1, where the derivative of arccos is infinite.
+    angle = jnp.arccos(jnp.where(is_degenerate, 0, cosine))
+    sine = jnp.sin(angle)
+    inverse = 1 / sine
     degenerate_0 = jnp.where(cosine > 0, 0.5, 0.0).astype(sine.dtype)
     return (
         jnp.where(is_degenerate, degenerate_0, jnp.sin((1 - alpha) * angle) * inverse),

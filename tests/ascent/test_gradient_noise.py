@@ -186,3 +186,18 @@ def test_float32_statistics_are_close_to_float64():
             diagonal, state = stage.update(jnp.asarray(gradient, jnp.float32), state)
     np.testing.assert_allclose(diagonal, expected[0][-1], rtol=1e-4)
     np.testing.assert_allclose(state.noise_variance, expected[2][-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("variance_decay", [0.99999999, jnp.asarray(0.999, jnp.bfloat16)])
+def test_a_variance_decay_that_rounds_to_1_gives_the_plain_mean(variance_decay):
+    with jax.enable_x64(False):
+        stage = optax_sam.gradient_noise(decay=0.0, variance_decay=variance_decay)
+        assert jnp.asarray(variance_decay, jnp.float32) == 1
+        state = stage.init(jnp.zeros(2))
+        squares = []
+        for i in range(5):
+            # Without a running mean the deviation is of the last gradient: here, from a mean set by hand.
+            state = state._replace(gradient_mean=jnp.zeros(2))
+            _, state = stage.update(jnp.array([1.0, 2.0]) * i, state)
+            squares.append((state.gradient_mean - jnp.array([1.0, 2.0]) * i) ** 2)
+        np.testing.assert_allclose(state.noise_variance, np.mean(squares[1:], axis=0), rtol=1e-6)

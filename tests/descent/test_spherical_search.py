@@ -255,3 +255,50 @@ def test_memory_does_not_depend_on_the_number_of_losses():
     few, many = temporary_bytes(5), temporary_bytes(41)
     assert many - few <= 3 * 8 * (41 - 5)  # The losses and the α themselves, a few times.
     assert temporary_bytes(41, batch_size=41) > 2 * many  # The measurement does see memory.
+
+
+NO_ARC = {
+    "rho warmed up from 0": (optax.linear_schedule(0.0, 0.1, 5), 0.3, [1.0, 1.0], [1.0, 9.0]),
+    "rho_max warmed up from 0": (0.1, optax.linear_schedule(0.0, 0.3, 5), [1.0, 1.0], [1.0, 9.0]),
+    "zero gradient": (0.1, 0.3, [0.0, 0.0], [1.0, 9.0]),
+    "one parameter": (0.1, 0.3, [2.0], [1.0]),
+    "parallel gradients": (0.1, 0.3, [1.0, 1.0], [1.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("last", [1.0, 0.3])
+@pytest.mark.parametrize("case", NO_ARC)
+def test_where_nothing_can_be_compared_alpha_stays(case, last):
+    rho, rho_max, w, curvature = NO_ARC[case]
+    w, value_fn = jnp.array(w), lambda w: jnp.sum(jnp.array(curvature) * w**2)
+    tx = optax_sam.xsam(rho, rho_max)
+    state = optax.tree.set(tx.init(w), alpha=jnp.asarray(last))
+    _, state = tx.update(jax.grad(value_fn)(w), state, w, value_fn=value_fn, refresh=True)
+    assert optax.tree.get(state, "alpha") == last
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_losses_that_are_equal_but_for_rounding_leave_alpha_near_the_last(dtype):
+    """In bfloat16 the losses of an arc have a few values at most: α does not jump to the first of them."""
+    w = jnp.array([1.0, 1.0])
+    exact = lambda w: 100 + jnp.sum(jnp.array([1.0, 9.0]) * w**2)
+    tx = optax_sam.xsam(0.01, 0.01)
+    coarse = lambda w: exact(w).astype(dtype).astype(jnp.float32)
+    _, state = tx.update(jax.grad(exact)(w), tx.init(w), w, value_fn=coarse, grad_fn=jax.grad(exact))
+    truth = optax.tree.get(tx.update(jax.grad(exact)(w), tx.init(w), w, value_fn=exact)[1], "alpha")
+    assert optax.tree.get(state, "alpha") == (1.0 if dtype == jnp.bfloat16 else truth)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+@pytest.mark.parametrize("curvature", [[1.0, 1.0], [1.0, 9.0]], ids=["parallel gradients", "an arc"])
+def test_reverse_mode_through_the_method_agrees_with_forward_mode(rho, curvature):
+    """Hypergradients: of what follows a step with respect to ρ, also where the arc is a point."""
+    w, value_fn = jnp.array([1.0, 2.0]), lambda w: jnp.sum(jnp.array(curvature) * w**2)
+
+    def after(rho):
+        tx = optax_sam.xsam(rho)
+        return value_fn(w - 0.01 * tx.update(jax.grad(value_fn)(w), tx.init(w), w, value_fn=value_fn)[0])
+
+    reverse, forward = jax.grad(after)(rho), jax.jacfwd(after)(rho)
+    assert jnp.isfinite(reverse)
+    np.testing.assert_allclose(reverse, forward, rtol=1e-6)

@@ -1,0 +1,56 @@
+"""Numbers of a method: concrete arrays are checked as Python numbers are, and none may have axes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+
+W = jnp.ones(2)
+MAKE = {
+    "rho": optax_sam.sam,
+    "rho_max": lambda value: optax_sam.xsam(0.1, value),
+    "eta": lambda value: optax_sam.asam(0.1, value),
+    "decay": lambda value: optax_sam.info_sam(0.1, value),
+    "alpha": lambda value: optax_sam.eigen_sam(0.1, value),
+}
+
+
+@pytest.mark.parametrize("number", [-0.1, np.array(-0.1), np.float32(-0.1), jnp.array(-0.1), float("nan")])
+@pytest.mark.parametrize("name", MAKE)
+def test_negative_numbers_are_errors_in_any_form(name, number):
+    with pytest.raises(ValueError, match=rf"`{name}` (must be|is the radius)"):
+        MAKE[name](number)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (2, 1)])
+@pytest.mark.parametrize("name", MAKE)
+def test_numbers_for_each_coordinate_are_errors(name, shape):
+    with pytest.raises(ValueError, match=f"`{name}` must be one number for all parameters, got an array"):
+        MAKE[name](jnp.full(shape, 0.1))
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_arrays_of_one_number_are_let_through(name):
+    for number in (np.array(0.1), jnp.array(0.1)):
+        MAKE[name](number).init(W)
+    jax.jit(lambda number: MAKE[name](number).init(W))(-0.1)  # Not known when it is traced.
+
+
+def test_inject_hyperparams_with_a_negative_radius():
+    method = optax.inject_hyperparams(optax_sam.sam, static_args=("num_steps",))
+    with pytest.raises(ValueError, match="`rho` is the radius of a ball"):
+        method(rho=-0.1).init(W)
+
+
+@pytest.mark.parametrize("interval", [0, np.array(0), jnp.array([2])])
+def test_intervals(interval):
+    with pytest.raises(ValueError, match="`interval`"):
+        optax_sam.eigen_sam(interval=interval)
+
+
+def test_one_alpha_is_no_search():
+    with pytest.raises(ValueError, match=r"must be at least 2.*α = 0.*`optax_sam.sam\(rho\)`"):
+        optax_sam.xsam(num_alphas=1)

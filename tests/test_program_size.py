@@ -1,0 +1,60 @@
+"""Programs grow with the number of parameter arrays as SAM's does: linearly, and hardly faster.
+
+XLA for CPU repeats the sum that ends a norm in each operation that reads it; see `tree_math.computed_once`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+
+METHODS = {
+    "sam": optax_sam.sam,
+    "asam": optax_sam.asam,
+    "fisher_sam": optax_sam.fisher_sam,
+    "info_sam": optax_sam.info_sam,
+    "eigen_sam": optax_sam.eigen_sam,
+    "xsam": optax_sam.xsam,
+}
+
+
+@functools.cache
+def num_lines(name, num_layers):
+    """Returns the length of the compiled plain step for a deep network of small layers."""
+    params = [(jnp.ones((2, 2)), jnp.ones(2)) for _ in range(num_layers)]
+    tx = METHODS[name](0.1)
+
+    def value_fn(params):
+        x = jnp.ones((2, 2))
+        for weight, bias in params:
+            x = jnp.tanh(x @ weight + bias)
+        return jnp.mean(x)
+
+    def step(params, state):
+        return tx.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn, refresh=False)
+
+    return jax.jit(step).lower(params, tx.init(params)).compile().as_text().count("\n")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_twice_the_layers_are_a_program_twice_as_long(name):
+    assert num_lines(name, 40) < 2.1 * num_lines(name, 20)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_program_is_much_longer_than_that_of_sam(name):
+    assert num_lines(name, 40) < 2.6 * num_lines("sam", 40)
+
+
+def test_a_tilt_by_hand_is_linear_too():
+    """`computed_once` is in `scale` and `combine`, so a user's stage need not know of it."""
+    tilt = lambda tree: optax_sam.tree_math.combine(
+        optax_sam.tree_math.norm(tree), tree, optax_sam.tree_math.vdot(tree, tree), tree
+    )
+    lines = lambda n: jax.jit(tilt).lower([jnp.ones(3)] * n).compile().as_text().count("\n")
+    assert lines(80) < 2.1 * lines(40)
+    assert optax.tree.norm(tilt([jnp.ones(4)])) == 12.0  # 2 · (1, 1, 1, 1) + 4 · (1, 1, 1, 1)
