@@ -18,11 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks
-from optax_sam.curvature.data_set import hessian_operator
-from optax_sam.curvature.eigen import ritz_pairs
-from optax_sam.curvature.hutchinson import random_signs, sample_key
-from optax_sam.curvature.lanczos import tridiagonalise
+from optax_sam import checks, tree_math
+from optax_sam.curvature.krylov import ritz_pairs, tridiagonalise
+from optax_sam.curvature.products import hessian_operator
+from optax_sam.curvature.trace import sample_key
 
 
 class SpectralDensity(NamedTuple):
@@ -98,7 +97,7 @@ def spectral_density(
     for i in range(num_samples):
         key = sample_key(seed, i)
         title = f"density {i + 1}/{num_samples}" if progress else ""
-        found = tridiagonalise(matvec, random_signs(key, params), num_iters, key, progress=title)
+        found = tridiagonalise(matvec, tree_math.random_signs(key, params), num_iters, key, progress=title)
         nodes, vectors = ritz_pairs(found.diagonal, found.off_diagonal[:-1])
         quadratures.append((nodes, vectors[0] ** 2))
     nodes, weights = map(jnp.stack, zip(*quadratures, strict=True))

@@ -25,20 +25,17 @@ References:
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigen import random_vector
-from optax_sam.curvature.progress import steps
-from optax_sam.diagnostics.ball import NORMS, Ball, check_ball, make_ball
-from optax_sam.diagnostics.losses import Evaluate, full_precision, value_and_gradient_over
-
-T = TypeVar("T")
+from optax_sam.diagnostics.ball import NORMS, Ball, Evaluate, check_ball, make_ball, value_and_gradient_over
+from optax_sam.progress import steps
 
 
 class WorstCaseSharpness(NamedTuple):
@@ -105,18 +102,17 @@ def worst_case_sharpness(
     """
     check_ball(rho, ord, constraint)
     check_ascents(num_iters, num_restarts)
-    params = full_precision(params)
+    params = tree_math.full_precision(params)
     if start is not None:
         checks.check_gradient("`start`", start, params)
     evaluate = value_and_gradient_over(value_fn, params, batches)
-    value, gradient = evaluate(params)
-    ball = make_ball(rho, constraint, gradient, params)
-    first = Point(tree_math.zeros_like(params), value, gradient)
+    search = search_around(params, evaluate, rho, ord, constraint)
+    first = search.center
     if start is not None:
-        first = point_at(evaluate, params, ball, NORMS[ord].project(ball.position(start), ball.radius))
-    starts = first_and_random_points(first, evaluate, params, ball, ord, num_restarts, seed)
-    titles = [f"ascent {i + 1}/{num_restarts}" if progress else "" for i in range(num_restarts)]
-    return worst_of(evaluate, params, ball, ord, starts, value, num_iters, titles)
+        position = search.ball.position(start)
+        first = search.at(NORMS[ord].project(position, search.ball.radius))
+    starts = itertools.chain([first], search.random_points(num_restarts - 1, seed))
+    return search.worst_of(starts, num_iters, num_restarts if progress else 0)
 
 
 class Point(NamedTuple):
@@ -133,64 +129,80 @@ class Point(NamedTuple):
     gradient: optax.Updates
 
 
+class Search(NamedTuple):
+    """What is sought, and where: the largest L(w + T z) over ‖z‖_p ≤ ρ.
+
+    Attributes:
+      params: w, in full precision.
+      evaluate: w ↦ (L(w), ∇L(w)).
+      ball: ρ and T.
+      ord: p.
+      center: the point at w.
+    """
+
+    params: optax.Params
+    evaluate: Evaluate
+    ball: Ball
+    ord: float
+    center: Point
+
+    def at(self, position: optax.Params) -> Point:
+        """Returns the point at z."""
+        return Point(position, *self.evaluate(tree_math.add(self.params, self.ball.perturbation(position))))
+
+    def random_points(self, count: int, seed: int) -> Iterator[Point]:
+        """Yields points of the sphere: uniformly distributed where p = 2, corners where p = ∞."""
+        for i in range(1, count + 1):
+            noise = tree_math.random_vector(jax.random.fold_in(jax.random.key(seed), i), self.params)
+            yield self.at(tree_math.scale(self.ball.radius, NORMS[self.ord].steepest(noise)))
+
+    def worst_of(self, starts: Iterable[Point], num_iters: int, num_bars: int = 0) -> WorstCaseSharpness:
+        """Ascends from each of the points; where the loss never rises above that at w, w is the worst.
+
+        Args:
+          starts: the points, made when they are asked for.
+          num_iters: gradients of each ascent.
+          num_bars: how many ascents the progress bars announce; 0 is no bars.
+        """
+        at_w = self.center.value
+        best, worst, rises = self.center.position, at_w, []
+        for i, start in enumerate(starts):
+            title = f"ascent {i + 1}/{num_bars}" if num_bars else ""
+            end = self.ascend(start, num_iters, title)
+            rises.append(jnp.where(_is_worse(end.value, at_w), end.value - at_w, 0))
+            best, worst = tree_math.where(
+                _is_worse(end.value, worst), (end.position, end.value), (best, worst)
+            )
+        return WorstCaseSharpness(worst - at_w, self.ball.perturbation(best), jnp.stack(rises))
+
+    def ascend(self, point: Point, num_iters: int, title: str) -> Point:
+        """Returns the end of the ascent from a point, with a progress bar if it has a title."""
+        step = jnp.full_like(self.ball.radius, 2)
+        for _ in steps(num_iters, title, unit="gradient"):
+            position, perturbed = _candidate(self.params, self.ball, point, step, self.ord)
+            found = Point(position, *self.evaluate(perturbed))
+            # One gradient at a time: what is enqueued takes memory, and simulated devices can deadlock.
+            point, step = jax.block_until_ready(_next(point, found, step))
+        return point
+
+
+def search_around(
+    params: optax.Params,
+    evaluate: Evaluate,
+    rho: float | jax.Array,
+    ord: float,
+    constraint: optax.GradientTransformation | None,
+) -> Search:
+    """Returns the search in the ball of radius ρ around w, with the T that `constraint` makes there."""
+    value, gradient = evaluate(params)
+    ball = make_ball(rho, constraint, gradient, params)
+    return Search(params, evaluate, ball, ord, Point(tree_math.zeros_like(params), value, gradient))
+
+
 def check_ascents(num_iters: int, num_restarts: int) -> None:
     """Raises unless both are Python integers of at least 1."""
     checks.check_count("num_iters", num_iters)
     checks.check_count("num_restarts", num_restarts)
-
-
-def point_at(evaluate: Evaluate, params: optax.Params, ball: Ball, position: optax.Params) -> Point:
-    """Returns the point at z."""
-    return Point(position, *evaluate(tree_math.add(params, ball.perturbation(position))))
-
-
-def first_and_random_points(
-    first: Point, evaluate: Evaluate, params: optax.Params, ball: Ball, ord: float, count: int, seed: int
-) -> Iterator[Point]:
-    """Yields `first`, and points of the sphere: uniformly distributed where p = 2, corners where p = ∞."""
-    yield first
-    for i in range(1, count):
-        noise = random_vector(jax.random.fold_in(jax.random.key(seed), i), params)
-        position = tree_math.scale(ball.radius, NORMS[ord].steepest(noise))
-        yield point_at(evaluate, params, ball, position)
-
-
-def worst_of(
-    evaluate: Evaluate,
-    params: optax.Params,
-    ball: Ball,
-    ord: float,
-    starts: Iterable[Point],
-    value: jax.Array,
-    num_iters: int,
-    titles: Sequence[str],
-) -> WorstCaseSharpness:
-    """Ascends from each of the points; where the loss never rises above `value`, w itself is the worst."""
-    best, worst, rises = tree_math.zeros_like(params), value, []
-    for start, title in zip(starts, titles, strict=True):
-        end = ascend(evaluate, params, ball, ord, start, num_iters, title)
-        rises.append(jnp.where(_is_worse(end.value, value), end.value - value, 0))
-        best, worst = _where(_is_worse(end.value, worst), (end.position, end.value), (best, worst))
-    return WorstCaseSharpness(worst - value, ball.perturbation(best), jnp.stack(rises))
-
-
-def ascend(
-    evaluate: Evaluate,
-    params: optax.Params,
-    ball: Ball,
-    ord: float,
-    point: Point,
-    num_iters: int,
-    title: str = "",
-) -> Point:
-    """Returns the end of the ascent from a point."""
-    step = jnp.full_like(ball.radius, 2)
-    for _ in steps(num_iters, title, unit="gradient"):
-        position, perturbed = _candidate(params, ball, point, step, ord)
-        found = Point(position, *evaluate(perturbed))
-        # One gradient at a time: what is enqueued takes memory, and simulated devices can deadlock.
-        point, step = jax.block_until_ready(_next(point, found, step))
-    return point
 
 
 @functools.partial(jax.jit, static_argnames="ord")
@@ -207,13 +219,9 @@ def _candidate(
 def _next(point: Point, found: Point, step: jax.Array) -> tuple[Point, jax.Array]:
     """Returns the worse of two points, and the length of the next step."""
     is_worse = _is_worse(found.value, point.value)
-    return _where(is_worse, found, point), jnp.where(is_worse, step, step / 2)
+    return tree_math.where(is_worse, found, point), jnp.where(is_worse, step, step / 2)
 
 
 def _is_worse(value: jax.Array, than: jax.Array) -> jax.Array:
     """Whether a loss is finite and larger than another, or that one not finite."""
     return jnp.isfinite(value) & ((value > than) | ~jnp.isfinite(than))
-
-
-def _where(condition: jax.Array, yes: T, no: T) -> T:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
