@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, ritz_pairs, tridiagonalise
+from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, combination, ritz_pairs, tridiagonalise
 from optax_sam.curvature.products import hessian_operator, hessian_vector_product
 from optax_sam.devices import AxisName
 from optax_sam.loss import GradFn, ValueFn, value_and_gradient_function
@@ -98,10 +98,9 @@ def _top(tridiagonal: Tridiagonal, k: int) -> Eigenpairs:
     diagonal, off_diagonal, basis = tridiagonal
     values, vectors = ritz_pairs(diagonal, off_diagonal[:-1])
     weights = vectors[:, ::-1][:, :k].T
-    combine = lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows, axes=1, precision="highest")
     return Eigenpairs(
         eigenvalues=values[::-1][:k],
-        eigenvectors=jax.vmap(tree_math.unit)(jax.tree.map(combine, basis)),
+        eigenvectors=jax.vmap(tree_math.unit)(combination(weights, basis)),
         residuals=off_diagonal[-1] * jnp.abs(weights[:, -1]),
     )
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_sam import tree_math
 from optax_sam.progress import steps
@@ -165,12 +166,7 @@ def _next(
     basis: optax.Params, k: jax.Array, vector: optax.Params, product: optax.Params, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, optax.Params, optax.Params]:
     """Returns α_k, β_k, and the next vector, alone and in the basis (dropped if that is full)."""
-
-    def project(x: optax.Params) -> optax.Params:
-        weights = jax.vmap(lambda row: tree_math.vdot(row, x))(basis)
-        along = jax.vmap(tree_math.scale)(weights, basis)
-        return jax.tree.map(lambda x, y: x - jnp.sum(y, axis=0), x, along)
-
+    project = lambda x: jax.tree.map(jnp.subtract, x, combination(_coordinates(basis, x), basis))
     alpha = tree_math.vdot(vector, product)
     rest, residual, is_new = orthogonalise(product, project)
     restart = lambda: tree_math.unit(project(project(tree_math.random_vector(key, rest))))
@@ -204,6 +200,25 @@ def ritz_pairs(diagonal: jax.Array, off_diagonal: jax.Array | None) -> tuple[jax
     if off_diagonal is not None:
         matrix += jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
     return jnp.linalg.eigh(matrix)
+
+
+def combination(weights: jax.Array, vectors: optax.Params) -> optax.Params:
+    """Returns the sums Σ_j weights_ij v_j; vectors are stacked along the first axis of each leaf."""
+    leaf = lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows, axes=1, precision="highest")
+    return jax.tree.map(leaf, vectors)
+
+
+def _coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
+    """Returns Qᵀ v. Leaves are not flattened: a sharded one is reduced where it lies."""
+    dtype = tree_math.accumulation_dtype(vector)
+
+    def leaf(rows: jax.Array, x: jax.Array) -> jax.Array:
+        # On a mesh with explicit axes the sum over a sharded axis has to say where its result lies.
+        everywhere = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec())
+        products = jnp.tensordot(rows, x, axes=x.ndim, precision="highest", out_sharding=everywhere)
+        return products.astype(dtype)
+
+    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf, basis, vector)))
 
 
 def _sum(weights: Iterable[jax.Array], vectors: list[optax.Params]) -> optax.Params:
