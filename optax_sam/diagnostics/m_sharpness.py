@@ -64,7 +64,7 @@ def m_sharpness(
       constraint: a stage that maps the gradient of a group to the diagonal of T; see `sharpness`.
       num_iters: gradients of each ascent. With 1 and no restarts ε is SAM's for the group, as in Foret et al.
         (and a group whose loss falls there counts as 0); with more, the worst case of the group.
-      num_restarts: number of ascents for each group: one from w, the others from random points.
+      num_restarts: number of ascents for each group, see `worst_case_sharpness`.
       seed: of the random points.
       progress: whether to show a progress bar; needs tqdm.
 
@@ -92,8 +92,9 @@ def m_sharpness(
     rises, sizes = [], []
     for group in with_bar(batches, "m-sharpness" if progress else "", unit="group"):
         search = search_around(params, functools.partial(of_group, group), rho, ord, constraint)
-        starts = itertools.chain([search.center], search.random_points(num_restarts - 1, seed))
-        rises.append(search.worst_of(starts, num_iters).sharpness)
+        first = search.center if num_iters == 1 else search.first(seed)
+        starts = itertools.chain([first], search.random_points(seed))
+        rises.append(search.worst_of(starts, num_iters, num_restarts).sharpness)
         sizes.append(count_examples(group))
     if not rises:
         raise ValueError("`batches` has no groups: pass `optax_sam.curvature.Batches(data, m)`, or a list.")

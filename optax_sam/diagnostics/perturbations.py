@@ -102,7 +102,7 @@ def perturbation_gain(
       ord: p of the ball, 2 or `jnp.inf`.
       constraint: a stage that maps the gradient at w to the diagonal of T; see `sharpness`.
       num_iters: gradients of each ascent.
-      num_restarts: number of ascents: the first from ε, the second from w, the others from random points.
+      num_restarts: number of ascents: as those of `worst_case_sharpness`, but the first from ε.
       seed: of the random points.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
@@ -137,8 +137,8 @@ def perturbation_gain(
     search = search._replace(ball=search.ball._replace(radius=radius))
 
     given = search.at(position)
-    starts = itertools.chain([given, search.center], search.random_points(num_restarts - 2, seed))
-    best = search.worst_of(itertools.islice(starts, num_restarts), num_iters, num_restarts if progress else 0)
+    starts = itertools.chain([given], search.random_points(seed))
+    best = search.worst_of(starts, num_iters, num_restarts, progress=progress)
     gain = given.value - search.center.value
     return PerturbationGain(
         gain=gain,

@@ -2,14 +2,17 @@
 
     max L(w + ε) − L(w)  over  ‖T⁻¹ ε‖_p ≤ ρ
 
-In z = T⁻¹ ε, from 0 and from random points of the sphere:
+In z = T⁻¹ ε, from 0 and from random points of the sphere, and from −z after each ascent that ended at z:
 
     z' = P(z + s ρ argmax ⟨T ∇L(w + T z), d⟩ over ‖d‖_p ≤ 1)        P projects to ‖z‖_p ≤ ρ, at first s = 2
     if L(w + T z') > L(w + T z): z ← z',  else: s ← s/2
 
-so that the loss never falls, and the first step from 0 is that of SAM. It finds local maxima: the result is
-a lower bound. On a quadratic around its minimum, p = 2, it is a power iteration with a shift, and finds ½
-ρ² λ_max.
+so that the loss never falls, and the first step from 0 is that of SAM, or a random one where the gradient is
+0. It finds local maxima: the result is a lower bound. On a quadratic around its minimum, p = 2, it is a power
+iteration with a shift, and finds ½ ρ² λ_max.
+
+Why −z: the loss rises on both sides of a minimum, and the gradient at w leads the ascent from 0, and most of
+those from random points, to the same side. What that finds: notebooks/how_flat_is_my_minimum.py.
 
 Symbols: T `constraint`, ρ `rho`, p `ord`, z `position`, s `step`.
 
@@ -44,7 +47,8 @@ class WorstCaseSharpness(NamedTuple):
     Attributes:
       sharpness: the largest L(w + ε) − L(w) found, a scalar; at least 0.
       perturbation: the ε where it was found, like the parameters, float32 or wider.
-      ascents: the largest rise that each ascent found, (num_restarts,). If they differ much, more may pay.
+      ascents: the largest rise that each ascent found, (num_restarts,). If they differ much, more may pay;
+        if they agree, there may still be a higher rise elsewhere.
     """
 
     sharpness: jax.Array
@@ -73,11 +77,12 @@ def worst_case_sharpness(
       params: parameters w, a pytree.
       rho: radius ρ, in units of T⁻¹ w.
       ord: p, 2 or `jnp.inf`.
-      constraint: a stage that maps the gradient at w to the diagonal of T; see `sharpness`. T = |w| + η, from
-        `optax_sam.weight_magnitude()`, makes it adaptive: it does not change when a layer is scaled up and
-        the next one down.
+      constraint: a stage that maps the gradient at w to the diagonal of T; see `sharpness`. T = |w|, from
+        `optax_sam.weight_magnitude(eta=0.0)`, makes it adaptive: it does not change when a layer is scaled
+        up and the next one down. With η > 0 this holds only for weights far larger than η.
       num_iters: gradients of each ascent; 20 in the paper.
-      num_restarts: number of ascents: one from w, the others from random points.
+      num_restarts: number of ascents: the first from w, the third, fifth, ... from random points, each of the
+        others from −z, where the one before ended at z.
       seed: of the random points.
       start: an ε to start the first ascent from instead of 0, a pytree like `params`.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
@@ -107,12 +112,11 @@ def worst_case_sharpness(
         checks.check_gradient("`start`", start, params)
     evaluate = value_and_gradient_over(value_fn, params, batches)
     search = search_around(params, evaluate, rho, ord, constraint)
-    first = search.center
+    first = search.first(seed)
     if start is not None:
-        position = search.ball.position(start)
-        first = search.at(NORMS[ord].project(position, search.ball.radius))
-    starts = itertools.chain([first], search.random_points(num_restarts - 1, seed))
-    return search.worst_of(starts, num_iters, num_restarts if progress else 0)
+        first = search.at(NORMS[ord].project(search.ball.position(start), search.ball.radius))
+    starts = itertools.chain([first], search.random_points(seed))
+    return search.worst_of(starts, num_iters, num_restarts, progress=progress)
 
 
 class Point(NamedTuple):
@@ -150,25 +154,36 @@ class Search(NamedTuple):
         """Returns the point at z."""
         return Point(position, *self.evaluate(tree_math.add(self.params, self.ball.perturbation(position))))
 
-    def random_points(self, count: int, seed: int) -> Iterator[Point]:
+    def first(self, seed: int) -> Point:
+        """Returns the point at w; where its gradient is 0, it gets a random direction instead."""
+        noise = tree_math.random_vector(jax.random.key(seed), self.params)
+        gradient = self.center.gradient
+        is_zero = tree_math.norm(self.ball.perturbation(gradient)) == 0
+        return self.center._replace(gradient=tree_math.where(is_zero, noise, gradient))
+
+    def random_points(self, seed: int) -> Iterator[Point]:
         """Yields points of the sphere: uniformly distributed where p = 2, corners where p = ∞."""
-        for i in range(1, count + 1):
+        for i in itertools.count(1):
             noise = tree_math.random_vector(jax.random.fold_in(jax.random.key(seed), i), self.params)
             yield self.at(tree_math.scale(self.ball.radius, NORMS[self.ord].steepest(noise)))
 
-    def worst_of(self, starts: Iterable[Point], num_iters: int, num_bars: int = 0) -> WorstCaseSharpness:
-        """Ascends from each of the points; where the loss never rises above that at w, w is the worst.
+    def worst_of(
+        self, starts: Iterator[Point], num_iters: int, num_ascents: int, *, progress: bool = False
+    ) -> WorstCaseSharpness:
+        """Ascends from the points; where the loss never rises above that at w, w is the worst.
 
         Args:
-          starts: the points, made when they are asked for.
+          starts: the points, made when they are asked for: for every other ascent, as the next one starts
+            opposite to where this one ended.
           num_iters: gradients of each ascent.
-          num_bars: how many ascents the progress bars announce; 0 is no bars.
+          num_ascents: how many.
+          progress: whether to show a progress bar for each.
         """
         at_w = self.center.value
-        best, worst, rises = self.center.position, at_w, []
-        for i, start in enumerate(starts):
-            title = f"ascent {i + 1}/{num_bars}" if num_bars else ""
-            end = self.ascend(start, num_iters, title)
+        best, worst, rises, end = self.center.position, at_w, [], self.center
+        for i in range(num_ascents):
+            start = next(starts) if i % 2 == 0 else self.at(jax.tree.map(jnp.negative, end.position))
+            end = self.ascend(start, num_iters, f"ascent {i + 1}/{num_ascents}" if progress else "")
             rises.append(jnp.where(_is_worse(end.value, at_w), end.value - at_w, 0))
             best, worst = tree_math.where(
                 _is_worse(end.value, worst), (end.position, end.value), (best, worst)

@@ -46,8 +46,6 @@ def test_worst_case_at_a_stationary_point_is_that_of_the_top_eigenvalue(spectrum
         quadratic_loss, unflat(np.zeros(5)), 0.3, num_iters=60, batches=[problem.hessian]
     )
     np.testing.assert_allclose(found.sharpness, 0.5 * 0.3**2 * max(spectrum), rtol=1e-6)
-    # No gradient, no first ascent; the random starts find it.
-    assert found.ascents[0] == 0
     top = np.abs(problem.eigenvectors[:, 0] @ flat(found.perturbation))
     np.testing.assert_allclose(top, 0.3, rtol=1e-3)
 
@@ -175,3 +173,19 @@ def test_compiled_once_for_all_ascents():
 
     diagnostics.worst_case_sharpness(counted, jnp.ones(3), 0.1, num_iters=10, num_restarts=5)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("ord", [2, jnp.inf])
+def test_one_ascent_from_an_exact_minimum_leaves_it(ord):
+    loss = lambda w: 0.5 * jnp.sum(jnp.array([9.0, 4.0, 1.0]) * w**2)
+    found = diagnostics.worst_case_sharpness(loss, jnp.zeros(3), 0.3, ord=ord, num_restarts=1)
+    expected = 0.5 * 0.3**2 * (9.0 if ord == 2 else 14.0)
+    np.testing.assert_allclose(found.sharpness, expected, rtol=1e-3)
+
+
+def test_the_second_ascent_starts_opposite_to_the_end_of_the_first():
+    """A slope leads every random point to the lower of two hills, on either side of a valley."""
+    loss = lambda w: 0.5 * w[0] + 2 * w[0] ** 2 - w[0] ** 3
+    found = diagnostics.worst_case_sharpness(loss, jnp.zeros(1000), 1.0, num_restarts=3)
+    # ±0.5 + 2 ∓ 1.
+    np.testing.assert_allclose(found.ascents, [1.5, 2.5, 1.5], rtol=1e-3)
