@@ -144,6 +144,9 @@ _compiled_once = functools.lru_cache(maxsize=16)(_compile)
 
 
 def count_examples(batch: Any) -> int:
-    """Returns the length of the first axis of the first array: the weight of a batch in an average."""
-    leaves = jax.tree.leaves(batch)
-    return jnp.shape(leaves[0])[0] if leaves and jnp.ndim(leaves[0]) else 1
+    """Returns the weight of a batch in an average: the length of the first axis of the first array with one.
+
+    A batch of scalars, such as a key from which it is made, counts as one example.
+    """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    return next((shape[0] for shape in shapes if shape), 1)

@@ -85,7 +85,7 @@ def hessian_operator(
       params: parameters w, a pytree.
       batches: the data set, gone through once for each product: a list, a data loader, `Batches`, or an
         array of which each entry is a batch. A batch counts by its number of examples, the first
-        axis of its first array.
+        axis of its first array that has one: put a raw key (an array) behind the examples.
 
     Returns:
       v ↦ H v; H v is like `params`, float32 or wider.

@@ -89,3 +89,15 @@ def test_no_batches_are_refused():
 def test_data_without_a_common_first_axis(data):
     with pytest.raises(ValueError, match="`data` must be arrays with the same first axis"):
         curvature.Batches(data, 2)
+
+
+def test_a_key_in_front_of_the_examples_is_not_counted():
+    """A mean over batches of 3 and 1 examples, each with a key."""
+    loss = lambda w, batch: jnp.mean(batch[1]) * jnp.sum(w**2) / 2
+    keys = jax.random.split(jax.random.key(0), 2)
+    batches = [(keys[0], np.array([1.0, 2.0, 3.0], np.float32)), (keys[1], np.array([10.0], np.float32))]
+    product = curvature.hessian_operator(loss, jnp.ones(1), batches=batches)(jnp.ones(1))
+    np.testing.assert_allclose(product, 4.0, rtol=1e-6)
+    of_keys = lambda w, key: jax.random.uniform(key) * jnp.sum(w**2) / 2
+    product = curvature.hessian_operator(of_keys, jnp.ones(1), batches=keys)(jnp.ones(1))
+    np.testing.assert_allclose(product, np.mean([jax.random.uniform(key) for key in keys]), rtol=1e-6)

@@ -72,3 +72,21 @@ def test_trace_and_density_of_matfree_on_the_same_weights(hessian):
 def test_a_width_of_zero_is_refused():
     with pytest.raises(ValueError, match="must be positive, got 0\\.0"):
         curvature.spectral_density(lambda w: jnp.sum(w**2), jnp.ones(3), width=0.0)
+
+
+@pytest.mark.parametrize("width", [1e-9, 1e-3, 0.05, 10.0])
+def test_the_density_integrates_to_one_whatever_the_width(width):
+    """Gaussians narrower than a cell of the grid, and as wide as all of it."""
+    eigenvalues = jnp.array([0.0, 1.0, np.pi, 5.5, 8.0])
+    loss = lambda w: 0.5 * jnp.sum(eigenvalues * w**2)
+    found = curvature.spectral_density(loss, jnp.ones(5), width=width, num_samples=1, num_points=200)
+    np.testing.assert_allclose(np.trapezoid(found.density, found.grid), 1, atol=1e-5)
+    mean = np.trapezoid(found.density * found.grid, found.grid)
+    np.testing.assert_allclose(mean, np.mean(eigenvalues), atol=0.5 * (found.grid[1] - found.grid[0]))
+
+
+def test_the_flanks_of_the_density_are_not_rounded():
+    loss = lambda w: 0.5 * jnp.sum(w**2)
+    found = curvature.spectral_density(loss, jnp.ones(3), width=1.0, num_iters=1, num_samples=1)
+    expected = np.exp(-0.5 * (np.asarray(found.grid) - 1) ** 2) / (2 * np.pi) ** 0.5
+    np.testing.assert_allclose(found.density, expected, rtol=1e-3)
