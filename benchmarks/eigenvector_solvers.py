@@ -34,7 +34,8 @@ from benchmarks.pages import fill_tables, table
 from benchmarks.sharpness import hessian_vector_product, top_eigenpair
 from benchmarks.trials import on_each_core, quiet, read_records, versions, write_records
 from optax_sam import tree_math
-from optax_sam.curvature.eigen import SOLVERS, random_vector
+from optax_sam.curvature.krylov import SOLVERS
+from optax_sam.tree_math import random_vector
 
 mpl.use("agg")  # the picture goes to a file; no display needed
 import matplotlib.pyplot as plt

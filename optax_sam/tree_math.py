@@ -1,4 +1,4 @@
-"""Inner products, norms and combinations of pytrees, accumulated in float32 or wider.
+"""Inner products, norms, combinations and random vectors of pytrees, accumulated in float32 or wider.
 
 A float16 norm overflows at 256 entries of size 16 and a bfloat16 sum stalls after 256 equal terms, so
 every reduction here is carried out in at least float32, whatever the dtype of the parameters. The
@@ -7,10 +7,13 @@ entries are all under 1e-19 or one of which is over 1e19 leave the range of floa
 """
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+
+T = TypeVar("T")
 
 
 def accumulation_dtype(*trees: optax.Params) -> jnp.dtype:
@@ -58,6 +61,11 @@ def reciprocal_or_zero(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))
 
 
+def unit(vector: optax.Params) -> optax.Params:
+    """Returns v / ‖v‖, and 0 for 0."""
+    return scale(reciprocal_or_zero(norm(vector)), vector)
+
+
 def scale(factor: jax.Array, tree: optax.Params) -> optax.Params:
     """Returns factor · tree, each leaf in its own dtype, multiplied in float32 or wider."""
     factor = computed_once(factor)
@@ -99,3 +107,41 @@ def cast_like(tree: optax.Params, target: optax.Params) -> optax.Params:
 def finite_or(value: jax.Array, kept: jax.Array) -> jax.Array:
     """Returns the scalar `value` if it is finite, else `kept`; in the dtype of `kept`."""
     return jnp.where(jnp.isfinite(value), value.astype(kept.dtype), kept)
+
+
+def where(condition: jax.Array, yes: T, no: T) -> T:
+    """Returns `yes` or `no`, two trees of the same structure, as a scalar condition has it."""
+    condition = computed_once(condition.astype(jnp.int32)) == 1
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
+
+
+def full_precision(tree: optax.Params) -> optax.Params:
+    """Returns `tree` in float32, or wider where it is."""
+    return jax.tree.map(lambda x: jnp.asarray(x, accumulation_dtype(jnp.asarray(x))), tree)
+
+
+def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
+    """Returns independent normal entries with the shapes, dtypes and shardings of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+
+    def normal(i: int, leaf: jax.Array) -> jax.Array:
+        # The sharding is a part of the type on a mesh with explicit axes, and no constraint elsewhere.
+        sharding = jax.typeof(leaf).sharding
+        return jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, out_sharding=sharding)
+
+    return jax.tree.unflatten(treedef, [normal(i, leaf) for i, leaf in enumerate(leaves)])
+
+
+@jax.jit
+def random_signs(key: jax.Array, like: optax.Params) -> optax.Params:
+    """Returns independent signs ±1 with the shapes and shardings of `like`, float32 or wider."""
+    leaves, treedef = jax.tree.flatten(zeros_like(like))
+
+    def signs(i: int, leaf: jax.Array) -> jax.Array:
+        # The sharding is a part of the type on a mesh with explicit axes, and no constraint elsewhere.
+        sharding = jax.typeof(leaf).sharding
+        key_i = jax.random.fold_in(key, i)
+        heads = jax.random.bernoulli(key_i, shape=leaf.shape, out_sharding=sharding)
+        return (2 * heads - 1).astype(leaf.dtype)  # `rademacher`, which takes no sharding in jax 0.8
+
+    return jax.tree.unflatten(treedef, [signs(i, leaf) for i, leaf in enumerate(leaves)])

@@ -56,3 +56,19 @@ def network(seed=0, *, num_batches=6, batch_size=16, dtype=jnp.float32) -> Netwo
     }
     labels = rng.integers(3, size=(num_batches, batch_size))
     return Network(params, (normal(num_batches, batch_size, 5), jnp.asarray(np.eye(3)[labels], dtype)))
+
+
+SPECTRA = {
+    "indefinite": [9.0, 4.0, 1.0, -2.0, -20.0],
+    "negative": [-1.0, -2.0, -3.0, -4.0, -50.0],
+    "repeated": [2.0, 2.0, 2.0, 1.0, 1.0],
+    "one": [3.0, 3.0, 3.0, 3.0, 3.0],
+    "none": [0.0, 0.0, 0.0, 0.0, 0.0],
+    "wide": [1e6, 1.0, 1e-3, -1.0, -1e6],
+}
+
+
+@jax.jit
+def quadratic_loss(params, hessian):
+    """½ wᵀ H w, compiled once for all spectra: the Hessian is data."""
+    return 0.5 * flat(params) @ hessian @ flat(params)

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigen import SOLVERS
-from optax_sam.curvature.tracking import track_eigenpair
+from optax_sam.curvature.eigenpairs import track_eigenpair
+from optax_sam.curvature.krylov import SOLVERS
 from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
 

@@ -10,12 +10,11 @@ All is done in float32, or wider where the parameters are; a model in bfloat16 s
 three digits, so cast its parameters to float32 where eigenvalues near zero matter.
 """
 
-from optax_sam.curvature.data_set import Batches, hessian_operator
+from optax_sam.curvature.batches import Batches
 from optax_sam.curvature.density import SpectralDensity, spectral_density
 from optax_sam.curvature.eigenpairs import Eigenpairs, top_eigenpairs
-from optax_sam.curvature.gauss_newton import gauss_newton_loss, gauss_newton_product
-from optax_sam.curvature.hutchinson import Trace, trace
-from optax_sam.curvature.hvp import hvp
+from optax_sam.curvature.products import gauss_newton_loss, gauss_newton_product, hessian_operator, hvp
+from optax_sam.curvature.trace import Trace, trace
 
 __all__ = [  # noqa: RUF022 (grouped by role)
     # Products.

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.scipy.special import ndtr
 
-from optax_sam import checks
-from optax_sam.curvature.data_set import hessian_operator
-from optax_sam.curvature.eigen import ritz_pairs
-from optax_sam.curvature.hutchinson import random_signs, sample_key
-from optax_sam.curvature.lanczos import tridiagonalise
+from optax_sam import checks, tree_math
+from optax_sam.curvature.krylov import ritz_pairs, tridiagonalise
+from optax_sam.curvature.products import hessian_operator
+from optax_sam.curvature.trace import sample_key
 
 
 class SpectralDensity(NamedTuple):
@@ -30,7 +30,8 @@ class SpectralDensity(NamedTuple):
 
     Attributes:
       grid: points t, ascending and equidistant, (num_points,).
-      density: φ(t), broadened, (num_points,); integrates to 1.
+      density: φ(t), broadened, and averaged over a cell of the grid around each point, (num_points,); its
+        trapezoidal sum is 1, however narrow the Gaussians.
       nodes: θ, (num_samples, m).
       weights: w, (num_samples, m); every row sums to 1.
     """
@@ -98,7 +99,7 @@ def spectral_density(
     for i in range(num_samples):
         key = sample_key(seed, i)
         title = f"density {i + 1}/{num_samples}" if progress else ""
-        found = tridiagonalise(matvec, random_signs(key, params), num_iters, key, progress=title)
+        found = tridiagonalise(matvec, tree_math.random_signs(key, params), num_iters, key, progress=title)
         nodes, vectors = ritz_pairs(found.diagonal, found.off_diagonal[:-1])
         quadratures.append((nodes, vectors[0] ** 2))
     nodes, weights = map(jnp.stack, zip(*quadratures, strict=True))
@@ -113,7 +114,16 @@ def _broaden(
     size = jnp.maximum(jnp.abs(low), jnp.abs(high))
     default = jnp.maximum(0.01 * (high - low), 0.001 * size)
     sigma = jnp.where(default == 0, 1, default) if width is None else jnp.asarray(width, nodes.dtype)
-    grid = jnp.linspace(low - 5 * sigma, high + 5 * sigma, num_points)
-    distance = (grid[:, None] - nodes.ravel()) / sigma
-    gaussians = jnp.exp(-0.5 * distance**2) / (sigma * (2 * jnp.pi) ** 0.5)
-    return grid, jnp.matmul(gaussians, weights.ravel(), precision="highest") / len(nodes)
+    # Margins of more than a cell: the outermost ones, of which a trapezoidal sum counts one half, are empty.
+    margin = jnp.maximum(5 * sigma, 1.5 * (high - low) / max(num_points - 4, 1))
+    grid = jnp.linspace(low - margin, high + margin, num_points)
+    cell = (high - low + 2 * margin) / max(num_points - 1, 1)
+    edges = jnp.concatenate([grid[:1] - cell / 2, (grid[:-1] + grid[1:]) / 2, grid[-1:] + cell / 2])
+    # The mean of each Gaussian over a cell rather than its value in the middle, which misses narrow ones.
+    distances = (edges[:, None] - nodes.ravel()[None, :]) / sigma
+    left, right = distances[:-1], distances[1:]
+    # Right of the mean mirrored: differences of numbers near 1 would be rounded away.
+    is_mirrored = left + right > 0
+    left, right = jnp.where(is_mirrored, -right, left), jnp.where(is_mirrored, -left, right)
+    shares = ndtr(right) - ndtr(left)
+    return grid, jnp.matmul(shares, weights.ravel(), precision="highest") / (cell * len(nodes))

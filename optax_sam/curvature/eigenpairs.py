@@ -1,4 +1,7 @@
-"""The top eigenvalues and eigenvectors of the Hessian: how sharp a minimum is, and in which directions."""
+"""The top eigenvalues and eigenvectors of the Hessian: how sharp a minimum is, and in which directions.
+
+`top_eigenpairs` finds them between training steps, `track_eigenpair` follows the first from step to step.
+"""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -8,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks
-from optax_sam.curvature.data_set import hessian_operator
-from optax_sam.curvature.eigen import random_vector, ritz_pairs, unit
-from optax_sam.curvature.lanczos import Tridiagonal, tridiagonalise
-from optax_sam.tree_math import zeros_like
+from optax_sam import checks, tree_math
+from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, combination, ritz_pairs, tridiagonalise
+from optax_sam.curvature.products import hessian_operator, hessian_vector_product
 
 
 class Eigenpairs(NamedTuple):
@@ -84,7 +85,7 @@ def top_eigenpairs(
         )
     start_key, restart_key = jax.random.split(jax.random.key(seed))
     if start is None:
-        start = random_vector(start_key, zeros_like(params))
+        start = tree_math.random_vector(start_key, tree_math.zeros_like(params))
     matvec = hessian_operator(value_fn, params, batches=batches)
     title = "eigenpairs" if progress else ""
     return _top(tridiagonalise(matvec, start, num_iters, restart_key, progress=title), k)
@@ -95,9 +96,38 @@ def _top(tridiagonal: Tridiagonal, k: int) -> Eigenpairs:
     diagonal, off_diagonal, basis = tridiagonal
     values, vectors = ritz_pairs(diagonal, off_diagonal[:-1])
     weights = vectors[:, ::-1][:, :k].T
-    combine = lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows, axes=1, precision="highest")
     return Eigenpairs(
         eigenvalues=values[::-1][:k],
-        eigenvectors=jax.vmap(unit)(jax.tree.map(combine, basis)),
+        eigenvectors=jax.vmap(tree_math.unit)(combination(weights, basis)),
         residuals=off_diagonal[-1] * jnp.abs(weights[:, -1]),
     )
+
+
+def track_eigenpair(
+    last: tuple[jax.Array, optax.Params],
+    gradient_fn: Callable[[optax.Params], optax.Updates],
+    params: optax.Params,
+    *,
+    solver: str,
+    num_iters: int,
+    seed: int,
+) -> tuple[jax.Array, optax.Params]:
+    """Improves an eigenpair by a few products with the Hessian.
+
+    Args:
+      last: eigenvalue and unit eigenvector of the last time; a zero vector is replaced by a random one.
+      gradient_fn: the gradient whose Jacobian is the Hessian.
+      params: parameters w.
+      solver: one of `SOLVERS`.
+      num_iters: number of products.
+      seed: of the random start vector.
+
+    Returns:
+      Eigenvalue and unit eigenvector; `last` where nothing finite was found.
+    """
+    matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
+    is_unset = tree_math.norm(last[1]) == 0
+    start = tree_math.where(is_unset, tree_math.random_vector(jax.random.key(seed), last[1]), last[1])
+    found = SOLVERS[solver](matvec, start, num_iters)
+    is_usable = jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)
+    return tree_math.where(is_usable, found, last)

@@ -13,16 +13,25 @@ Networks with BatchNorm or dropout: `value_fn` decides on the mode, and has to b
 parameters alone.
 """
 
-from optax_sam.diagnostics.alignment import alignment
 from optax_sam.diagnostics.average_case import AverageCaseSharpness, average_case_sharpness
-from optax_sam.diagnostics.directions import filter_normalised, random_directions
-from optax_sam.diagnostics.first_order import Sharpness, sharpness
-from optax_sam.diagnostics.gain import PerturbationGain, perturbation_gain
-from optax_sam.diagnostics.loss_surface import LossSurface, loss_surface
+from optax_sam.diagnostics.directions import (
+    Plane,
+    filter_normalised,
+    gradient_plane,
+    plane_through,
+    random_directions,
+)
 from optax_sam.diagnostics.m_sharpness import MSharpness, m_sharpness
 from optax_sam.diagnostics.monitor import MonitorState, monitor
-from optax_sam.diagnostics.planes import Plane, gradient_plane, plane_through
-from optax_sam.diagnostics.rounding import EffectivePerturbation, effective_perturbation
+from optax_sam.diagnostics.perturbations import (
+    EffectivePerturbation,
+    PerturbationGain,
+    alignment,
+    effective_perturbation,
+    perturbation_gain,
+)
+from optax_sam.diagnostics.sharpness import Sharpness, sharpness
+from optax_sam.diagnostics.slices import LossSurface, loss_surface
 from optax_sam.diagnostics.worst_case import WorstCaseSharpness, worst_case_sharpness
 
 __all__ = [  # noqa: RUF022 (grouped by role)

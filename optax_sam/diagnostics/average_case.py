@@ -27,12 +27,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.data_set import over_batches
-from optax_sam.curvature.eigen import random_vector
-from optax_sam.diagnostics.ball import Ball, check_ball, make_ball
-from optax_sam.diagnostics.chunks import in_chunks
-from optax_sam.diagnostics.losses import full_precision, value, value_and_gradient_over
+from optax_sam.curvature.batches import over_batches
+from optax_sam.diagnostics.ball import Ball, check_ball, make_ball, value, value_and_gradient_over
 from optax_sam.loss import ValueFn
+from optax_sam.progress import in_chunks
 
 
 class AverageCaseSharpness(NamedTuple):
@@ -96,7 +94,7 @@ def average_case_sharpness(
     checks.check_count("num_samples", num_samples)
     if num_samples < 2:
         raise ValueError("`num_samples` must be at least 2, because one sample has no standard error.")
-    params = full_precision(params)
+    params = tree_math.full_precision(params)
     ball = Ball(jnp.asarray(sigma, tree_math.accumulation_dtype(params)), None)
     if constraint is not None:
         _, gradient = value_and_gradient_over(value_fn, params, batches)(params)
@@ -118,7 +116,7 @@ def _mean_rises(
     at_w = value(loss, params)
 
     def mean_rise(index: jax.Array) -> jax.Array:
-        noise = random_vector(jax.random.fold_in(jax.random.key(seed), index), params)
+        noise = tree_math.random_vector(jax.random.fold_in(jax.random.key(seed), index), params)
         epsilon = ball.perturbation(tree_math.scale(ball.radius, noise))
         plus = value(loss, tree_math.add(params, epsilon))
         minus = value(loss, jax.tree.map(jnp.subtract, params, epsilon))

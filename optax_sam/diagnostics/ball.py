@@ -1,24 +1,29 @@
-"""The sets in which the loss is compared with that at w:  ‖T⁻¹ ε‖_p ≤ ρ,  p = 2 or ∞,  T diagonal.
+"""The loss near w, and the sets in which it is compared with that at w:  ‖T⁻¹ ε‖_p ≤ ρ,  p = 2 or ∞.
 
-In coordinates z = T⁻¹ ε the set is a plain ball, the gradient is T g, and the linear model of the loss is
-largest at
+T is diagonal. In coordinates z = T⁻¹ ε the set is a plain ball, the gradient is T g, and the linear model of
+the loss is largest at
 
     z = ρ T g / ‖T g‖  (p = 2),    z = ρ sign(T g)  (p = ∞);       ε = T z
 
 For p = 2 that is `optax_sam.steepest_ascent`, whose `constraint` stages give T here as well.
+
+Points w + ε are made in float32 or wider, whatever the dtype of the parameters: in bfloat16 most of a small ε
+would be lost by rounding (`effective_perturbation` says how much). So `value_fn` gets float32 parameters.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigen import unit
-from optax_sam.diagnostics.losses import full_precision
+from optax_sam.curvature.batches import over_batches
+from optax_sam.loss import BatchLoss, ValueFn
+
+Evaluate = Callable[[optax.Params], tuple[jax.Array, optax.Updates]]
 
 
 class Norm(NamedTuple):
@@ -49,7 +54,7 @@ def _clip(z: optax.Params, radius: jax.Array) -> optax.Params:
 
 
 NORMS: dict[float, Norm] = {
-    2: Norm(tree_math.norm, unit, _shorten),
+    2: Norm(tree_math.norm, tree_math.unit, _shorten),
     math.inf: Norm(_largest, lambda g: jax.tree.map(jnp.sign, g), _clip),
 }
 
@@ -111,4 +116,33 @@ def make_ball(
         return Ball(radius, None)
     stage = optax.with_extra_args_support(constraint)
     scales, _ = stage.update(gradient, stage.init(params), params, ascent_step=0)
-    return Ball(radius, full_precision(scales))
+    return Ball(radius, tree_math.full_precision(scales))
+
+
+def value(loss: ValueFn, params: optax.Params) -> jax.Array:
+    """Returns L(w), float32 or wider."""
+    result = BatchLoss(loss).value(params)
+    return result.astype(tree_math.accumulation_dtype(result, params))
+
+
+def value_and_gradient(loss: ValueFn, params: optax.Params) -> tuple[jax.Array, optax.Updates]:
+    """Returns L(w) and ∇L(w), float32 or wider."""
+    result, gradient = BatchLoss(loss).value_and_gradient(params)
+    assert result is not None  # There is no `grad_fn`.
+    return result.astype(tree_math.accumulation_dtype(result, params)), gradient
+
+
+def value_over(
+    value_fn: Callable[..., jax.Array], params: optax.Params, batches: Iterable[Any] | None
+) -> ValueFn:
+    """Returns w ↦ L(w), of one batch or of a data set; `params` are an example of w."""
+    zeros = lambda: jnp.zeros((), tree_math.accumulation_dtype(params))
+    return over_batches(value, value_fn, batches, zeros=zeros)
+
+
+def value_and_gradient_over(
+    value_fn: Callable[..., jax.Array], params: optax.Params, batches: Iterable[Any] | None
+) -> Evaluate:
+    """Returns w ↦ (L(w), ∇L(w)), of one batch or of a data set; `params` are an example of w."""
+    zeros = lambda: (jnp.zeros((), tree_math.accumulation_dtype(params)), tree_math.zeros_like(params))
+    return over_batches(value_and_gradient, value_fn, batches, zeros=zeros)

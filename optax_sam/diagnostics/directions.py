@@ -1,4 +1,6 @@
-"""Random directions for slices of the loss, filter-normalised: comparable between networks.
+"""Directions and planes for slices of the loss: random ones, and those of given points or vectors.
+
+Random directions are filter-normalised, comparable between networks:
 
     d_f ← d_f ‖w_f‖ / ‖d_f‖  for every filter f,        d ← 0  for biases and normalisation layers
 
@@ -7,17 +9,26 @@ filter is what makes one output: the slice of a weight array at one index of its
 one axis or none (biases, scales and shifts of normalisation layers) stay as they are at w, as in the
 authors' published figures (`biasbn` in their code, tomgoldstein/loss-landscape).
 
+Planes are those of two vectors u₁ and u₂:
+
+    e₁ = u₁/‖u₁‖,   e₂ = (u₂ − ⟨u₂, e₁⟩ e₁)/‖·‖,   coordinates of u:  (⟨u, e₁⟩, ⟨u, e₂⟩)
+
+The basis is orthonormal, so lengths and angles in the plane are those among the parameters.
+
 References:
   Li et al., `Visualizing the loss landscape of neural nets <https://arxiv.org/abs/1712.09913>`_, 2018
 """
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigen import random_vector
-from optax_sam.diagnostics.losses import full_precision
+from optax_sam.curvature.krylov import orthogonalise
+from optax_sam.diagnostics.ball import value_and_gradient_over
 
 
 def filter_normalised(
@@ -57,7 +68,7 @@ def filter_normalised(
         length = lambda x: jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
         return d * (length(w) * tree_math.reciprocal_or_zero(length(d)))
 
-    return jax.tree.map(normalised, full_precision(direction), full_precision(params))
+    return jax.tree.map(normalised, tree_math.full_precision(direction), tree_math.full_precision(params))
 
 
 def random_directions(
@@ -88,6 +99,126 @@ def random_directions(
       (12.0, 0.0)
     """
     checks.check_count("num", num)
-    like = full_precision(params)
+    like = tree_math.full_precision(params)
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(num)]
-    return tuple(filter_normalised(random_vector(k, like), like, filter_axis=filter_axis) for k in keys)
+    return tuple(
+        filter_normalised(tree_math.random_vector(k, like), like, filter_axis=filter_axis) for k in keys
+    )
+
+
+class Plane(NamedTuple):
+    """A plane among the parameters, with the points or vectors that it was made of.
+
+    Attributes:
+      origin: the point with coordinates (0, 0), a pytree.
+      directions: the orthonormal e₁ and e₂, pytrees like `origin`, float32 or wider.
+      coordinates: of the points or vectors, (how many, 2).
+    """
+
+    origin: optax.Params
+    directions: tuple[optax.Params, optax.Params]
+    coordinates: jax.Array
+
+
+def plane_through(solutions: Sequence[optax.Params]) -> Plane:
+    """Returns the plane through three solutions, such as the ends of three runs.
+
+    Args:
+      solutions: three pytrees of parameters; the first is the origin, the second lies on the first axis.
+
+    Returns:
+      `Plane`, with the coordinates of the three solutions. Where they lie on a line, e₂ = 0, and a slice
+      does not change along it.
+
+    Raises:
+      ValueError: if there are not three, or if they differ in structure or shapes.
+
+    Cost: a few inner products, and memory for the two directions.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import diagnostics
+      >>> plane = diagnostics.plane_through([jnp.array(w) for w in ([1.0, 1.0], [4.0, 5.0], [1.0, 6.0])])
+      >>> plane.coordinates.tolist()
+      [[0.0, 0.0], [5.0, 0.0], [4.0, 3.0]]
+    """
+    if len(solutions) != 3:
+        raise ValueError(
+            f"Three solutions lie in one plane, got {len(solutions)}. Along the line through two of them:"
+            " `loss_surface(value_fn, w_0, [jax.tree.map(jnp.subtract, w_1, w_0)])`."
+        )
+    origin, *others = solutions
+    for other in others:
+        checks.check_gradient("Each of `solutions`", other, origin)
+    differences = [
+        jax.tree.map(jnp.subtract, tree_math.full_precision(x), tree_math.full_precision(origin))
+        for x in others
+    ]
+    plane = _span(origin, differences)
+    return plane._replace(coordinates=jnp.concatenate([jnp.zeros((1, 2)), plane.coordinates]))
+
+
+def gradient_plane(
+    value_fn: Callable[..., jax.Array],
+    params: optax.Params,
+    perturbation: optax.Params,
+    *,
+    batches: Iterable[Any] | None = None,
+) -> Plane:
+    """Returns the plane of the gradients at w and at w + ε: where SAM's step and the loss around it are seen.
+
+    That of figure 1 in Chen and Zhou: it shows whether the worst nearby point really lies in the direction of
+    the second gradient.
+
+    Args:
+      value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
+      params: parameters w, a pytree.
+      perturbation: ε, a pytree like `params`, such as that of `sharpness`.
+      batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
+
+    Returns:
+      `Plane` with origin w and the coordinates of the vectors ε, g₀ = ∇L(w) and g₁ = ∇L(w + ε), in that
+      order. e₁ is the direction of g₀; where ε is not a multiple of it, as with another T, those of ε are
+      of its projection.
+
+    Raises:
+      ValueError: if `perturbation` is not like `params`.
+
+    Cost: two gradients, and memory for four copies of the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import diagnostics
+      >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 3.0]) * w**2)
+      >>> w = jnp.ones(2)
+      >>> epsilon = diagnostics.sharpness(loss, w, 0.1).perturbation
+      >>> plane = diagnostics.gradient_plane(loss, w, epsilon)
+      >>> epsilon, g_0, g_1 = plane.coordinates
+      >>> round(float(epsilon[0]), 3), bool(g_1[0] > g_0[0])  # steeper there
+      (0.1, True)
+
+    References:
+      Chen and Zhou, `Revisiting sharpness-aware minimization: a more faithful and effective
+      implementation <https://arxiv.org/abs/2603.10048>`_, 2026
+    """
+    checks.check_gradient("`perturbation`", perturbation, params)
+    w, epsilon = tree_math.full_precision(params), tree_math.full_precision(perturbation)
+    evaluate = value_and_gradient_over(value_fn, w, batches)
+    first, second = evaluate(w)[1], evaluate(tree_math.add(w, epsilon))[1]
+    plane = _span(params, [first, second])
+    return plane._replace(coordinates=jnp.stack([_coordinates(epsilon, plane), *plane.coordinates]))
+
+
+def _span(origin: optax.Params, vectors: Sequence[optax.Params]) -> Plane:
+    """Returns the plane of two vectors."""
+    first, second = vectors
+    e_1 = tree_math.unit(first)
+    project = lambda v: tree_math.combine(jnp.ones(()), v, -tree_math.vdot(v, e_1), e_1)
+    rest, _, is_new = orthogonalise(second, project)
+    e_2 = tree_math.scale(jnp.where(is_new, 1.0, 0.0), tree_math.unit(rest))
+    plane = Plane(origin, (e_1, e_2), jnp.zeros((2, 2)))
+    return plane._replace(coordinates=jnp.stack([_coordinates(vector, plane) for vector in vectors]))
+
+
+def _coordinates(vector: optax.Params, plane: Plane) -> jax.Array:
+    return jnp.stack([tree_math.vdot(vector, direction) for direction in plane.directions])

@@ -12,6 +12,8 @@ References:
   <https://arxiv.org/abs/2206.06232>`_, 2022
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -20,11 +22,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import tree_math
-from optax_sam.curvature.data_set import compiled, count_examples
-from optax_sam.curvature.progress import with_bar
-from optax_sam.diagnostics.ball import check_ball, make_ball
-from optax_sam.diagnostics.losses import full_precision, value_and_gradient
-from optax_sam.diagnostics.worst_case import Point, check_ascents, first_and_random_points, worst_of
+from optax_sam.curvature.batches import compiled, count_examples, of_batch
+from optax_sam.diagnostics.ball import check_ball, value_and_gradient
+from optax_sam.diagnostics.worst_case import check_ascents, search_around
+from optax_sam.progress import with_bar
 
 
 class MSharpness(NamedTuple):
@@ -63,7 +64,7 @@ def m_sharpness(
       constraint: a stage that maps the gradient of a group to the diagonal of T; see `sharpness`.
       num_iters: gradients of each ascent. With 1 and no restarts ε is SAM's for the group, as in Foret et al.
         (and a group whose loss falls there counts as 0); with more, the worst case of the group.
-      num_restarts: number of ascents for each group: one from w, the others from random points.
+      num_restarts: number of ascents for each group, see `worst_case_sharpness`.
       seed: of the random points.
       progress: whether to show a progress bar; needs tqdm.
 
@@ -86,17 +87,14 @@ def m_sharpness(
     """
     check_ball(rho, ord, constraint)
     check_ascents(num_iters, num_restarts)
-    params = full_precision(params)
-    of_group, _ = compiled(value_and_gradient, value_fn)
+    params = tree_math.full_precision(params)
+    of_group = compiled(of_batch, value_and_gradient, value_fn)
     rises, sizes = [], []
     for group in with_bar(batches, "m-sharpness" if progress else "", unit="group"):
-        evaluate = lambda w, group=group: of_group((group,), w)
-        value, gradient = evaluate(params)
-        ball = make_ball(rho, constraint, gradient, params)
-        first = Point(tree_math.zeros_like(params), value, gradient)
-        starts = first_and_random_points(first, evaluate, params, ball, ord, num_restarts, seed)
-        found = worst_of(evaluate, params, ball, ord, starts, value, num_iters, [""] * num_restarts)
-        rises.append(found.sharpness)
+        search = search_around(params, functools.partial(of_group, group), rho, ord, constraint)
+        first = search.center if num_iters == 1 else search.first(seed)
+        starts = itertools.chain([first], search.random_points(seed))
+        rises.append(search.worst_of(starts, num_iters, num_restarts).sharpness)
         sizes.append(count_examples(group))
     if not rises:
         raise ValueError("`batches` has no groups: pass `optax_sam.curvature.Batches(data, m)`, or a list.")

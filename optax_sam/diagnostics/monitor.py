@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.tracking import track_eigenpair
+from optax_sam.curvature.eigenpairs import track_eigenpair
 from optax_sam.devices import AxisName
-from optax_sam.diagnostics.alignment import alignment
+from optax_sam.diagnostics.perturbations import alignment
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
 from optax_sam.refresh import refreshed
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from optax_sam.curvature.density import SpectralDensity
-from optax_sam.diagnostics.loss_surface import LossSurface
+from optax_sam.diagnostics.slices import LossSurface
 
 try:
     import matplotlib as mpl
@@ -28,6 +28,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+__all__ = ["plot_loss_surface", "plot_spectral_density"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")

@@ -2,14 +2,17 @@
 
     max L(w + ε) − L(w)  over  ‖T⁻¹ ε‖_p ≤ ρ
 
-In z = T⁻¹ ε, from 0 and from random points of the sphere:
+In z = T⁻¹ ε, from 0 and from random points of the sphere, and from −z after each ascent that ended at z:
 
     z' = P(z + s ρ argmax ⟨T ∇L(w + T z), d⟩ over ‖d‖_p ≤ 1)        P projects to ‖z‖_p ≤ ρ, at first s = 2
     if L(w + T z') > L(w + T z): z ← z',  else: s ← s/2
 
-so that the loss never falls, and the first step from 0 is that of SAM. It finds local maxima: the result is
-a lower bound. On a quadratic around its minimum, p = 2, it is a power iteration with a shift, and finds ½
-ρ² λ_max.
+so that the loss never falls, and the first step from 0 is that of SAM, or a random one where the gradient is
+0. It finds local maxima: the result is a lower bound. On a quadratic around its minimum, p = 2, it is a power
+iteration with a shift, and finds ½ ρ² λ_max.
+
+Why −z: the loss rises on both sides of a minimum, and the gradient at w leads the ascent from 0, and most of
+those from random points, to the same side. What that finds: notebooks/how_flat_is_my_minimum.py.
 
 Symbols: T `constraint`, ρ `rho`, p `ord`, z `position`, s `step`.
 
@@ -25,20 +28,17 @@ References:
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigen import random_vector
-from optax_sam.curvature.progress import steps
-from optax_sam.diagnostics.ball import NORMS, Ball, check_ball, make_ball
-from optax_sam.diagnostics.losses import Evaluate, full_precision, value_and_gradient_over
-
-T = TypeVar("T")
+from optax_sam.diagnostics.ball import NORMS, Ball, Evaluate, check_ball, make_ball, value_and_gradient_over
+from optax_sam.progress import steps
 
 
 class WorstCaseSharpness(NamedTuple):
@@ -47,7 +47,8 @@ class WorstCaseSharpness(NamedTuple):
     Attributes:
       sharpness: the largest L(w + ε) − L(w) found, a scalar; at least 0.
       perturbation: the ε where it was found, like the parameters, float32 or wider.
-      ascents: the largest rise that each ascent found, (num_restarts,). If they differ much, more may pay.
+      ascents: the largest rise that each ascent found, (num_restarts,). If they differ much, more may pay;
+        if they agree, there may still be a higher rise elsewhere.
     """
 
     sharpness: jax.Array
@@ -76,11 +77,12 @@ def worst_case_sharpness(
       params: parameters w, a pytree.
       rho: radius ρ, in units of T⁻¹ w.
       ord: p, 2 or `jnp.inf`.
-      constraint: a stage that maps the gradient at w to the diagonal of T; see `sharpness`. T = |w| + η, from
-        `optax_sam.weight_magnitude()`, makes it adaptive: it does not change when a layer is scaled up and
-        the next one down.
+      constraint: a stage that maps the gradient at w to the diagonal of T; see `sharpness`. T = |w|, from
+        `optax_sam.weight_magnitude(eta=0.0)`, makes it adaptive: it does not change when a layer is scaled
+        up and the next one down. With η > 0 this holds only for weights far larger than η.
       num_iters: gradients of each ascent; 20 in the paper.
-      num_restarts: number of ascents: one from w, the others from random points.
+      num_restarts: number of ascents: the first from w, the third, fifth, ... from random points, each of the
+        others from −z, where the one before ended at z.
       seed: of the random points.
       start: an ε to start the first ascent from instead of 0, a pytree like `params`.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
@@ -105,18 +107,16 @@ def worst_case_sharpness(
     """
     check_ball(rho, ord, constraint)
     check_ascents(num_iters, num_restarts)
-    params = full_precision(params)
+    params = tree_math.full_precision(params)
     if start is not None:
         checks.check_gradient("`start`", start, params)
     evaluate = value_and_gradient_over(value_fn, params, batches)
-    value, gradient = evaluate(params)
-    ball = make_ball(rho, constraint, gradient, params)
-    first = Point(tree_math.zeros_like(params), value, gradient)
+    search = search_around(params, evaluate, rho, ord, constraint)
+    first = search.first(seed)
     if start is not None:
-        first = point_at(evaluate, params, ball, NORMS[ord].project(ball.position(start), ball.radius))
-    starts = first_and_random_points(first, evaluate, params, ball, ord, num_restarts, seed)
-    titles = [f"ascent {i + 1}/{num_restarts}" if progress else "" for i in range(num_restarts)]
-    return worst_of(evaluate, params, ball, ord, starts, value, num_iters, titles)
+        first = search.at(NORMS[ord].project(search.ball.position(start), search.ball.radius))
+    starts = itertools.chain([first], search.random_points(seed))
+    return search.worst_of(starts, num_iters, num_restarts, progress=progress)
 
 
 class Point(NamedTuple):
@@ -133,64 +133,91 @@ class Point(NamedTuple):
     gradient: optax.Updates
 
 
+class Search(NamedTuple):
+    """What is sought, and where: the largest L(w + T z) over ‖z‖_p ≤ ρ.
+
+    Attributes:
+      params: w, in full precision.
+      evaluate: w ↦ (L(w), ∇L(w)).
+      ball: ρ and T.
+      ord: p.
+      center: the point at w.
+    """
+
+    params: optax.Params
+    evaluate: Evaluate
+    ball: Ball
+    ord: float
+    center: Point
+
+    def at(self, position: optax.Params) -> Point:
+        """Returns the point at z."""
+        return Point(position, *self.evaluate(tree_math.add(self.params, self.ball.perturbation(position))))
+
+    def first(self, seed: int) -> Point:
+        """Returns the point at w; where its gradient is 0, it gets a random direction instead."""
+        noise = tree_math.random_vector(jax.random.key(seed), self.params)
+        gradient = self.center.gradient
+        is_zero = tree_math.norm(self.ball.perturbation(gradient)) == 0
+        return self.center._replace(gradient=tree_math.where(is_zero, noise, gradient))
+
+    def random_points(self, seed: int) -> Iterator[Point]:
+        """Yields points of the sphere: uniformly distributed where p = 2, corners where p = ∞."""
+        for i in itertools.count(1):
+            noise = tree_math.random_vector(jax.random.fold_in(jax.random.key(seed), i), self.params)
+            yield self.at(tree_math.scale(self.ball.radius, NORMS[self.ord].steepest(noise)))
+
+    def worst_of(
+        self, starts: Iterator[Point], num_iters: int, num_ascents: int, *, progress: bool = False
+    ) -> WorstCaseSharpness:
+        """Ascends from the points; where the loss never rises above that at w, w is the worst.
+
+        Args:
+          starts: the points, made when they are asked for: for every other ascent, as the next one starts
+            opposite to where this one ended.
+          num_iters: gradients of each ascent.
+          num_ascents: how many.
+          progress: whether to show a progress bar for each.
+        """
+        at_w = self.center.value
+        best, worst, rises, end = self.center.position, at_w, [], self.center
+        for i in range(num_ascents):
+            start = next(starts) if i % 2 == 0 else self.at(jax.tree.map(jnp.negative, end.position))
+            end = self.ascend(start, num_iters, f"ascent {i + 1}/{num_ascents}" if progress else "")
+            rises.append(jnp.where(_is_worse(end.value, at_w), end.value - at_w, 0))
+            best, worst = tree_math.where(
+                _is_worse(end.value, worst), (end.position, end.value), (best, worst)
+            )
+        return WorstCaseSharpness(worst - at_w, self.ball.perturbation(best), jnp.stack(rises))
+
+    def ascend(self, point: Point, num_iters: int, title: str) -> Point:
+        """Returns the end of the ascent from a point, with a progress bar if it has a title."""
+        step = jnp.full_like(self.ball.radius, 2)
+        for _ in steps(num_iters, title, unit="gradient"):
+            position, perturbed = _candidate(self.params, self.ball, point, step, self.ord)
+            found = Point(position, *self.evaluate(perturbed))
+            # One gradient at a time: what is enqueued takes memory, and simulated devices can deadlock.
+            point, step = jax.block_until_ready(_next(point, found, step))
+        return point
+
+
+def search_around(
+    params: optax.Params,
+    evaluate: Evaluate,
+    rho: float | jax.Array,
+    ord: float,
+    constraint: optax.GradientTransformation | None,
+) -> Search:
+    """Returns the search in the ball of radius ρ around w, with the T that `constraint` makes there."""
+    value, gradient = evaluate(params)
+    ball = make_ball(rho, constraint, gradient, params)
+    return Search(params, evaluate, ball, ord, Point(tree_math.zeros_like(params), value, gradient))
+
+
 def check_ascents(num_iters: int, num_restarts: int) -> None:
     """Raises unless both are Python integers of at least 1."""
     checks.check_count("num_iters", num_iters)
     checks.check_count("num_restarts", num_restarts)
-
-
-def point_at(evaluate: Evaluate, params: optax.Params, ball: Ball, position: optax.Params) -> Point:
-    """Returns the point at z."""
-    return Point(position, *evaluate(tree_math.add(params, ball.perturbation(position))))
-
-
-def first_and_random_points(
-    first: Point, evaluate: Evaluate, params: optax.Params, ball: Ball, ord: float, count: int, seed: int
-) -> Iterator[Point]:
-    """Yields `first`, and points of the sphere: uniformly distributed where p = 2, corners where p = ∞."""
-    yield first
-    for i in range(1, count):
-        noise = random_vector(jax.random.fold_in(jax.random.key(seed), i), params)
-        position = tree_math.scale(ball.radius, NORMS[ord].steepest(noise))
-        yield point_at(evaluate, params, ball, position)
-
-
-def worst_of(
-    evaluate: Evaluate,
-    params: optax.Params,
-    ball: Ball,
-    ord: float,
-    starts: Iterable[Point],
-    value: jax.Array,
-    num_iters: int,
-    titles: Sequence[str],
-) -> WorstCaseSharpness:
-    """Ascends from each of the points; where the loss never rises above `value`, w itself is the worst."""
-    best, worst, rises = tree_math.zeros_like(params), value, []
-    for start, title in zip(starts, titles, strict=True):
-        end = ascend(evaluate, params, ball, ord, start, num_iters, title)
-        rises.append(jnp.where(_is_worse(end.value, value), end.value - value, 0))
-        best, worst = _where(_is_worse(end.value, worst), (end.position, end.value), (best, worst))
-    return WorstCaseSharpness(worst - value, ball.perturbation(best), jnp.stack(rises))
-
-
-def ascend(
-    evaluate: Evaluate,
-    params: optax.Params,
-    ball: Ball,
-    ord: float,
-    point: Point,
-    num_iters: int,
-    title: str = "",
-) -> Point:
-    """Returns the end of the ascent from a point."""
-    step = jnp.full_like(ball.radius, 2)
-    for _ in steps(num_iters, title, unit="gradient"):
-        position, perturbed = _candidate(params, ball, point, step, ord)
-        found = Point(position, *evaluate(perturbed))
-        # One gradient at a time: what is enqueued takes memory, and simulated devices can deadlock.
-        point, step = jax.block_until_ready(_next(point, found, step))
-    return point
 
 
 @functools.partial(jax.jit, static_argnames="ord")
@@ -207,13 +234,9 @@ def _candidate(
 def _next(point: Point, found: Point, step: jax.Array) -> tuple[Point, jax.Array]:
     """Returns the worse of two points, and the length of the next step."""
     is_worse = _is_worse(found.value, point.value)
-    return _where(is_worse, found, point), jnp.where(is_worse, step, step / 2)
+    return tree_math.where(is_worse, found, point), jnp.where(is_worse, step, step / 2)
 
 
 def _is_worse(value: jax.Array, than: jax.Array) -> jax.Array:
     """Whether a loss is finite and larger than another, or that one not finite."""
     return jnp.isfinite(value) & ((value > than) | ~jnp.isfinite(than))
-
-
-def _where(condition: jax.Array, yes: T, no: T) -> T:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)

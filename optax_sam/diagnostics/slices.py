@@ -16,10 +16,10 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.data_set import over_batches
-from optax_sam.diagnostics.chunks import in_chunks
-from optax_sam.diagnostics.losses import full_precision, value
+from optax_sam.curvature.batches import over_batches
+from optax_sam.diagnostics.ball import value
 from optax_sam.loss import ValueFn
+from optax_sam.progress import in_chunks
 
 
 class LossSurface(NamedTuple):
@@ -75,7 +75,7 @@ def loss_surface(
     """
     directions = _checked_directions(directions, params)
     axes = _checked_coordinates(coordinates, len(directions), tree_math.accumulation_dtype(params))
-    arguments = full_precision(params), full_precision(directions)
+    arguments = tree_math.full_precision(params), tree_math.full_precision(directions)
 
     def evaluate(points: jax.Array) -> jax.Array:
         zeros = lambda: jnp.zeros(len(points), points.dtype)

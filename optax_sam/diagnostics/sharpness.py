@@ -21,8 +21,7 @@ import jax
 import optax
 
 from optax_sam import tree_math
-from optax_sam.diagnostics.ball import check_ball, make_ball
-from optax_sam.diagnostics.losses import full_precision, value_and_gradient_over, value_over
+from optax_sam.diagnostics.ball import check_ball, make_ball, value_and_gradient_over, value_over
 
 
 class Sharpness(NamedTuple):
@@ -79,7 +78,7 @@ def sharpness(
       [0.505, 0.5]
     """
     check_ball(rho, ord, constraint)
-    params = full_precision(params)
+    params = tree_math.full_precision(params)
     value, gradient = value_and_gradient_over(value_fn, params, batches)(params)
     ball = make_ball(rho, constraint, gradient, params)
     perturbation = ball.perturbation(ball.steepest_ascent(gradient, ord))

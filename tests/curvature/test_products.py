@@ -1,4 +1,4 @@
-"""A product over a data set is that of the whole batch; Gauss-Newton products are Jᵀ H J v."""
+"""Products are those of dense matrices, over a data set those of the whole batch, Gauss-Newton's Jᵀ H J v."""
 
 import functools
 
@@ -6,15 +6,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
 from jax.flatten_util import ravel_pytree
 
 from optax_sam import curvature
-from optax_sam.curvature.eigen import random_vector
-from tests.problems import network
+from optax_sam.tree_math import random_vector
+from tests.problems import flat, network, quadratic, unflat
+from tests.strategies import nonzero_vectors
 
 NETWORK = network()
 DATA = jax.tree.map(lambda x: np.asarray(x.reshape(-1, x.shape[-1])), NETWORK.batches)
 VECTOR = random_vector(jax.random.key(0), NETWORK.params)
+
+
+@jax.jit
+def cubic_hvp(w, v):
+    problem = quadratic([5.0, -3.0, 2.0, 1.0, 0.5])
+    cubic = lambda params: problem.value_fn(params) + jnp.sum(flat(params) ** 3)
+    return flat(curvature.hvp(cubic, unflat(w), unflat(v)))
+
+
+@given(w=nonzero_vectors, v=nonzero_vectors)
+def test_hessian_vector_product(w, v):
+    hessian = quadratic([5.0, -3.0, 2.0, 1.0, 0.5]).hessian
+    with jax.enable_x64(True):
+        product = cubic_hvp(w, v)
+    np.testing.assert_allclose(product, hessian @ v + 6 * w * v, rtol=1e-10, atol=1e-10)
 
 
 @functools.cache
@@ -48,51 +65,6 @@ def test_array_of_batches():
     np.testing.assert_allclose(matvec(jnp.ones(2)), 2 * flat.T @ flat @ np.ones(2) / 12, rtol=1e-5)
 
 
-def test_batches_are_views_made_when_asked_for():
-    data = np.arange(10)
-    batches = curvature.Batches(data, 4)
-    assert len(batches) == 3
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert all(np.shares_memory(batch, data) for batch in batches)
-    assert len(curvature.Batches(np.zeros((5, 2)))) == 5
-
-
-def test_one_batch_is_on_the_device_at_a_time(monkeypatch):
-    """Before a batch is handed over, the sum over those before it is ready."""
-    waited = []
-    wait = jax.block_until_ready
-    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(float(x[0])) or wait(x))
-    loss = lambda w, x: jnp.sum(w**2) * x[0] / 2
-    batches = np.arange(1.0, 5.0, dtype=np.float32)[:, None]
-    curvature.hessian_operator(loss, jnp.ones(2), batches=batches)(jnp.ones(2))
-    assert waited == [0.0, 1.0, 3.0, 6.0]
-
-
-@pytest.mark.parametrize("jit", [True, False])
-def test_number_of_compilations(jit):
-    """A jitted loss is compiled once for all calls; any other for each, as its variables may change."""
-    traces = []
-
-    def loss(w, x):
-        traces.append(1)
-        return jnp.mean((x @ w) ** 2)
-
-    value_fn = jax.jit(loss) if jit else loss
-    batches = np.ones((6, 3, 2), np.float32)
-    for _ in range(3):
-        curvature.trace(value_fn, jnp.ones(2), num_samples=4, batches=batches)
-    first = 1 if jit else 3
-    assert len(traces) == first
-
-
-def test_variables_of_a_function_that_is_not_jitted_may_change():
-    scale = 1.0
-    loss = lambda w: scale * jnp.sum(w**2)
-    assert curvature.trace(loss, jnp.ones(2), num_samples=2).estimate == 4.0
-    scale = 2.0
-    assert curvature.trace(loss, jnp.ones(2), num_samples=2).estimate == 8.0
-
-
 def test_sums_of_a_bfloat16_model_are_made_in_float32():
     """In bfloat16 a sum of equal terms stalls after 256 of them."""
     loss = lambda w, x: jnp.mean(x * w**2)
@@ -101,39 +73,6 @@ def test_sums_of_a_bfloat16_model_are_made_in_float32():
     product = matvec(jnp.ones((), jnp.float32))
     assert product.dtype == jnp.float32
     assert product == 2.0
-
-
-def test_spectrum_of_a_bfloat16_network():
-    half = network(dtype=jnp.bfloat16)
-    batches = curvature.Batches(half.batches)
-    # The same weights and data in float32.
-    full_params, full_data = jax.tree.map(lambda x: x.astype(jnp.float32), (half.params, half.batches))
-    arguments = {"k": 2, "num_iters": 12}
-    found = curvature.top_eigenpairs(half.loss, half.params, batches=batches, **arguments)
-    expected = curvature.top_eigenpairs(
-        half.loss, full_params, batches=curvature.Batches(full_data), **arguments
-    )
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(found)}
-    assert dtypes == {jnp.dtype(jnp.float32)}
-    np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=0.03)
-
-
-def test_iterator_is_refused():
-    with pytest.raises(
-        TypeError, match=r"an iterator.*is empty after the first.*Batches\(data, batch_size\)"
-    ):
-        curvature.trace(NETWORK.loss, NETWORK.params, batches=iter([DATA]))
-
-
-def test_no_batches_are_refused():
-    with pytest.raises(ValueError, match="`batches` has no examples"):
-        curvature.trace(NETWORK.loss, NETWORK.params, batches=[])
-
-
-@pytest.mark.parametrize("data", [(np.zeros(3), np.zeros(4)), np.zeros(()), np.zeros((0, 2)), ()])
-def test_data_without_a_common_first_axis(data):
-    with pytest.raises(ValueError, match="`data` must be arrays with the same first axis"):
-        curvature.Batches(data, 2)
 
 
 def model(params, batch):

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.data_set import hessian_operator
-from optax_sam.curvature.progress import steps
+from optax_sam.curvature.products import hessian_operator
+from optax_sam.progress import steps
 
 
 class Trace(NamedTuple):
@@ -72,7 +72,7 @@ def trace(
     matvec = hessian_operator(value_fn, params, batches=batches)
     samples = []
     for i in steps(num_samples, "trace" if progress else ""):
-        vector = random_signs(sample_key(seed, i), params)
+        vector = tree_math.random_signs(sample_key(seed, i), params)
         # One product at a time: what is enqueued takes memory, and simulated devices can deadlock.
         samples.append(jax.block_until_ready(tree_math.vdot(vector, matvec(vector))))
     values = jnp.stack(samples)
@@ -82,18 +82,3 @@ def trace(
 def sample_key(seed: int, i: int) -> jax.Array:
     """Returns the key of the i-th random vector, the same in `trace` and `spectral_density`."""
     return jax.random.fold_in(jax.random.key(seed), i)
-
-
-@jax.jit
-def random_signs(key: jax.Array, like: optax.Params) -> optax.Params:
-    """Returns independent signs ±1 with the shapes and shardings of `like`, float32 or wider."""
-    leaves, treedef = jax.tree.flatten(tree_math.zeros_like(like))
-
-    def signs(i: int, leaf: jax.Array) -> jax.Array:
-        # The sharding is a part of the type on a mesh with explicit axes, and no constraint elsewhere.
-        sharding = jax.typeof(leaf).sharding
-        key_i = jax.random.fold_in(key, i)
-        heads = jax.random.bernoulli(key_i, shape=leaf.shape, out_sharding=sharding)
-        return (2 * heads - 1).astype(leaf.dtype)  # `rademacher`, which takes no sharding in jax 0.8
-
-    return jax.tree.unflatten(treedef, [signs(i, leaf) for i, leaf in enumerate(leaves)])

@@ -1,10 +1,10 @@
-"""The Hessian of a loss over a whole data set, one batch at a time in constant memory.
+"""A loss, its gradient, products with its Hessian: over a whole data set, one batch at a time.
 
     H v = Σ_b n_b H_b v / Σ_b n_b        H_b the Hessian of batch b, of n_b examples
 
-One compiled product is called in a Python loop: nothing is traced but a single batch, batches may come from
-a disk, and on CPU convolutions stay outside loops of XLA. The sum is kept in float32 or wider, whatever the
-dtype of the parameters.
+One compiled function is called in a Python loop, in constant memory: nothing is traced but a single batch,
+batches may come from a disk, and on CPU convolutions stay outside loops of XLA. The sum is kept in float32 or
+wider, whatever the dtype of the parameters.
 """
 
 import functools
@@ -13,11 +13,8 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigen import MatVec
-from optax_sam.curvature.hvp import hvp
 
 T = TypeVar("T")
 
@@ -49,7 +46,7 @@ class Batches:
             )
         if batch_size is not None:
             checks.check_count("batch_size", batch_size)
-        ((self.length,),) = lengths
+        self.length = jax.tree.leaves(data)[0].shape[0]
         self.data = data
         self.batch_size = batch_size
 
@@ -61,48 +58,6 @@ class Batches:
             size = self.batch_size
             part = i if size is None else slice(i * size, (i + 1) * size)
             yield jax.tree.map(lambda leaf, part=part: leaf[part], self.data)
-
-
-def hessian_operator(
-    value_fn: Callable[..., jax.Array],
-    params: optax.Params,
-    *,
-    batches: Iterable[Any] | None = None,
-) -> MatVec:
-    """Returns v ↦ ∇²L(w) v, compiled once, of one loss or of the mean loss over a data set.
-
-    A `value_fn` that is wrapped in `jax.jit` is compiled once for all calls that it is passed to (with
-    parameters and batches of the same shapes); any other one anew for each operator, because
-    variables that it closes over may have changed.
-
-    Args:
-      value_fn: the loss L as a function of the parameters, `value_fn(params)`; with `batches`, the mean loss
-        of the examples of a batch, `value_fn(params, batch)`.
-      params: parameters w, a pytree.
-      batches: the data set, gone through once for each product: a list, a data loader, `Batches`, or an
-        array of which each entry is a batch. A batch counts by its number of examples, the first
-        axis of its first array.
-
-    Returns:
-      v ↦ H v; H v is like `params`, float32 or wider.
-
-    Raises:
-      TypeError: if `batches` is an iterator, which is empty after the first product.
-      ValueError: when called, if there are no batches.
-
-    Cost: about two gradients for each product and batch; memory of one batch and two copies of `params`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from optax_sam import curvature
-      >>> value_fn = lambda w, x: jnp.mean((x * w) ** 2)
-      >>> data = jnp.array([1.0, 2.0, 3.0])
-      >>> matvec = curvature.hessian_operator(value_fn, jnp.ones(()), batches=curvature.Batches(data, 2))
-      >>> round(float(matvec(jnp.ones(()))), 4)  # 2 (1 + 4 + 9) / 3
-      9.3333
-    """
-    product = over_batches(hvp, value_fn, batches, zeros=lambda: tree_math.zeros_like(params))
-    return lambda vector: product(params, vector)
 
 
 def over_batches(
@@ -126,9 +81,9 @@ def over_batches(
             " generator) is empty after the first. Pass a list, a data loader, or"
             " `optax_sam.curvature.Batches(data, batch_size)`."
         )
-    of_batch, add = compiled(compute, value_fn)
     if batches is None:
-        return lambda *args: of_batch((), *args)
+        return compiled(of_loss, compute, value_fn)
+    add = compiled(plus_batch, compute, value_fn)
 
     def mean(*args: Any) -> T:
         total, num_examples = zeros(), 0
@@ -136,7 +91,7 @@ def over_batches(
             size = count_examples(batch)
             # Batches that wait for their turn on the device would fill its memory.
             jax.block_until_ready(total)
-            total = add(total, jnp.asarray(size, jnp.float32), (batch,), *args)
+            total = add(total, jnp.asarray(size, jnp.float32), batch, *args)
             num_examples += size
         if num_examples == 0:
             raise ValueError(
@@ -148,31 +103,50 @@ def over_batches(
 
 
 def compiled(
-    compute: Callable[..., T], value_fn: Callable[..., jax.Array]
-) -> tuple[Callable[..., T], Callable[..., T]]:
-    """Returns (batch, *args) ↦ compute(loss, *args), `batch` a tuple of one or none, and a sum of such.
+    form: Callable[..., T], compute: Callable[..., Any], value_fn: Callable[..., jax.Array]
+) -> Callable[..., T]:
+    """Returns args ↦ form(compute, value_fn, *args), `form` one of the three below.
 
-    Both are compiled once for all calls with the same `value_fn` if that is wrapped in `jax.jit`.
+    It is compiled once for all calls with the same `value_fn` if that is wrapped in `jax.jit`.
     """
     build = _compiled_once if isinstance(value_fn, jax.stages.Wrapped) else _compile
-    return build(compute, value_fn)
+    return build(form, compute, value_fn)
 
 
-def _compile(compute: Callable[..., Any], value_fn: Callable[..., jax.Array]) -> tuple[Any, Any]:
-    def of_batch(batch: tuple[Any, ...], *args: Any) -> Any:
-        # Checks of `value_fn` itself, as that it is a function, are made where it is called.
-        return compute((lambda w: value_fn(w, *batch)) if batch else value_fn, *args)
+def of_loss(compute: Callable[..., T], value_fn: Callable[..., jax.Array], *args: Any) -> T:
+    """Returns what is computed of one loss; `compute` checks `value_fn`, as that it is a function."""
+    return compute(value_fn, *args)
 
-    def add(total: Any, weight: jax.Array, batch: tuple[Any, ...], *args: Any) -> Any:
-        return tree_math.combine(jnp.ones_like(weight), total, weight, of_batch(batch, *args))
 
-    return jax.jit(of_batch), jax.jit(add)
+def of_batch(compute: Callable[..., T], value_fn: Callable[..., jax.Array], batch: Any, *args: Any) -> T:
+    """Returns what is computed of the loss of a batch."""
+    return compute(lambda w: value_fn(w, batch), *args)
+
+
+def plus_batch(
+    compute: Callable[..., T],
+    value_fn: Callable[..., jax.Array],
+    total: T,
+    weight: jax.Array,
+    batch: Any,
+    *args: Any,
+) -> T:
+    """Returns `total` and `weight` times what is computed of the loss of a batch."""
+    found = of_batch(compute, value_fn, batch, *args)
+    return tree_math.combine(jnp.ones_like(weight), total, weight, found)
+
+
+def _compile(form: Callable[..., T], *args: Any) -> Callable[..., T]:
+    return jax.jit(functools.partial(form, *args))
 
 
 _compiled_once = functools.lru_cache(maxsize=16)(_compile)
 
 
 def count_examples(batch: Any) -> int:
-    """Returns the length of the first axis of the first array: the weight of a batch in an average."""
-    leaves = jax.tree.leaves(batch)
-    return jnp.shape(leaves[0])[0] if leaves and jnp.ndim(leaves[0]) else 1
+    """Returns the weight of a batch in an average: the length of the first axis of the first array with one.
+
+    A batch of scalars, such as a key from which it is made, counts as one example.
+    """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    return next((shape[0] for shape in shapes if shape), 1)

@@ -1,0 +1,231 @@
+"""Krylov spaces: power iteration and Lanczos for a symmetric operator, in a training step or between steps.
+
+    H Q = Q T + β_m q_{m+1} e_mᵀ,   QᵀQ = 1,   T tridiagonal
+
+`power_iteration` and `lanczos` return one eigenpair after a few products, warm-started: what Eigen-SAM runs
+inside a training step. Loops are unrolled: gradients with convolutions are slow inside loops on CPU.
+
+`tridiagonalise` returns all of Q and T, for eigenpairs and densities between steps. The products are taken
+in a Python loop, so that compile time does not grow with their number, and where the Krylov space ends, as
+with repeated eigenvalues, a random vector starts another: m products give m orthonormal vectors.
+
+Both forms of Lanczos share the two steps that are easy to get wrong, `orthogonalise` and `ritz_pairs`.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from optax_sam import tree_math
+from optax_sam.progress import steps
+
+MatVec = Callable[[optax.Params], optax.Params]
+
+
+def power_iteration(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Array, optax.Params]:
+    """Repeats v ← H v / ‖H v‖, which converges to the eigenvalue of largest magnitude.
+
+    Args:
+      matvec: v ↦ H v.
+      start: a non-zero vector, of any length.
+      num_iters: number of products.
+
+    Returns:
+      (⟨u, H u⟩, v), u the iterate before the last: the last product gives both.
+    """
+    vector = tree_math.unit(start)
+    for _ in range(num_iters):
+        product = matvec(vector)
+        eigenvalue = tree_math.vdot(vector, product)
+        vector = tree_math.unit(product)
+    return eigenvalue, vector
+
+
+def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Array, optax.Params]:
+    """Returns the top Ritz pair of the Krylov space of `start`: the algebraically largest eigenvalue.
+
+    With full re-orthogonalisation, done twice. The residual vanishes when the space is exhausted; what
+    would follow is rounding error and is kept out of the result.
+
+    The last product is good for one step more: with the top Ritz pair (θ, y) it gives H y = θ y + r, and
+
+        v = (H + σ I) y / ‖·‖,    σ = max(0, −2 θ_min)
+
+    is nearer to the top eigenvector than y, as an iterate of the power iteration is, shifted by the smallest
+    Ritz value so that no negative eigenvalue seen so far outweighs the top one. With one product and θ ≥ 0
+    this is the power iteration.
+
+    Args:
+      matvec: v ↦ H v.
+      start: a non-zero vector, of any length.
+      num_iters: number of products, and of vectors held in memory.
+
+    Returns:
+      (θ, v), v of unit length; θ = ⟨y, H y⟩ is the largest in the Krylov space.
+    """
+    basis = [tree_math.unit(start)]
+    diagonal: list[jax.Array] = []
+    off_diagonal: list[jax.Array] = []
+
+    def project(vector: optax.Params) -> optax.Params:
+        coordinates = [-tree_math.vdot(other, vector) for other in basis]
+        return _sum([jnp.ones_like(coordinates[0]), *coordinates], [vector, *basis])
+
+    for k in range(num_iters):
+        product = matvec(basis[k])
+        diagonal.append(tree_math.vdot(basis[k], product))
+        rest, residual, is_new = orthogonalise(product, project)
+        residual = jnp.where(is_new, residual, 0)
+        if k == num_iters - 1:
+            break
+        off_diagonal.append(residual)
+        factor = jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0)
+        basis.append(tree_math.scale(factor, rest))
+
+    # A vector after the end of the space is 0; an entry under the first one, itself at most the top
+    # Ritz value, keeps it from being picked.
+    exists = jnp.stack([jnp.asarray(True)] + [beta > 0 for beta in off_diagonal])
+    entries = jnp.where(exists, jnp.stack(diagonal), diagonal[0] - 1 - jnp.abs(diagonal[0]))
+    ritz_values, ritz_vectors = ritz_pairs(entries, jnp.stack(off_diagonal) if off_diagonal else None)
+    value, coordinates = ritz_values[-1], ritz_vectors[:, -1]
+    shift = jnp.maximum(0, -2 * ritz_values[0])
+    return value, _shifted_step(basis, coordinates, rest, value + shift, residual > 0)
+
+
+def _shifted_step(
+    basis: list[optax.Params], y: jax.Array, rest: optax.Params, factor: jax.Array, is_new: jax.Array
+) -> optax.Params:
+    """Returns (H + σ I) y / ‖·‖ = ((θ + σ) y + y_m r) / ‖·‖ of a Ritz vector y, given by its coordinates.
+
+    Args:
+      basis: Q.
+      y: coordinates of the Ritz vector in the basis.
+      rest: r, the part of the last product that is outside the Krylov space.
+      factor: θ + σ.
+      is_new: whether there is such a part. Else H y = θ y, and the result is y, also for θ + σ = 0.
+    """
+    along = jnp.where(is_new, factor, 1)
+    beyond = jnp.where(is_new, y[-1], 0)
+    return tree_math.unit(_sum(jnp.append(along * y, beyond), [*basis, rest]))
+
+
+SOLVERS = {"lanczos": lanczos, "power": power_iteration}
+
+
+class Tridiagonal(NamedTuple):
+    """T and Q.
+
+    Attributes:
+      diagonal: of T, (m,).
+      off_diagonal: β_1 ... β_m, (m,); T holds all but the last. 0 where a space ended.
+      basis: Q, like the parameters with a first axis m, float32 or wider.
+    """
+
+    diagonal: jax.Array
+    off_diagonal: jax.Array
+    basis: optax.Params
+
+
+def tridiagonalise(
+    matvec: MatVec, start: optax.Params, num_iters: int, key: jax.Array, *, progress: str = ""
+) -> Tridiagonal:
+    """Returns T and Q of the Krylov space of `start`.
+
+    Args:
+      matvec: v ↦ H v.
+      start: a non-zero vector, of any length.
+      num_iters: number m of products, and of vectors held in memory; no more than H has dimensions.
+      key: of the random vectors that start another space.
+      progress: title of a progress bar; "" is none.
+    """
+    vector, basis = _first(start, num_iters)
+    diagonal, off_diagonal = [], []
+    for k in steps(num_iters, progress):
+        # One product at a time: what is enqueued takes memory, and simulated devices can deadlock.
+        product = jax.block_until_ready(matvec(vector))
+        alpha, beta, vector, basis = _next(basis, k, vector, product, jax.random.fold_in(key, k))
+        diagonal.append(alpha)
+        off_diagonal.append(beta)
+    return Tridiagonal(jnp.stack(diagonal), jnp.stack(off_diagonal), basis)
+
+
+@functools.partial(jax.jit, static_argnames="num_iters")
+def _first(start: optax.Params, num_iters: int) -> tuple[optax.Params, optax.Params]:
+    vector = tree_math.unit(jax.tree.map(lambda x: x.astype(tree_math.accumulation_dtype(x)), start))
+    rest = lambda x: jnp.concatenate([x[None]] + [jnp.zeros_like(x)[None]] * (num_iters - 1))
+    return vector, jax.tree.map(rest, vector)
+
+
+@functools.partial(jax.jit, donate_argnames="basis")
+def _next(
+    basis: optax.Params, k: jax.Array, vector: optax.Params, product: optax.Params, key: jax.Array
+) -> tuple[jax.Array, jax.Array, optax.Params, optax.Params]:
+    """Returns α_k, β_k, and the next vector, alone and in the basis (dropped if that is full)."""
+    project = lambda x: jax.tree.map(jnp.subtract, x, combination(_coordinates(basis, x), basis))
+    alpha = tree_math.vdot(vector, product)
+    rest, residual, is_new = orthogonalise(product, project)
+    restart = lambda: tree_math.unit(project(project(tree_math.random_vector(key, rest))))
+    new = jax.lax.cond(is_new, lambda: tree_math.unit(rest), restart)
+    basis = jax.tree.map(lambda rows, x: rows.at[k + 1].set(x, mode="drop"), basis, new)
+    return alpha, jnp.where(is_new, residual, 0), new, basis
+
+
+def orthogonalise(
+    product: optax.Params, project: Callable[[optax.Params], optax.Params]
+) -> tuple[optax.Params, jax.Array, jax.Array]:
+    """Takes from `product` its part in the Krylov space, twice: once leaves rounding errors that grow.
+
+    Args:
+      product: the last product H q.
+      project: v ↦ v − Q Qᵀ v, Q the basis.
+
+    Returns:
+      (r, ‖r‖, whether r is new): the rest r, and False where r is but rounding error.
+    """
+    length = tree_math.norm(product)
+    for _ in range(2):
+        product = project(product)
+    residual = tree_math.norm(product)
+    return product, residual, residual > 100 * jnp.finfo(residual.dtype).eps * length
+
+
+def ritz_pairs(diagonal: jax.Array, off_diagonal: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the eigenvalues, ascending, and the eigenvectors (columns) of the tridiagonal matrix."""
+    matrix = jnp.diag(diagonal)
+    if off_diagonal is not None:
+        matrix += jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
+    return jnp.linalg.eigh(matrix)
+
+
+def combination(weights: jax.Array, vectors: optax.Params) -> optax.Params:
+    """Returns the sums Σ_j weights_ij v_j; vectors are stacked along the first axis of each leaf."""
+    leaf = lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows, axes=1, precision="highest")
+    return jax.tree.map(leaf, vectors)
+
+
+def _coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
+    """Returns Qᵀ v. Leaves are not flattened: a sharded one is reduced where it lies."""
+    dtype = tree_math.accumulation_dtype(vector)
+
+    def leaf(rows: jax.Array, x: jax.Array) -> jax.Array:
+        # On a mesh with explicit axes the sum over a sharded axis has to say where its result lies.
+        everywhere = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec())
+        products = jnp.tensordot(rows, x, axes=x.ndim, precision="highest", out_sharding=everywhere)
+        return products.astype(dtype)
+
+    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf, basis, vector)))
+
+
+def _sum(weights: Iterable[jax.Array], vectors: list[optax.Params]) -> optax.Params:
+    """Returns the sum of the vectors with the weights, in one pass over them."""
+
+    def leaf(*leaves: jax.Array) -> jax.Array:
+        terms = [weight.astype(x.dtype) * x for weight, x in zip(weights, leaves, strict=True)]
+        return functools.reduce(jnp.add, terms)
+
+    return jax.tree.map(leaf, *vectors)

@@ -1,0 +1,176 @@
+"""Products with the Hessian and with the Gauss-Newton matrix; neither is stored.
+
+    H v = ∇²L(w) v                              `jax.jvp` over the gradient, about two gradients each
+    ∇²(ℓ∘f)(w) = Jᵀ H J + Σ_i ∂ℓ/∂z_i ∇²f_i(w)   ℓ a loss of the outputs z = f(w), J = ∂f/∂w, H = ∇²ℓ(z)
+
+The Gauss-Newton matrix G = Jᵀ H J, the part of the Hessian that is never negative, is the Hessian of the loss
+of the *linearised* model, w ↦ ℓ(f(w₀) + J(w₀)(w − w₀)) at w₀ = w. So a loss made that way is all that is
+needed: every function of `optax_sam.curvature` then speaks of G. Where ℓ is the cross-entropy of logits, or a
+squared error, G is also the Fisher information matrix of the model.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import tree_math
+from optax_sam.curvature.batches import over_batches
+from optax_sam.curvature.krylov import MatVec
+from optax_sam.devices import AxisName
+from optax_sam.loss import BatchLoss, ValueFn
+
+
+def hvp(
+    value_fn: ValueFn,
+    params: optax.Params,
+    vector: optax.Params,
+    *,
+    axis_name: AxisName = None,
+) -> optax.Params:
+    """Computes the Hessian-vector product ∇²L(w) v.
+
+    Args:
+      value_fn: the loss L as a function of the parameters, a scalar.
+      params: parameters w, a pytree.
+      vector: direction v, a pytree like `params`.
+      axis_name: `pmap` or `shard_map` axis over which the loss is averaged.
+
+    Returns:
+      A pytree like `params`, float32 or wider.
+
+    Cost: about two gradients, and no more memory than two.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import curvature
+      >>> curvature.hvp(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()
+      [4.0, 2.0]
+    """
+    return hessian_vector_product(BatchLoss(value_fn, axis_name=axis_name).gradient, params, vector)
+
+
+def hessian_vector_product(
+    gradient_fn: Callable[[optax.Params], optax.Updates],
+    params: optax.Params,
+    vector: optax.Params,
+) -> optax.Params:
+    """Computes J(w) v, J the Jacobian of `gradient_fn`, in float32 or wider.
+
+    `jax.jvp` rather than `jax.linearize`: a gradient made of micro-batches keeps its small memory, and
+    where several products are taken at one point XLA shares their common part anyway.
+    """
+    _, product = jax.jvp(gradient_fn, (params,), (tree_math.cast_like(vector, params),))
+    return jax.tree.map(lambda x: x.astype(tree_math.accumulation_dtype(x)), product)
+
+
+def hessian_operator(
+    value_fn: Callable[..., jax.Array],
+    params: optax.Params,
+    *,
+    batches: Iterable[Any] | None = None,
+) -> MatVec:
+    """Returns v ↦ ∇²L(w) v, compiled once, of one loss or of the mean loss over a data set.
+
+    A `value_fn` that is wrapped in `jax.jit` is compiled once for all calls that it is passed to (with
+    parameters and batches of the same shapes); any other one anew for each operator, because
+    variables that it closes over may have changed.
+
+    Args:
+      value_fn: the loss L as a function of the parameters, `value_fn(params)`; with `batches`, the mean loss
+        of the examples of a batch, `value_fn(params, batch)`.
+      params: parameters w, a pytree.
+      batches: the data set, gone through once for each product: a list, a data loader, `Batches`, or an
+        array of which each entry is a batch. A batch counts by its number of examples, the first
+        axis of its first array that has one: put a raw key (an array) behind the examples.
+
+    Returns:
+      v ↦ H v; H v is like `params`, float32 or wider.
+
+    Raises:
+      TypeError: if `batches` is an iterator, which is empty after the first product.
+      ValueError: when called, if there are no batches.
+
+    Cost: about two gradients for each product and batch; memory of one batch and two copies of `params`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import curvature
+      >>> value_fn = lambda w, x: jnp.mean((x * w) ** 2)
+      >>> data = jnp.array([1.0, 2.0, 3.0])
+      >>> matvec = curvature.hessian_operator(value_fn, jnp.ones(()), batches=curvature.Batches(data, 2))
+      >>> round(float(matvec(jnp.ones(()))), 4)  # 2 (1 + 4 + 9) / 3
+      9.3333
+    """
+    product = over_batches(hvp, value_fn, batches, zeros=lambda: tree_math.zeros_like(params))
+    return lambda vector: product(params, vector)
+
+
+def gauss_newton_loss(
+    model_fn: Callable[..., Any], loss_fn: Callable[..., jax.Array]
+) -> Callable[..., jax.Array]:
+    """Returns a `value_fn` with value and gradient of ℓ∘f, and the Gauss-Newton matrix for its Hessian.
+
+    Args:
+      model_fn: the model f, `model_fn(params)` or `model_fn(params, batch)`; returns z, a pytree.
+      loss_fn: the loss ℓ of the outputs, `loss_fn(z)` or `loss_fn(z, batch)`, a scalar; convex in z if G is
+        to have no negative eigenvalue.
+
+    Returns:
+      `value_fn(params)` or `value_fn(params, batch)`, for `top_eigenpairs`, `trace`, `spectral_density`.
+
+    Cost: a product with G takes about as long as one with the Hessian.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import curvature
+      >>> value_fn = curvature.gauss_newton_loss(jnp.sin, lambda z: jnp.sum(z**2))
+      >>> w = jnp.array([0.0, 1.0])
+      >>> product = curvature.hvp(value_fn, w, jnp.array([1.0, 1.0]))
+      >>> bool(jnp.allclose(product, 2 * jnp.cos(w) ** 2))
+      True
+    """
+
+    def value_fn(params: optax.Params, *batch: Any) -> jax.Array:
+        point = jax.lax.stop_gradient(params)
+        step = jax.tree.map(jnp.subtract, params, point)  # 0, with a derivative
+        outputs, change = jax.jvp(lambda w: model_fn(w, *batch), (point,), (step,))
+        return loss_fn(jax.tree.map(jnp.add, outputs, change), *batch)
+
+    return value_fn
+
+
+def gauss_newton_product(
+    model_fn: Callable[[optax.Params], Any],
+    loss_fn: Callable[[Any], jax.Array],
+    params: optax.Params,
+    vector: optax.Params,
+    *,
+    axis_name: AxisName = None,
+) -> optax.Params:
+    """Computes the Gauss-Newton-vector product Jᵀ H J v.
+
+    Args:
+      model_fn: the model f as a function of the parameters; returns its outputs z, a pytree.
+      loss_fn: the loss ℓ as a function of the outputs, a scalar.
+      params: parameters w, a pytree.
+      vector: direction v, a pytree like `params`.
+      axis_name: `pmap` or `shard_map` axis over which the loss is averaged.
+
+    Returns:
+      A pytree like `params`, float32 or wider.
+
+    Cost: about two gradients, as for `hvp`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import curvature
+      >>> square = lambda z: 0.5 * jnp.sum(z**2)
+      >>> matrix = jnp.array([[1.0, 2.0], [0.0, 1.0]])
+      >>> model = lambda w: matrix @ w
+      >>> curvature.gauss_newton_product(model, square, jnp.ones(2), jnp.array([1.0, 0.0])).tolist()
+      [1.0, 2.0]
+    """
+    return hvp(gauss_newton_loss(model_fn, loss_fn), params, vector, axis_name=axis_name)

@@ -1,0 +1,103 @@
+"""Batches are made when asked for, one at a time is on the device, and a loss is compiled once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import curvature
+from tests.problems import network
+
+NETWORK = network()
+DATA = jax.tree.map(lambda x: np.asarray(x.reshape(-1, x.shape[-1])), NETWORK.batches)
+
+
+def test_batches_are_views_made_when_asked_for():
+    data = np.arange(10)
+    batches = curvature.Batches(data, 4)
+    assert len(batches) == 3
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert all(np.shares_memory(batch, data) for batch in batches)
+    assert len(curvature.Batches(np.zeros((5, 2)))) == 5
+
+
+def test_one_batch_is_on_the_device_at_a_time(monkeypatch):
+    """Before a batch is handed over, the sum over those before it is ready."""
+    waited = []
+    wait = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(float(x[0])) or wait(x))
+    loss = lambda w, x: jnp.sum(w**2) * x[0] / 2
+    batches = np.arange(1.0, 5.0, dtype=np.float32)[:, None]
+    curvature.hessian_operator(loss, jnp.ones(2), batches=batches)(jnp.ones(2))
+    assert waited == [0.0, 1.0, 3.0, 6.0]
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_number_of_compilations(jit):
+    """A jitted loss is compiled once for all calls; any other for each, as its variables may change."""
+    traces = []
+
+    def loss(w, x):
+        traces.append(1)
+        return jnp.mean((x @ w) ** 2)
+
+    value_fn = jax.jit(loss) if jit else loss
+    batches = np.ones((6, 3, 2), np.float32)
+    for _ in range(3):
+        curvature.trace(value_fn, jnp.ones(2), num_samples=4, batches=batches)
+    first = 1 if jit else 3
+    assert len(traces) == first
+
+
+def test_variables_of_a_function_that_is_not_jitted_may_change():
+    scale = 1.0
+    loss = lambda w: scale * jnp.sum(w**2)
+    assert curvature.trace(loss, jnp.ones(2), num_samples=2).estimate == 4.0
+    scale = 2.0
+    assert curvature.trace(loss, jnp.ones(2), num_samples=2).estimate == 8.0
+
+
+def test_under_jit():
+    spectrum = jnp.array([5.0, 3.0, -1.0, 0.5])
+
+    def everything(params):
+        loss = lambda w, x: 0.5 * x[0] * jnp.sum(spectrum * w**2)
+        batches = [params[:1]]  # traced
+        pairs = curvature.top_eigenpairs(loss, params, k=2, num_iters=3, batches=batches)
+        trace = curvature.trace(loss, params, num_samples=2, batches=batches)
+        density = curvature.spectral_density(loss, params, num_iters=3, num_samples=1, batches=batches)
+        return pairs, trace, density
+
+    params = jnp.ones(4)
+    close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4)
+    jax.tree.map(close, jax.jit(everything)(params), everything(params))
+
+
+def test_iterator_is_refused():
+    with pytest.raises(
+        TypeError, match=r"an iterator.*is empty after the first.*Batches\(data, batch_size\)"
+    ):
+        curvature.trace(NETWORK.loss, NETWORK.params, batches=iter([DATA]))
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(ValueError, match="`batches` has no examples"):
+        curvature.trace(NETWORK.loss, NETWORK.params, batches=[])
+
+
+@pytest.mark.parametrize("data", [(np.zeros(3), np.zeros(4)), np.zeros(()), np.zeros((0, 2)), ()])
+def test_data_without_a_common_first_axis(data):
+    with pytest.raises(ValueError, match="`data` must be arrays with the same first axis"):
+        curvature.Batches(data, 2)
+
+
+def test_a_key_in_front_of_the_examples_is_not_counted():
+    """A mean over batches of 3 and 1 examples, each with a key."""
+    loss = lambda w, batch: jnp.mean(batch[1]) * jnp.sum(w**2) / 2
+    keys = jax.random.split(jax.random.key(0), 2)
+    batches = [(keys[0], np.array([1.0, 2.0, 3.0], np.float32)), (keys[1], np.array([10.0], np.float32))]
+    product = curvature.hessian_operator(loss, jnp.ones(1), batches=batches)(jnp.ones(1))
+    np.testing.assert_allclose(product, 4.0, rtol=1e-6)
+    of_keys = lambda w, key: jax.random.uniform(key) * jnp.sum(w**2) / 2
+    product = curvature.hessian_operator(of_keys, jnp.ones(1), batches=keys)(jnp.ones(1))
+    np.testing.assert_allclose(product, np.mean([jax.random.uniform(key) for key in keys]), rtol=1e-6)
