@@ -223,6 +223,7 @@ def _coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
 
 def _sum(weights: Iterable[jax.Array], vectors: list[optax.Params]) -> optax.Params:
     """Returns the sum of the vectors with the weights, in one pass over them."""
+    weights = [tree_math.computed_once(weight) for weight in weights]
 
     def leaf(*leaves: jax.Array) -> jax.Array:
         terms = [weight.astype(x.dtype) * x for weight, x in zip(weights, leaves, strict=True)]
