@@ -32,13 +32,17 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks import data, label_noise, methods, models, pretrained
-from benchmarks.augment import AUGMENTATIONS, augment
-from benchmarks.config import Config, parse
+from benchmarks import methods
+from benchmarks.data import label_noise
+from benchmarks.data import sources as data
+from benchmarks.data.augment import AUGMENTATIONS, augment
 from benchmarks.errors import UsageError
-from benchmarks.interrupt import ask_for_interrupt
-from benchmarks.log import Log
-from benchmarks.parallel import OneDevice, make_layout
+from benchmarks.models import pretrained
+from benchmarks.models import small as models
+from benchmarks.training.config import Config, parse
+from benchmarks.training.interrupt import ask_for_interrupt
+from benchmarks.training.log import Log
+from benchmarks.training.parallel import OneDevice, make_layout
 from optax_sam import diagnostics
 from optax_sam.diagnostics.monitor import QUANTITIES
 

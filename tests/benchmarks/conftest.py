@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data
+from benchmarks.data import sources as data
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from benchmarks import data, train
+from benchmarks import train
+from benchmarks.data import sources as data
 from benchmarks.errors import UsageError
-from benchmarks.parallel import LAYOUTS
+from benchmarks.training.parallel import LAYOUTS
 from tests.benchmarks.networks import Regularised, Tiny
 from tests.devices.layouts import max_difference
 from tests.devices.processes import reported

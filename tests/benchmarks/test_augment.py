@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import data, train
-from benchmarks.augment import AUGMENTATIONS, Augmentation, augment
+from benchmarks import train
+from benchmarks.data import sources as data
+from benchmarks.data.augment import AUGMENTATIONS, Augmentation, augment
 from tests.benchmarks.networks import Tiny
 
 BLACK = np.array([-1.0, -2.0], np.float32)

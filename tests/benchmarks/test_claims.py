@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from benchmarks import methods, train
-from benchmarks.claims import (
+from benchmarks.experiments.claims import (
     __main__,
     alternatives,
     claim,
@@ -425,7 +425,7 @@ def test_stored_results_are_those_of_the_code(name):
 
 
 def test_page_shows_the_stored_results():
-    """If this fails after new results: python -m benchmarks.claims --report-only."""
+    """If this fails after new results: python -m benchmarks.experiments.claims --report-only."""
     suite = claim.read_suite(RESULTS)
     reports = {
         name: one.report(stored(one), suite)._replace(has_picture=bool(stored(one)))

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import data, train
-from benchmarks.config import Config, parse, read
+from benchmarks import train
+from benchmarks.data import sources as data
 from benchmarks.errors import UsageError
+from benchmarks.training.config import Config, parse, read
 from tests.benchmarks.conftest import REPOSITORY
 
 PUBLISHED = sorted((REPOSITORY / "benchmarks" / "configs").glob("*.toml"))

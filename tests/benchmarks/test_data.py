@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from benchmarks import cifar, data, svhn
-from benchmarks.digits import Digits
+from benchmarks.data import cifar, svhn
+from benchmarks.data import sources as data
+from benchmarks.data.digits import Digits
 from benchmarks.errors import UsageError
 from tests.benchmarks.archives import CIFAR100_CLASSES, accept, make_cifar, make_svhn
 from tests.benchmarks.conftest import REPOSITORY
@@ -79,7 +80,7 @@ def test_nothing_imports_tensorflow(data_dir):
     program = f"""
 import sys
 from pathlib import Path
-from benchmarks import data
+from benchmarks.data import sources as data
 data.load("digits", Path({str(data_dir)!r}))
 assert "tensorflow" not in sys.modules
 """

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from benchmarks import demo, methods, train
+from benchmarks import methods, train
 from benchmarks.errors import UsageError
-from benchmarks.sharpness import largest_hessian_eigenvalue
+from benchmarks.experiments import demo
+from benchmarks.training.sharpness import largest_hessian_eigenvalue
 from tests.benchmarks.networks import Tiny
 
 

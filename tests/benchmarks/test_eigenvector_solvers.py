@@ -2,7 +2,10 @@ import dataclasses
 
 import pytest
 
-from benchmarks import eigenvector_solvers, pages, train, trials
+from benchmarks import train
+from benchmarks.experiments import eigenvector_solvers
+from benchmarks.reports import pages
+from benchmarks.training import trials
 from tests.benchmarks.networks import Tiny
 
 

@@ -10,11 +10,13 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks import data, models, train
+from benchmarks import train
+from benchmarks.data import sources as data
 from benchmarks.errors import UsageError
-from benchmarks.models import MODELS, SixLayerCNN
-from benchmarks.resnets import Bottleneck, ResNet, WideResNet
-from benchmarks.vision_transformer import VisionTransformer
+from benchmarks.models import small as models
+from benchmarks.models.resnets import Bottleneck, ResNet, WideResNet
+from benchmarks.models.small import MODELS, SixLayerCNN
+from benchmarks.models.vision_transformer import VisionTransformer
 
 # Small enough to compile in a second or two.
 SMALL = {

@@ -8,7 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from benchmarks import data, train
+from benchmarks import train
+from benchmarks.data import sources as data
 from benchmarks.errors import UsageError
 from optax_sam.diagnostics.monitor import QUANTITIES
 from tests.benchmarks.networks import Tiny

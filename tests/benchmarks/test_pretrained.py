@@ -10,8 +10,11 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from benchmarks import data, models, pretrained, train
+from benchmarks import train
+from benchmarks.data import sources as data
 from benchmarks.errors import UsageError
+from benchmarks.models import pretrained
+from benchmarks.models import small as models
 
 SIZE, HEADS, LAYERS, PATCH, IMAGE = 8, 2, 2, 4, 8
 OPTIONS = {"patch_size": PATCH, "hidden_size": SIZE, "num_layers": LAYERS, "num_heads": HEADS}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks.cost import scaling
 
 JOB = scaling.Job()
 KINDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # halves: all-reduce is the other two
@@ -49,7 +49,7 @@ def test_time_grows_with_devices_bytes_and_rounds_and_falls_with_bandwidth(kind)
 def run(tmp_path_factory):
     """(records, what was printed) of the command for SAM on two devices."""
     output = tmp_path_factory.mktemp("scaling") / "scaling.jsonl"
-    command = "-m benchmarks.scaling --model mlp --batch-size 64 --devices 2 --methods sgd sam --output"
+    command = "-m benchmarks.cost.scaling --model mlp --batch-size 64 --devices 2 --methods sgd sam --output"
     result = subprocess.run(
         [sys.executable, *command.split(), output],
         capture_output=True,

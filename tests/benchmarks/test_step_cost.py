@@ -7,7 +7,9 @@ import json
 import jax
 import pytest
 
-from benchmarks import step_cost, step_cost_table, training_steps
+from benchmarks.cost import step_cost
+from benchmarks.cost import steps as training_steps
+from benchmarks.reports import step_cost_table
 
 NUM_ITERS = 5
 

@@ -3,12 +3,12 @@
 import jax
 import pytest
 
-from benchmarks import training_steps
+from benchmarks.cost import steps as training_steps
 
 pytest.importorskip("torch")
 pytest.importorskip("pytorch_optimizer")
 
-from benchmarks import step_cost_torch
+from benchmarks.cost import torch_rows as step_cost_torch
 
 SETTINGS = step_cost_torch.Settings(
     training_steps.RHO, training_steps.LEARNING_RATE, training_steps.MOMENTUM, "cpu"

@@ -5,8 +5,12 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import pages, report, suite, train, trials
+from benchmarks import train
 from benchmarks.errors import UsageError
+from benchmarks.experiments import suite
+from benchmarks.reports import pages
+from benchmarks.reports import suite_report as report
+from benchmarks.training import trials
 from tests.benchmarks.networks import Tiny
 
 ROWS = ("sgd", "sam", "sgd_decay")

@@ -13,10 +13,11 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks import config as configuration
-from benchmarks import data, methods, train
+from benchmarks import methods, train
+from benchmarks.data import sources as data
 from benchmarks.errors import UsageError
-from benchmarks.interrupt import ask_for_interrupt
+from benchmarks.training import config as configuration
+from benchmarks.training.interrupt import ask_for_interrupt
 from tests.benchmarks.conftest import REPOSITORY
 from tests.benchmarks.networks import Regularised, Tiny
 
@@ -164,7 +165,7 @@ def stop(train_steps, number, last):
 # A command line of `train` that does so, with the small network.
 STOPS_ITSELF = """
 import sys
-from benchmarks import models
+from benchmarks.models import small as models
 from tests.benchmarks.networks import Tiny
 models.MODELS["tiny"] = Tiny  # before the command line looks at it
 from benchmarks import train

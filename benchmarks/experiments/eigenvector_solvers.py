@@ -1,0 +1,309 @@
+"""How good is the top eigenvector after a few products? Lanczos beside power iteration, along a training.
+
+    python -m benchmarks.experiments.eigenvector_solvers --download-dir FOLDER    # the folder with fashion_mnist/*.gz
+    python -m benchmarks.experiments.eigenvector_solvers --report-only            # page and picture from the results
+
+The strided CNN is trained on 10,000 Fashion-MNIST images with SAM. Every 100 steps, where Eigen-SAM with its
+defaults would refresh, both solvers look for the top eigenvector of the Hessian of the current batch (128
+images) with 1 to 10 products: cold, from a random vector, and warm, from what the same solver with the same
+number of products found 100 steps before. The truth is SciPy's `eigsh` on the same batch. Alignment is
+|⟨v, v₁⟩|, 1 for the right direction.
+
+A second table: the error of λ_max of the training loss on 1,000 images, against the number of products.
+
+Writes `results/eigenvector_solvers.jsonl`, the tables between the marks in `docs/curvature.md`, and
+`docs/eigenvector_solvers.png`.
+"""
+
+import dataclasses
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib as mpl
+import numpy as np
+import tyro
+
+from benchmarks import train
+from benchmarks.data import sources as data
+from benchmarks.errors import UsageError
+from benchmarks.reports.pages import fill_tables, table
+from benchmarks.training.sharpness import hessian_vector_product, top_eigenpair
+from benchmarks.training.trials import on_each_core, quiet, read_records, versions, write_records
+from optax_sam import tree_math
+from optax_sam.curvature.eigen import SOLVERS, random_vector
+
+mpl.use("agg")  # the picture goes to a file; no display needed
+import matplotlib.pyplot as plt
+
+RESULT_FILE = Path(__file__).parents[1] / "results" / "eigenvector_solvers.jsonl"
+DOCS = Path(__file__).parents[2] / "docs"
+INTERVAL = 100
+NUM_FOR_EIGENVALUE = 1000
+STARTS = ("cold", "warm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The experiment."""
+
+    seeds: int = 3
+    """Networks trained."""
+    epochs: int = 10
+    """Passes over the training images."""
+    most_products: int = 10
+    """Hessian-vector products at a refresh: 1 to this many."""
+    most_products_for_eigenvalue: int = 20
+    """The same, for the second table."""
+    model: str = "strided_cnn"
+    """Network."""
+    dataset: str = "fashion_mnist"
+    """Data set."""
+    train_size: int | None = 10_000
+    """Training images."""
+    data_dir: Path = data.DEFAULT_DATA_DIR
+    """Folder of prepared data sets."""
+    download_dir: Path | None = None
+    """Folder with the raw files, in fashion_mnist/."""
+    processes: int = os.cpu_count() or 1
+    """Networks at a time, each on a core of its own."""
+    output: Path = RESULT_FILE
+    """Result file."""
+    report_only: bool = False
+    """Only write page and picture, from the result file."""
+
+
+def measure(job: tuple[Experiment, int]) -> list[dict[str, Any]]:
+    """Trains a network and measures; one record an estimate."""
+    experiment, seed = job
+    dataset = load(experiment)
+    config = train.Config(
+        method="sam",
+        rho=0.1,
+        model=experiment.model,
+        epochs=experiment.epochs,
+        batch_size=128,
+        learning_rate=0.05,
+        seed=seed,
+    )
+    program = train.make_program(config, dataset)
+
+    def loss(params, rest, images, labels):
+        return program.loss(params, rest, images, labels)[0]
+
+    images, labels = train.add_label_noise(dataset.train, config, dataset.num_classes)
+    few = (images[:NUM_FOR_EIGENVALUE], labels[:NUM_FOR_EIGENVALUE])
+    state = program.init(seed)
+    records = list(eigenvalues(experiment, loss, state, few, seed, step=0))
+
+    found: dict[tuple[str, int], Any] = {}
+    steps = train.train_steps(program, data.Split(images, labels), state, seed)
+    for step, state, _ in steps:
+        if step % INTERVAL == 1:
+            # The batch of this step, as a refresh would have it; the parameters are those behind it.
+            order = train.epoch_order(seed, (step - 1) // program.steps_per_epoch, len(labels))
+            start = (step - 1) % program.steps_per_epoch * config.batch_size
+            batch = order[start : start + config.batch_size]
+            at = (state.params, state.rest, images[batch], labels[batch])
+            records += alignments(experiment, loss, at, found, seed, step)
+    return records + list(eigenvalues(experiment, loss, state, few, seed, step))
+
+
+def load(experiment: Experiment) -> data.Dataset:
+    """The data."""
+    return data.load(
+        experiment.dataset,
+        experiment.data_dir,
+        download_dir=experiment.download_dir,
+        train_size=experiment.train_size,
+    )
+
+
+def measure_all(experiment: Experiment) -> None:
+    """Adds the seeds that are missing in the result file."""
+    load(experiment)  # prepared once, before the workers start
+    records = read_records(experiment.output)
+    done = {record["seed"] for record in records}
+    jobs = [(experiment, seed) for seed in range(experiment.seeds) if seed not in done]
+    for own in on_each_core(measure, jobs, experiment.processes):
+        records += own
+        write_records(experiment.output, records)
+
+
+def alignments(
+    experiment: Experiment, loss: Callable, at: tuple, found: dict, seed: int, step: int
+) -> Iterator[dict[str, Any]]:
+    """Every solver, start and number of products, beside the exact top eigenvector of the same batch."""
+    params, *rest = at
+    exact_value, exact = top_eigenpair(loss, params, *rest, tolerance=1e-4)
+    cold = random_vector(jax.random.key(step + 1000 * seed), params)
+    matvec = lambda vector: hessian_vector_product(loss, params, vector, *rest)
+    for solver, start in ((solver, start) for solver in SOLVERS for start in STARTS):
+        for num_iters in range(1, experiment.most_products + 1):
+            begin = found.get((solver, num_iters), cold) if start == "warm" else cold
+            value, vector = SOLVERS[solver](matvec, begin, num_iters)
+            if start == "warm":
+                found[solver, num_iters] = vector
+            yield {
+                "kind": "alignment",
+                "seed": seed,
+                "step": step,
+                "solver": solver,
+                "start": start,
+                "num_iters": num_iters,
+                "alignment": abs(float(tree_math.vdot(vector, exact))),
+                "relative_error": abs(float(value) / exact_value - 1),
+                "exact_eigenvalue": exact_value,
+                "versions": versions(),
+            }
+
+
+def eigenvalues(
+    experiment: Experiment, loss: Callable, state: train.TrainState, few: tuple, seed: int, step: int
+) -> Iterator[dict[str, Any]]:
+    """The error of λ_max on 1,000 images, from a random start, against the number of products."""
+    exact, _ = top_eigenpair(loss, state.params, state.rest, *few, tolerance=1e-6)
+    cold = random_vector(jax.random.key(seed), state.params)
+    matvec = lambda vector: hessian_vector_product(loss, state.params, vector, state.rest, *few)
+    for solver in SOLVERS:
+        for num_iters in range(2, experiment.most_products_for_eigenvalue + 1, 2):
+            value, _ = SOLVERS[solver](matvec, cold, num_iters)
+            yield {
+                "kind": "eigenvalue",
+                "seed": seed,
+                "step": step,
+                "solver": solver,
+                "num_iters": num_iters,
+                "eigenvalue": float(value),
+                "exact_eigenvalue": exact,
+                "relative_error": abs(float(value) / exact - 1),
+                "versions": versions(),
+            }
+
+
+# --- Page and picture ---------------------------------------------------------------------------------
+
+
+def select(records: list[dict], kind: str, **fields: Any) -> list[dict]:
+    """The records of a kind with these values."""
+    return [
+        record
+        for record in records
+        if record["kind"] == kind and all(record[name] == value for name, value in fields.items())
+    ]
+
+
+def alignment_table(records: list[dict]) -> str:
+    """Mean alignment (and the lowest decile) of each solver and start, a line a number of products."""
+    columns = [(solver, start) for start in STARTS for solver in sorted(SOLVERS)]
+    lines = []
+    for num_iters in sorted({record["num_iters"] for record in select(records, "alignment")}):
+        cells = []
+        for solver, start in columns:
+            own = select(records, "alignment", num_iters=num_iters, solver=solver, start=start)
+            values = [record["alignment"] for record in own]
+            cells.append(f"{statistics.mean(values):.3f} ({np.quantile(values, 0.1):.2f})")
+        lines.append([str(num_iters), *cells])
+    return table(["products", *(f"{solver}, {start}" for solver, start in columns)], lines)
+
+
+def eigenvalue_table(records: list[dict]) -> str:
+    """Largest error over the seeds, a line a number of products."""
+    last = max(record["step"] for record in select(records, "eigenvalue"))
+    columns = [(solver, step) for step in (0, last) for solver in sorted(SOLVERS)]
+    lines = []
+    for num_iters in sorted({record["num_iters"] for record in select(records, "eigenvalue")}):
+        cells = []
+        for solver, step in columns:
+            own = select(records, "eigenvalue", num_iters=num_iters, solver=solver, step=step)
+            cells.append(f"{100 * max(record['relative_error'] for record in own):.2g} %")
+        lines.append([str(num_iters), *cells])
+    titles = [f"{solver}, {'at the start' if step == 0 else 'after training'}" for solver, step in columns]
+    return table(["products", *titles], lines)
+
+
+def equal_quality(records: list[dict], products: Sequence[int] = range(1, 11), num_iters: int = 5) -> str:
+    """How many Lanczos products align at least as well as so many power iterations, both warm."""
+
+    def mean(solver: str, count: int) -> float:
+        own = select(records, "alignment", solver=solver, start="warm", num_iters=count)
+        return statistics.mean(record["alignment"] for record in own)
+
+    wanted = mean("power", num_iters)
+    enough = [count for count in products if mean("lanczos", count) >= wanted]
+    if not enough:
+        return f"No number of Lanczos products up to {max(products)} reaches {num_iters} power iterations."
+    best, same = mean("lanczos", enough[0]), mean("lanczos", num_iters)
+    return (
+        f"{num_iters} warm power iterations, the paper's setting, align by {wanted:.3f}. Lanczos reaches "
+        f"that with {enough[0]} products ({best:.3f}), {100 * enough[0] / num_iters:.0f} % of the cost; with "
+        f"{num_iters} it gets {same:.3f}."
+    )
+
+
+def tables(records: list[dict]) -> dict[str, str]:
+    """What fills the page."""
+    return {
+        "alignment": alignment_table(records),
+        "equal_quality": equal_quality(records),
+        "eigenvalue": eigenvalue_table(records),
+    }
+
+
+def draw(records: list[dict], path: Path) -> None:
+    """Alignment against the number of products."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    styles = {"lanczos": {"color": "#0072B2", "marker": "s"}, "power": {"color": "#D55E00", "marker": "o"}}
+    names = {"lanczos": "Lanczos", "power": "power iteration"}
+    for solver, start in ((solver, start) for solver in SOLVERS for start in STARTS):
+        own = select(records, "alignment", solver=solver, start=start)
+        products = sorted({record["num_iters"] for record in own})
+        values = [[r["alignment"] for r in own if r["num_iters"] == n] for n in products]
+        style = styles[solver] | {"linestyle": "-" if start == "warm" else "--"}
+        fill = "full" if start == "warm" else "none"
+        axes.plot(
+            products,
+            [statistics.mean(v) for v in values],
+            label=f"{names[solver]}, {start}",
+            fillstyle=fill,
+            **style,
+        )
+    axes.set(
+        xlabel="Hessian-vector products at a refresh",
+        ylabel="alignment with the exact top eigenvector",
+        xticks=products,
+        ylim=(0, 1.02),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """The command line."""
+    experiment = tyro.cli(
+        Experiment, prog="python -m benchmarks.experiments.eigenvector_solvers", description=__doc__
+    )
+    quiet()
+    try:
+        if not experiment.report_only:
+            measure_all(experiment)
+        records = read_records(experiment.output)
+        if not records:
+            raise UsageError(f"{experiment.output} is missing; leave out --report-only to make it")
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    print(*tables(records).values(), sep="\n\n")
+    if experiment.output == RESULT_FILE:
+        fill_tables(DOCS / "curvature.md", tables(records))
+        draw(records, DOCS / "eigenvector_solvers.png")
+
+
+if __name__ == "__main__":
+    main()
