@@ -95,7 +95,7 @@ METHODS = {
         asam_xsam, "ASAM with XSAM's search", {"rho": (1.0, 2.0), "rho_max": (0.2, 0.4)}, occasional=True
     ),
     "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),
-    # What SAM is not: see claims/alternatives.py.
+    # What SAM is not: see experiments/claims/alternatives.py.
     "reverse_sam": Method(reverse_sam, "Reverse-SAM", {"rho": RADII}),
     "reflected_sam": Method(reflected_sam, "Reflected SAM", {"rho": RADII}),
     "gradient_norm_penalty": Method(gradient_norm_penalty, "Gradient norm penalty", {"rho": RADII}),

@@ -12,7 +12,7 @@ A training loop that decides on the host gets two compiled programs and pays not
         params, state = step(params, state, batch, refresh=i % 100 == 0)
 
 This is worth it: on XLA:CPU the weight gradient of a convolution inside `cond`, `while` or `scan` runs far
-slower than outside (jax-ml/jax#12868; `python -m benchmarks.step_cost` measures it), and everywhere a
+slower than outside (jax-ml/jax#12868; `python -m benchmarks.cost.step_cost` measures it), and everywhere a
 program with a `cond` reserves the memory of its largest branch on every step.
 """
 

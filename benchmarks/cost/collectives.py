@@ -34,7 +34,7 @@ def count(text: str, num_devices: int) -> dict[str, Any]:
             kind = instruction["op"]
             if kind in KINDS:
                 total += sizes(kind, instruction["shapes"], num_devices)
-                # The compiler combines collectives that have nothing to do with each other.
+                # The compiler combines independent collectives: each part of the result has its own depth.
                 depth = [1 + max(parts) for parts in inputs]
             elif kind == "get-tuple-element":
                 index = int(re.search(r"index=(\d+)", instruction["rest"])[1])

@@ -15,10 +15,7 @@ local       replicated (shard_map) of the device's own part: m_sharpness=True
 """
 
 import dataclasses
-import importlib.metadata
-import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -35,9 +32,10 @@ from tqdm import tqdm
 import optax_sam
 from benchmarks.cost.collectives import count
 from benchmarks.cost.steps import NETWORKS, make_loss
+from benchmarks.reports.records import RESULTS, Record, read_records, versions, write_records
+from benchmarks.training.parallel import AXIS, fsdp_sharding
 
-RESULTS = Path(__file__).parents[1] / "results" / "scaling.jsonl"
-AXIS = "batch"
+RESULT_FILE = RESULTS / "scaling.jsonl"
 NUM_ITERS, NUM_ALPHAS = 5, 21
 LAYOUTS = ("data", "fsdp", "shard_map", "local")
 METHODS = {  # name -> (what goes in front of SGD, values of `refresh`)
@@ -90,7 +88,7 @@ class Config:
     """Methods; SGD is the unit and always among them."""
     batch_size: int = 256
     """Images a step on each device: the more devices, the larger the batch."""
-    output: Path = RESULTS
+    output: Path = RESULT_FILE
     """Result file, one line of JSON a program; written anew."""
     reuse: bool = False
     """Take the counts from the result file and compile nothing."""
@@ -123,13 +121,6 @@ def make_step(
     return jax.shard_map(step, mesh=mesh, **specs)
 
 
-def sharded(x: jax.Array, mesh: Mesh) -> NamedSharding:
-    """Returns where FSDP puts a parameter: split along its longest dimension that can be split evenly."""
-    even = [dim for dim in range(x.ndim) if x.shape[dim] % mesh.size == 0]
-    best = max(even, key=lambda dim: x.shape[dim], default=None)
-    return NamedSharding(mesh, PartitionSpec(*(AXIS if dim == best else None for dim in range(x.ndim))))
-
-
 def bytes_on_a_device(tree: Any) -> int:
     """Returns the bytes of the arrays that lie on one device."""
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
@@ -143,7 +134,7 @@ def measure(
     everywhere = NamedSharding(mesh, PartitionSpec())
     loss, params, batch = make_loss(config.model, config.batch_size * num_devices)
     batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
-    places = jax.tree.map(lambda x: sharded(x, mesh) if layout == "fsdp" else everywhere, params)
+    places = jax.tree.map(lambda x: fsdp_sharding(x.shape, mesh) if layout == "fsdp" else everywhere, params)
     params = jax.device_put(params, places)
     tx = optax.chain(METHODS[method][0](**TOLD.get(layout, {})), optax.sgd(0.1, momentum=0.9))
     # `init` gives each statistic the sharding of its parameter; scalars it leaves on the default device.
@@ -168,11 +159,11 @@ def measure(
         "state_bytes_per_device": bytes_on_a_device(state),
         "parameter_bytes_per_device": bytes_on_a_device(params),
         "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax", "optax_sam")},
+        "versions": versions("jax", "jaxlib", "optax", "optax_sam"),
     }
 
 
-def measure_all(config: Config) -> list[dict[str, Any]]:
+def measure_all(config: Config) -> list[Record]:
     """One record a program."""
     programs = [
         (method, refresh, layout, num_devices)
@@ -182,10 +173,10 @@ def measure_all(config: Config) -> list[dict[str, Any]]:
         for refresh in METHODS[method][1]
         if (method, layout) != ("sgd", "local")  # No perturbation, so nothing would be averaged.
     ]
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     for program in tqdm(programs, desc="compiling"):
         record = measure(config, *program)
-        if program[:2] == ("xsam", True):  # Of its loop over the losses XLA states one pass only.
+        if program[:2] == ("xsam", True):  # XLA counts one pass of its loop over the losses.
             without = records[-1]["flops_per_device"]  # the step before, `refresh=False`
             record["flops_per_device"] = without + NUM_ALPHAS * (record["flops_per_device"] - without)
         records.append(record)
@@ -200,7 +191,7 @@ def communication_seconds(collective_bytes: dict[str, float], rounds: float, job
     return halves * (n - 1) / n / job.bandwidth + hops * job.latency
 
 
-def at_scale(record: dict[str, Any], sgd: dict[str, Any], job: Job) -> dict[str, float]:
+def at_scale(record: Record, sgd: Record, job: Job) -> dict[str, float]:
     """Returns what the model says of a step, for a record and SGD's on as many devices."""
     is_sharded = record["layout"] == "fsdp"
     flops = (
@@ -222,23 +213,23 @@ def at_scale(record: dict[str, Any], sgd: dict[str, Any], job: Job) -> dict[str,
     }
 
 
-def mean_at_scale(own: list[dict[str, Any]], sgd: dict[str, Any], job: Job) -> dict[str, float]:
+def mean_at_scale(own: list[Record], sgd: Record, job: Job) -> dict[str, float]:
     """Returns the mean over steps, for a method's records without and, if there is one, with a refresh."""
     first, last = at_scale(own[0], sgd, job), at_scale(own[-1], sgd, job)
     return {key: first[key] + (last[key] - first[key]) / job.interval for key in first}
 
 
-def largest(records: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def largest(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
     """(layout, method) -> its records on the largest number of devices."""
     most = max(record["devices"] for record in records)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record["devices"] == most:
             found.setdefault((record["layout"], record["method"]), []).append(record)
     return found
 
 
-def print_counts(records: list[dict[str, Any]]) -> None:
+def print_counts(records: list[Record]) -> None:
     """Prints the measurement: on the most devices and, of the state, on every number of devices."""
     counts = sorted({record["devices"] for record in records})
     own = largest(records)
@@ -251,7 +242,7 @@ def print_counts(records: list[dict[str, Any]]) -> None:
     print(f"  state on {', '.join(map(str, counts))} devices")
     for record in (record for group in own.values() for record in group):
         size, sent = record["parameter_bytes"], Counter(record["collective_bytes"])
-        name = record["method"] + ", refresh" * bool(record["refresh"])
+        name = f"{record['method']}, refresh" if record["refresh"] else record["method"]
         same = [r for r in records if all(r[k] == record[k] for k in ("layout", "method", "refresh"))]
         state = "  ".join(f"{r['state_bytes_per_device'] / size:.2f}" for r in same)
         others = sum(sent.values()) - sent["all-reduce"] - sent["all-gather"]
@@ -260,11 +251,11 @@ def print_counts(records: list[dict[str, Any]]) -> None:
             f" {sent['all-reduce'] / size:7.2f} {sent['all-gather'] / size:9.2f}"
             f" {record['collective_scalars']:8d} {record['rounds']:7d}"
             f" {record['temporary_bytes_per_device'] / size:10.2f}  {state}"
-            f"{f' (and {others / size:.2f} by other collectives)' * bool(others)}"
+            + (f" (and {others / size:.2f} by other collectives)" if others else "")
         )
 
 
-def print_model(records: list[dict[str, Any]], job: Job) -> None:
+def print_model(records: list[Record], job: Job) -> None:
     """Prints the model: what a step would take at scale."""
     own = largest(records)
     unit = own["data", "sgd"][0]
@@ -275,7 +266,7 @@ def print_model(records: list[dict[str, Any]], job: Job) -> None:
     print(f"{'layout':10s} {'method':10s} {'compute':>9s} {'+ communication':>16s} {'= step':>10s}", end="")
     print(f" {'/ sgd':>6s} {'all overlaps':>13s} {'state a device':>15s}")
     for (layout, method), group in own.items():
-        if layout == "shard_map":  # The job of "data", written otherwise.
+        if layout == "shard_map":  # The same job as "data", in another notation.
             continue
         mean = mean_at_scale(group, unit, job)
         print(
@@ -284,14 +275,6 @@ def print_model(records: list[dict[str, Any]], job: Job) -> None:
             f" {mean['step'] / usual:6.2f} {1e3 * mean['overlapped']:10.1f} ms"
             f" {mean['state_bytes'] / 1e9:12.3f} GB"
         )
-
-
-def write(records: list[dict[str, Any]], path: Path) -> None:
-    """One line of JSON a record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(partial_file, path)
 
 
 def main() -> None:
@@ -303,12 +286,12 @@ def main() -> None:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     if config.reuse:
-        records = [json.loads(line) for line in config.output.read_text().splitlines()]
+        records = read_records(config.output)
     else:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", max(config.devices))
         records = measure_all(config)
-        write(records, config.output)
+        write_records(config.output, records)
     print_counts(records)
     print_model(records, config.job)
     print(f"\nEvery count: {config.output}")

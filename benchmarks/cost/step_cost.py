@@ -1,15 +1,15 @@
 """What a step costs, for every method, beside SAM written by hand, `optax.contrib.sam` and PyTorch's SAM.
 
-    python -m benchmarks.cost.step_cost                                    # the whole table
-    python -m benchmarks.cost.step_cost --quick                            # a part of it, nothing is stored
+    python -m benchmarks.cost.step_cost             # the whole table
+    python -m benchmarks.cost.step_cost --quick     # a part of it, nothing is stored
     python -m benchmarks.cost.step_cost --models mlp --batch-sizes 512
-    python -m benchmarks.cost.step_cost --resume                           # what the result file lacks
-    python -m benchmarks.cost.step_cost --reuse                            # docs/cost.md anew from the result file
+    python -m benchmarks.cost.step_cost --resume    # what the result file lacks
+    python -m benchmarks.cost.step_cost --reuse     # docs/cost.md anew from the result file
 
 All rows of a network and batch size are measured in one run, taking turns, on `jax.devices()[0]`. Flops,
 bytes and temporary memory are counts of the compiled program, the same on every run; time is the median over
 the rounds, and its ratios are those within a round. Rows of PyTorch appear where it is installed, for which
-`pip install torch==2.13.0 pytorch_optimizer==4.1.0` is enough (`step_cost_torch.py`).
+`pip install torch==2.13.0 pytorch_optimizer==4.1.0` is enough (`torch_rows.py`).
 
 - "by hand" is SAM in one jitted function, the least that SAM can cost: two gradients, one norm.
 - Rows without a remark are steps with `refresh=False`, that is nearly all steps. "refresh" are those with
@@ -20,7 +20,6 @@ the rounds, and its ratios are those within a round. Rows of PyTorch appear wher
 
 import dataclasses
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -47,18 +46,24 @@ from benchmarks.cost.steps import (
     make_steps,
 )
 from benchmarks.reports import step_cost_table
-from benchmarks.training.trials import read_records, write_records
+from benchmarks.reports.pages import DOCS, fill_tables
+from benchmarks.reports.records import RESULTS, Record, read_records, versions, write_records
 
-RESULTS = Path(__file__).parents[1] / "results" / "step_cost.jsonl"
+RESULT_FILE = RESULTS / "step_cost.jsonl"
+DOCUMENT = DOCS / "cost.md"
 BATCH_SIZES = {
     "mlp": (32, 128, 512),
     "strided_cnn": (32, 128, 512),
     "resnet8": (32, 128),
     "transformer": (32, 128),
 }
-# What is known of a refresh with one batch size holds for the others.
+# Refreshes are measured with this batch size alone.
 REFRESH_BATCH_SIZE = 128
 SGD = {"jax": "sgd", "torch": "torch.optim.SGD"}
+PACKAGES = {
+    "jax": ("jax", "jaxlib", "flax", "optax", "optax_sam"),
+    "torch": ("torch", "pytorch_optimizer"),
+}
 QUICK_MODELS = ("mlp", "strided_cnn", "transformer")
 QUICK_ROWS = ("sgd", "sam by hand", "optax.contrib.sam", "sam", "info_sam", "eigen_sam", "xsam")
 
@@ -87,7 +92,7 @@ class Config:
     """Leave out what the result file has from this device and these versions."""
     reuse: bool = False
     """Measure nothing: write the tables of the result file."""
-    output: Path = RESULTS
+    output: Path = RESULT_FILE
     """Result file, one line of JSON a row, written after each network and batch size; lines of other
     devices, networks and batch sizes in it are kept."""
 
@@ -132,7 +137,7 @@ def jax_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
             {**counts(compiled), **state, "parameter_bytes": size},
             "refresh" in name,
         )
-    if "xsam, refresh" in rows:  # Of its loop over the losses XLA states one pass only.
+    if "xsam, refresh" in rows:  # XLA counts one pass of its loop over the losses.
         without, once = rows["xsam"].counts, rows["xsam, refresh"].counts
         for key in ("flops", "bytes_accessed"):
             once[key] = without[key] + config.num_alphas * (once[key] - without[key])
@@ -150,17 +155,17 @@ def torch_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
     """The same network and batch in PyTorch, where that is installed and has the same device."""
     if not config.torch or any(importlib.util.find_spec(p) is None for p in ("torch", "pytorch_optimizer")):
         return {}
-    from benchmarks.cost import torch_rows as step_cost_torch
+    from benchmarks.cost import torch_rows as in_torch
 
-    if not step_cost_torch.has_device(jax.devices()[0].platform):
+    if not in_torch.has_device(jax.devices()[0].platform):
         return {}
     loss, params, batch = make_loss(model, batch_size)
-    made = step_cost_torch.make_rows(
+    made = in_torch.make_rows(
         model,
         jax.device_get(params),
         jax.device_get(batch),
         float(loss(params, batch)),
-        step_cost_torch.Settings(RHO, LEARNING_RATE, MOMENTUM, jax.devices()[0].platform),
+        in_torch.Settings(RHO, LEARNING_RATE, MOMENTUM, jax.devices()[0].platform),
     )
     return {name: Row("torch", *row) for name, row in made.items()}
 
@@ -177,7 +182,7 @@ def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: s
         for name, row in rows.items():
             if row.is_refresh and i > 3:
                 continue
-            if row.framework != framework:  # The threads of the other one fall asleep.
+            if row.framework != framework:  # Lets the threads of the other one fall asleep.
                 framework = row.framework
                 time.sleep(0.05)
             start = time.perf_counter()
@@ -190,7 +195,7 @@ def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: s
     return times
 
 
-def measure(config: Config, model: str, batch_size: int) -> list[dict[str, Any]]:
+def measure(config: Config, model: str, batch_size: int) -> list[Record]:
     """One record a row."""
     rows = {**jax_rows(config, model, batch_size), **torch_rows(config, model, batch_size)}
     times = take_turns(rows, config.rounds, config.seconds, f"{model}, {batch_size}") if config.rounds else {}
@@ -203,7 +208,7 @@ def measure(config: Config, model: str, batch_size: int) -> list[dict[str, Any]]
             **row.counts,
             **(seconds(times[name], times[SGD[row.framework]]) if times else {"rounds": 0}),
             **place(),
-            "versions": versions(row.framework),
+            "versions": versions(*PACKAGES[row.framework]),
         }
         for name, row in rows.items()
     ]
@@ -231,27 +236,18 @@ def place() -> dict[str, str]:
     }
 
 
-def versions(framework: str) -> dict[str, str]:
-    """Versions of the packages that a row runs."""
-    packages = {
-        "jax": ("jax", "jaxlib", "flax", "optax", "optax_sam"),
-        "torch": ("torch", "pytorch_optimizer"),
-    }
-    return {package: importlib.metadata.version(package) for package in packages[framework]}
-
-
 def combinations(config: Config) -> Iterator[tuple[str, int]]:
     """Yields (network, batch size)."""
     for model in config.models:
         yield from ((model, batch_size) for batch_size in config.batch_sizes or BATCH_SIZES[model])
 
 
-def identity(record: dict[str, Any]) -> tuple[Any, ...]:
+def identity(record: Record) -> tuple[Any, ...]:
     """What is measured in one run."""
     return tuple(record[key] for key in ("device", "machine", "model", "batch_size"))
 
 
-def write(records: list[dict[str, Any]], path: Path) -> None:
+def write(records: list[Record], path: Path) -> None:
     """Replaces the lines of these devices, networks and batch sizes, keeps all others."""
     new = {identity(record) for record in records}
     kept = [record for record in read_records(path) if identity(record) not in new]
@@ -262,7 +258,9 @@ def is_stored(model: str, batch_size: int, path: Path) -> bool:
     """Whether the result file has times from this device and these versions."""
     wanted = {"model": model, "batch_size": batch_size, **place()}
     return any(
-        identity(record) == identity(wanted) and record["versions"] == versions("jax") and "seconds" in record
+        identity(record) == identity(wanted)
+        and record["versions"] == versions(*PACKAGES["jax"])
+        and "seconds" in record
         for record in read_records(path)
     )
 
@@ -283,9 +281,9 @@ def main() -> None:
     if not config.quick:
         records = read_records(config.output)
     print(step_cost_table.markdown(records))
-    if config.output == RESULTS and not config.quick:
-        step_cost_table.write_document(records)
-        print(f"Every number: {config.output}\nThese tables: {step_cost_table.DOCUMENT}")
+    if config.output == RESULT_FILE and not config.quick:
+        fill_tables(DOCUMENT, {"step_cost": step_cost_table.markdown(records)})
+        print(f"Every number: {config.output}\nThese tables: {DOCUMENT}")
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def compile_step(step: Callable[..., Any], carry: Any, batch: Any) -> jax.stages
 
 
 def counts(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """What the compiled program says of itself."""
+    """What the compiler counts in a program."""
     text, costs = compiled.as_text(), compiled.cost_analysis()
     return {
         "flops": costs["flops"],

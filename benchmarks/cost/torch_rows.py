@@ -1,4 +1,4 @@
-"""The networks of `step_cost.py` in PyTorch, and the SAM variants of the package pytorch_optimizer.
+"""The networks of the cost table in PyTorch, and the SAM variants of the package pytorch_optimizer.
 
 Networks get the parameters of those in JAX, and both must have the same loss. Each optimizer is used as its
 documentation says, in eager mode, with the base optimizer `torch.optim.SGD`.

@@ -1,4 +1,4 @@
-"""Wrong training labels on purpose, of two kinds.
+"""Makes training labels wrong on purpose, in one of two ways.
 
     symmetric     a label becomes any other with the same probability
     asymmetric    a label becomes the one that its class is commonly mistaken for

@@ -1,7 +1,7 @@
 """How good is the top eigenvector after a few products? Lanczos beside power iteration, along a training.
 
-    python -m benchmarks.experiments.eigenvector_solvers --download-dir FOLDER    # the folder with fashion_mnist/*.gz
-    python -m benchmarks.experiments.eigenvector_solvers --report-only            # page and picture from the results
+    python -m benchmarks.experiments.eigenvector_solvers --download-dir FOLDER    # with fashion_mnist/*.gz
+    python -m benchmarks.experiments.eigenvector_solvers --report-only            # page and picture alone
 
 The strided CNN is trained on 10,000 Fashion-MNIST images with SAM. Every 100 steps, where Eigen-SAM with its
 defaults would refresh, both solvers look for the top eigenvector of the Hessian of the current batch (128
@@ -20,28 +20,31 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from jax.flatten_util import ravel_pytree
+from scipy.sparse.linalg import LinearOperator, eigsh
 
-from benchmarks import train
-from benchmarks.data import sources as data
+from benchmarks.data import sources
+from benchmarks.data.arrays import Dataset, Split, load
 from benchmarks.errors import UsageError
-from benchmarks.reports.pages import fill_tables, table
-from benchmarks.training.sharpness import hessian_vector_product, top_eigenpair
-from benchmarks.training.trials import on_each_core, quiet, read_records, versions, write_records
+from benchmarks.reports import plots
+from benchmarks.reports.pages import DOCS, fill_tables, table
+from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.train import add_label_noise, epoch_order, train_steps
+from benchmarks.training.config import Config
+from benchmarks.training.program import TrainState, make_program
+from benchmarks.training.workers import on_each_core, quiet
 from optax_sam import tree_math
 from optax_sam.curvature.eigen import SOLVERS, random_vector
 
-mpl.use("agg")  # the picture goes to a file; no display needed
-import matplotlib.pyplot as plt
-
-RESULT_FILE = Path(__file__).parents[1] / "results" / "eigenvector_solvers.jsonl"
-DOCS = Path(__file__).parents[2] / "docs"
+RESULT_FILE = RESULTS / "eigenvector_solvers.jsonl"
 INTERVAL = 100
 NUM_FOR_EIGENVALUE = 1000
 STARTS = ("cold", "warm")
@@ -65,7 +68,7 @@ class Experiment:
     """Data set."""
     train_size: int | None = 10_000
     """Training images."""
-    data_dir: Path = data.DEFAULT_DATA_DIR
+    data_dir: Path = sources.DEFAULT_DATA_DIR
     """Folder of prepared data sets."""
     download_dir: Path | None = None
     """Folder with the raw files, in fashion_mnist/."""
@@ -77,11 +80,11 @@ class Experiment:
     """Only write page and picture, from the result file."""
 
 
-def measure(job: tuple[Experiment, int]) -> list[dict[str, Any]]:
+def measure(job: tuple[Experiment, int]) -> list[Record]:
     """Trains a network and measures; one record an estimate."""
     experiment, seed = job
-    dataset = load(experiment)
-    config = train.Config(
+    dataset = dataset_of(experiment)
+    config = Config(
         method="sam",
         rho=0.1,
         model=experiment.model,
@@ -90,22 +93,22 @@ def measure(job: tuple[Experiment, int]) -> list[dict[str, Any]]:
         learning_rate=0.05,
         seed=seed,
     )
-    program = train.make_program(config, dataset)
+    program = make_program(config, dataset)
 
     def loss(params, rest, images, labels):
         return program.loss(params, rest, images, labels)[0]
 
-    images, labels = train.add_label_noise(dataset.train, config, dataset.num_classes)
+    images, labels = add_label_noise(dataset.train, config, dataset.num_classes)
     few = (images[:NUM_FOR_EIGENVALUE], labels[:NUM_FOR_EIGENVALUE])
     state = program.init(seed)
     records = list(eigenvalues(experiment, loss, state, few, seed, step=0))
 
     found: dict[tuple[str, int], Any] = {}
-    steps = train.train_steps(program, data.Split(images, labels), state, seed)
+    steps = train_steps(program, Split(images, labels), state, seed)
     for step, state, _ in steps:
         if step % INTERVAL == 1:
             # The batch of this step, as a refresh would have it; the parameters are those behind it.
-            order = train.epoch_order(seed, (step - 1) // program.steps_per_epoch, len(labels))
+            order = epoch_order(seed, (step - 1) // program.steps_per_epoch, len(labels))
             start = (step - 1) % program.steps_per_epoch * config.batch_size
             batch = order[start : start + config.batch_size]
             at = (state.params, state.rest, images[batch], labels[batch])
@@ -113,9 +116,9 @@ def measure(job: tuple[Experiment, int]) -> list[dict[str, Any]]:
     return records + list(eigenvalues(experiment, loss, state, few, seed, step))
 
 
-def load(experiment: Experiment) -> data.Dataset:
+def dataset_of(experiment: Experiment) -> Dataset:
     """The data."""
-    return data.load(
+    return load(
         experiment.dataset,
         experiment.data_dir,
         download_dir=experiment.download_dir,
@@ -125,7 +128,7 @@ def load(experiment: Experiment) -> data.Dataset:
 
 def measure_all(experiment: Experiment) -> None:
     """Adds the seeds that are missing in the result file."""
-    load(experiment)  # prepared once, before the workers start
+    dataset_of(experiment)  # prepared once, before the workers start
     records = read_records(experiment.output)
     done = {record["seed"] for record in records}
     jobs = [(experiment, seed) for seed in range(experiment.seeds) if seed not in done]
@@ -136,7 +139,7 @@ def measure_all(experiment: Experiment) -> None:
 
 def alignments(
     experiment: Experiment, loss: Callable, at: tuple, found: dict, seed: int, step: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Every solver, start and number of products, beside the exact top eigenvector of the same batch."""
     params, *rest = at
     exact_value, exact = top_eigenpair(loss, params, *rest, tolerance=1e-4)
@@ -158,13 +161,13 @@ def alignments(
                 "alignment": abs(float(tree_math.vdot(vector, exact))),
                 "relative_error": abs(float(value) / exact_value - 1),
                 "exact_eigenvalue": exact_value,
-                "versions": versions(),
+                "versions": versions_and_device(),
             }
 
 
 def eigenvalues(
-    experiment: Experiment, loss: Callable, state: train.TrainState, few: tuple, seed: int, step: int
-) -> Iterator[dict[str, Any]]:
+    experiment: Experiment, loss: Callable, state: TrainState, few: tuple, seed: int, step: int
+) -> Iterator[Record]:
     """The error of λ_max on 1,000 images, from a random start, against the number of products."""
     exact, _ = top_eigenpair(loss, state.params, state.rest, *few, tolerance=1e-6)
     cold = random_vector(jax.random.key(seed), state.params)
@@ -181,14 +184,51 @@ def eigenvalues(
                 "eigenvalue": float(value),
                 "exact_eigenvalue": exact,
                 "relative_error": abs(float(value) / exact - 1),
-                "versions": versions(),
+                "versions": versions_and_device(),
             }
+
+
+def top_eigenpair(
+    value_fn: Callable[..., jax.Array], params: object, *args: object, tolerance: float = 1e-3
+) -> tuple[float, object]:
+    """The algebraically largest eigenvalue of the Hessian of `value_fn(params, *args)`, and its eigenvector.
+
+    By SciPy rather than by one of the solvers that are compared with it: ARPACK's restarted Lanczos, from
+    Hessian-vector products in the precision of the parameters.
+
+    Args:
+        value_fn: scalar function. Compiled once per function object, whatever the parameters.
+        params: where; a pytree.
+        *args: further arguments of `value_fn`.
+        tolerance: relative accuracy of the eigenvalue.
+
+    Returns:
+        (eigenvalue, unit eigenvector like `params`).
+    """
+    flat, unravel = ravel_pytree(params)
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        tangent = unravel(np.asarray(vector, flat.dtype).ravel())
+        return np.asarray(ravel_pytree(hessian_vector_product(value_fn, params, tangent, *args))[0])
+
+    operator = LinearOperator((flat.size, flat.size), matvec=product, dtype=flat.dtype)
+    start = np.random.default_rng(0).standard_normal(flat.size)  # ARPACK's own varies by call
+    values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)
+    return float(values[0]), unravel(np.asarray(vectors[:, 0], flat.dtype))
+
+
+@partial(jax.jit, static_argnums=0)
+def hessian_vector_product(
+    value_fn: Callable[..., jax.Array], params: object, tangent: object, *args: object
+) -> object:
+    """H v: forward over reverse."""
+    return jax.jvp(lambda w: jax.grad(value_fn)(w, *args), (params,), (tangent,))[1]
 
 
 # --- Page and picture ---------------------------------------------------------------------------------
 
 
-def select(records: list[dict], kind: str, **fields: Any) -> list[dict]:
+def select(records: list[Record], kind: str, **fields: Any) -> list[Record]:
     """The records of a kind with these values."""
     return [
         record
@@ -197,7 +237,7 @@ def select(records: list[dict], kind: str, **fields: Any) -> list[dict]:
     ]
 
 
-def alignment_table(records: list[dict]) -> str:
+def alignment_table(records: list[Record]) -> str:
     """Mean alignment (and the lowest decile) of each solver and start, a line a number of products."""
     columns = [(solver, start) for start in STARTS for solver in sorted(SOLVERS)]
     lines = []
@@ -211,7 +251,7 @@ def alignment_table(records: list[dict]) -> str:
     return table(["products", *(f"{solver}, {start}" for solver, start in columns)], lines)
 
 
-def eigenvalue_table(records: list[dict]) -> str:
+def eigenvalue_table(records: list[Record]) -> str:
     """Largest error over the seeds, a line a number of products."""
     last = max(record["step"] for record in select(records, "eigenvalue"))
     columns = [(solver, step) for step in (0, last) for solver in sorted(SOLVERS)]
@@ -226,7 +266,7 @@ def eigenvalue_table(records: list[dict]) -> str:
     return table(["products", *titles], lines)
 
 
-def equal_quality(records: list[dict], products: Sequence[int] = range(1, 11), num_iters: int = 5) -> str:
+def equal_quality(records: list[Record], products: Sequence[int] = range(1, 11), num_iters: int = 5) -> str:
     """How many Lanczos products align at least as well as so many power iterations, both warm."""
 
     def mean(solver: str, count: int) -> float:
@@ -245,7 +285,7 @@ def equal_quality(records: list[dict], products: Sequence[int] = range(1, 11), n
     )
 
 
-def tables(records: list[dict]) -> dict[str, str]:
+def tables(records: list[Record]) -> dict[str, str]:
     """What fills the page."""
     return {
         "alignment": alignment_table(records),
@@ -254,10 +294,13 @@ def tables(records: list[dict]) -> dict[str, str]:
     }
 
 
-def draw(records: list[dict], path: Path) -> None:
+def draw(records: list[Record], path: Path) -> None:
     """Alignment against the number of products."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    styles = {"lanczos": {"color": "#0072B2", "marker": "s"}, "power": {"color": "#D55E00", "marker": "o"}}
+    styles = {
+        "lanczos": {"color": plots.STYLES["sam"]["color"], "marker": "s"},
+        "power": {"color": plots.STYLES["xsam"]["color"], "marker": "o"},
+    }
     names = {"lanczos": "Lanczos", "power": "power iteration"}
     for solver, start in ((solver, start) for solver in SOLVERS for start in STARTS):
         own = select(records, "alignment", solver=solver, start=start)
@@ -278,11 +321,9 @@ def draw(records: list[dict], path: Path) -> None:
         xticks=products,
         ylim=(0, 1.02),
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    plots.tidy(axes)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    plots.save(figure, path)
 
 
 def main() -> None:

@@ -8,17 +8,19 @@ is the authors' early code (no averaging, no damping). Nothing here looks at tes
 
 import dataclasses
 import itertools
-import json
 import statistics
 from pathlib import Path
 
 import tyro
 from tqdm import tqdm
 
-from benchmarks import train
-from benchmarks.data import sources as data
+from benchmarks.data import sources
+from benchmarks.data.arrays import load
+from benchmarks.reports.records import RESULTS, write_records
+from benchmarks.train import add_label_noise, evaluate, train_steps
+from benchmarks.training.config import Config
+from benchmarks.training.program import make_program
 
-RESULTS = Path(__file__).parents[1] / "results" / "info_sam_defaults.jsonl"
 RADII = (0.1, 0.2, 0.4)
 AUTHORS = {"decay": 0.9, "variance_decay": 0.0, "damping": 0.0, "power": 1.0}
 ESTIMATORS = [
@@ -35,11 +37,11 @@ class Experiment:
     """Networks trained for each setting."""
     epochs: int = 30
     """Passes over the training images."""
-    data_dir: Path = data.DEFAULT_DATA_DIR
+    data_dir: Path = sources.DEFAULT_DATA_DIR
     """Folder of prepared data sets."""
     download_dir: Path | None = None
     """Folder with the raw files of MNIST, in mnist/."""
-    output: Path = RESULTS
+    output: Path = RESULTS / "info_sam_defaults.jsonl"
     """Result file, one line a setting."""
 
 
@@ -48,11 +50,11 @@ def main() -> None:
     experiment = tyro.cli(
         Experiment, prog="python -m benchmarks.experiments.info_sam_defaults", description=__doc__
     )
-    dataset = data.load("mnist", experiment.data_dir, download_dir=experiment.download_dir, train_size=3000)
+    dataset = load("mnist", experiment.data_dir, download_dir=experiment.download_dir, train_size=3000)
     settings = [("sam", {})] + [("info_sam", options) for options in [AUTHORS, *ESTIMATORS]]
     records = []
     for (method, options), rho in tqdm(list(itertools.product(settings, RADII)), unit="setting"):
-        config = train.Config(
+        config = Config(
             method=method,
             rho=rho,
             options=options,
@@ -60,14 +62,14 @@ def main() -> None:
             label_noise=0.4,
             epochs=experiment.epochs,
         )
-        program = train.make_program(config, dataset)
+        program = make_program(config, dataset)
         accuracies = []
         for seed in range(experiment.seeds):
             seeded = dataclasses.replace(config, seed=seed)
-            noisy = train.add_label_noise(dataset.train, seeded, dataset.num_classes)
-            for _, state, _ in train.train_steps(program, noisy, program.init(seed), seed):  # noqa: B007
+            noisy = add_label_noise(dataset.train, seeded, dataset.num_classes)
+            for _, state, _ in train_steps(program, noisy, program.init(seed), seed):  # noqa: B007
                 pass
-            accuracies.append(train.evaluate(program, state, dataset.validation)["accuracy"])
+            accuracies.append(evaluate(program, state, dataset.validation)["accuracy"])
         records.append(
             {
                 "method": method,
@@ -77,8 +79,7 @@ def main() -> None:
                 "validation_accuracies": accuracies,
             }
         )
-    experiment.output.parent.mkdir(parents=True, exist_ok=True)
-    experiment.output.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_records(experiment.output, records)
 
     print(f"{'validation accuracy at rho':60s}" + "".join(f"{rho:8g}" for rho in RADII) + "    best")
     for method, options in settings:

@@ -1,9 +1,9 @@
 """The accuracy suite: every method, four levels of wrong labels, several seeds, on Fashion-MNIST.
 
-    python -m benchmarks.experiments.suite tune      chooses each row's settings on validation data
-    python -m benchmarks.experiments.suite run       trains every row with every seed, measures on test data
-    python -m benchmarks.experiments.suite time      measures the cost of a step, the rows taking turns
-    python -m benchmarks.reports.suite_report          tables and figures from the result files, into RESULTS.md
+    python -m benchmarks.experiments.suite tune    chooses each row's settings on validation data
+    python -m benchmarks.experiments.suite run     trains every row with every seed, measures on test data
+    python -m benchmarks.experiments.suite time    measures the cost of a step, the rows taking turns
+    python -m benchmarks.reports.suite_report      tables and figures from the result files, for RESULTS.md
 
 10,000 training images, the strided CNN, 20 epochs. The protocol:
 
@@ -23,102 +23,31 @@
 `tune` and `run` append to their files as trials end: stopped, they go on where they were.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import jax
 import tyro
-from scipy.sparse.linalg import ArpackError
 
-from benchmarks import train
-from benchmarks.data import sources as data
+from benchmarks.data import sources
+from benchmarks.data.arrays import Dataset, load
 from benchmarks.errors import UsageError
+from benchmarks.experiments.suite_rows import BATCH_SIZE, ROWS, best, next_trial
+from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.train import add_label_noise, evaluate
+from benchmarks.training.config import Config
+from benchmarks.training.program import Program, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
-from benchmarks.training.trials import (
-    on_each_core,
-    quiet,
-    read_records,
-    time_per_step,
-    train_once,
-    versions,
-    with_settings,
-    write_records,
-)
+from benchmarks.training.trials import settings_of, time_per_step, train_to_the_end, with_settings
+from benchmarks.training.workers import on_each_core, quiet
 
-RESULTS = Path(__file__).parents[1] / "results"
 NOISE_LEVELS = (0.0, 0.2, 0.4, 0.6)
 TUNING_SEED = 1000  # `run` uses 0, 1, 2, ...
-BATCH_SIZE = 128
-NUM_FOR_SHARPNESS = 1000
-RECORDED = (
-    *("dataset", "train_size", "model", "epochs", "batch_size"),
-    *("learning_rate", "momentum", "weight_decay", "refresh_every"),
-)
-
-
-class Row(NamedTuple):
-    """One row of the tables.
-
-    Attributes:
-        method: its name in `methods.METHODS`.
-        label: how tables and figures spell it.
-        first: four settings, of which the best on validation data is kept; empty where nothing is chosen.
-        then: a fifth trial, on top of the best of the four.
-        epochs: passes over the training data.
-        refresh_every: steps between refreshes, as the method's authors have it.
-    """
-
-    method: str
-    label: str
-    first: Sequence[Mapping[str, float]] = ()
-    then: Mapping[str, float] | None = None
-    epochs: int = 20
-    refresh_every: int = 100
-
-
-def radii(*factors: float, **units: float) -> list[dict[str, float]]:
-    """Multiples of the units."""
-    return [{name: round(factor * unit, 6) for name, unit in units.items()} for factor in factors]
-
-
-FOUR = (0.5, 1, 2, 3)
-SGD_DECAYS = [{"weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3, 1e-2)]
-SAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=0.1)]
-ASAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=1.0)]
-STRONGER = {"weight_decay": 5e-3}
-FASTER = {"learning_rate": 0.1}
-# rho_max is twice rho, as XSAM's authors have it; the fifth trial is another.
-XSAM_RADII = radii(*FOUR, rho=0.1, rho_max=0.2)
-OTHER_RHO_MAX = {"rho_max": 0.15}
-EPOCH = 10_000 // BATCH_SIZE
-
-ROWS = {
-    "sgd": Row("sgd", "SGD"),
-    "sgd_40": Row("sgd", "SGD, 40 epochs", epochs=40),
-    "sam": Row("sam", "SAM", radii(*FOUR, rho=0.1), {"rho": 0.15}),
-    "asam": Row("asam", "ASAM", radii(*FOUR, rho=1.0), {"eta": 0.1}),
-    "fisher_sam": Row("fisher_sam", "Fisher SAM", radii(*FOUR, rho=0.1), {"eta": 0.1}),
-    "info_sam": Row("info_sam", "infoSAM", radii(*FOUR, rho=0.1), {"power": 0.5}),
-    "eigen_sam": Row("eigen_sam", "Eigen-SAM", radii(*FOUR, rho=0.1), {"alpha": 0.5}),
-    "xsam": Row("xsam", "XSAM", XSAM_RADII, OTHER_RHO_MAX, refresh_every=EPOCH),
-    "xsam3": Row("xsam3", "XSAM, 3 steps", XSAM_RADII, OTHER_RHO_MAX, refresh_every=EPOCH),
-    "asam_xsam": Row(
-        "asam_xsam",
-        "ASAM with XSAM's search",
-        radii(*FOUR, rho=1.0, rho_max=0.2),
-        OTHER_RHO_MAX,
-        refresh_every=EPOCH,
-    ),
-    "sgd_decay": Row("sgd", "SGD, decay tuned", SGD_DECAYS, FASTER),
-    "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
-    "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
-    "asam_decay": Row("asam", "ASAM, decay tuned", ASAM_DECAYS, STRONGER),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +70,7 @@ class Suite:
     """Folder of the result files."""
     tuning_file: Path = RESULTS / "suite_tuning.jsonl"
     """Where `tune` writes, and `run` finds the settings."""
-    data_dir: Path = data.DEFAULT_DATA_DIR
+    data_dir: Path = sources.DEFAULT_DATA_DIR
     """Folder of prepared data sets."""
     download_dir: Path | None = None
     """Folder with the raw files of Fashion-MNIST, in fashion_mnist/."""
@@ -151,10 +80,10 @@ class Suite:
     """Networks trained at a time, each on a core of its own."""
 
 
-def row_config(suite: Suite, name: str, noise: float) -> train.Config:
+def row_config(suite: Suite, name: str, noise: float) -> Config:
     """Configuration of a row before anything is chosen."""
     row = ROWS[name]
-    return train.Config(
+    return Config(
         method=row.method,
         dataset="fashion_mnist",
         train_size=suite.train_size,
@@ -168,9 +97,9 @@ def row_config(suite: Suite, name: str, noise: float) -> train.Config:
 
 
 @functools.cache
-def load(suite: Suite) -> data.Dataset:
+def dataset_of(suite: Suite) -> Dataset:
     """The data of all rows."""
-    return data.load(
+    return load(
         "fashion_mnist",
         suite.data_dir,
         download_dir=suite.download_dir,
@@ -179,16 +108,16 @@ def load(suite: Suite) -> data.Dataset:
     )
 
 
-def make_program(suite: Suite, config: train.Config) -> train.Program:
+def program_of(suite: Suite, config: Config) -> Program:
     """The compiled functions of a configuration; noise levels and seeds share them."""
     shared = dataclasses.replace(config, label_noise=0.0, seed=0)
     key = repr(shared)
     if key not in programs:
-        programs[key] = train.make_program(shared, load(suite))
+        programs[key] = make_program(shared, dataset_of(suite))
     return programs[key]
 
 
-programs: dict[str, train.Program] = {}  # of this process
+programs: dict[str, Program] = {}  # of this process
 
 
 class Job(NamedTuple):
@@ -201,83 +130,61 @@ class Job(NamedTuple):
     settings: Mapping[str, float]
 
 
-def train_job(job: Job, *, test: bool) -> dict[str, Any]:
+def train_job(job: Job, *, test: bool) -> Record:
     """Trains a network; validation accuracy, and with `test` what `run` reports."""
-    dataset = load(job.suite)
+    dataset = dataset_of(job.suite)
     config = with_settings(row_config(job.suite, job.row, job.noise), job.settings)
     config = dataclasses.replace(config, seed=job.seed)
-    program = make_program(job.suite, config)
-    noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
+    program = program_of(job.suite, config)
+    noisy = add_label_noise(dataset.train, config, dataset.num_classes)
     record = {
         "row": job.row,
         "label_noise": job.noise,
         "seed": job.seed,
         "settings": dict(job.settings),
-        "config": {name: getattr(config, name) for name in RECORDED},
-        "versions": versions(),
+        "config": settings_of(config),
+        "versions": versions_and_device(),
     }
     try:
-        for _, state in train_once(program, config, noisy):  # noqa: B007 (the last one is used)
-            pass
+        state = train_to_the_end(program, config, noisy)
     except UsageError:
-        # No better than guessing; part of the result, not an accident.
+        # A result like any other: no better than guessing.
         guess = 1 / dataset.num_classes
         record |= {"diverged": True, "validation_accuracy": guess}
         return record | ({"test_accuracy": guess} if test else {})
-    record["validation_accuracy"] = train.evaluate(program, state, dataset.validation)["accuracy"]
+    record["validation_accuracy"] = evaluate(program, state, dataset.validation)["accuracy"]
     if test:
-        evaluated = train.evaluate(program, state, dataset.test)
-        fitted = train.evaluate(program, state, noisy)
+        evaluated = evaluate(program, state, dataset.test)
+        fitted = evaluate(program, state, noisy)
         record |= {
             "test_accuracy": evaluated["accuracy"],
             "test_loss": evaluated["loss"],
             "training_accuracy_on_noisy_labels": fitted["accuracy"],
         }
-        few = data.Split(noisy.images[:NUM_FOR_SHARPNESS], noisy.labels[:NUM_FOR_SHARPNESS])
-        with contextlib.suppress(ArpackError):  # the Hessian of a dead network is zero
-            record["largest_hessian_eigenvalue"] = largest_hessian_eigenvalue(
-                training_loss(job.suite), state.params, state.rest, *few
-            )
+        sharpness = largest_hessian_eigenvalue(training_loss(job.suite), state.params, noisy)
+        if sharpness > 0:  # the Hessian of a dead network is zero
+            record["largest_hessian_eigenvalue"] = sharpness
     return record
 
 
 @functools.cache
-def training_loss(suite: Suite):
-    """The loss of the network, whatever method trained it: one function, so that it is compiled once."""
-    loss = make_program(suite, row_config(suite, "sgd", 0.0)).loss
-    return lambda params, rest, images, labels: loss(params, rest, images, labels)[0]
+def training_loss(suite: Suite) -> Callable[..., jax.Array]:
+    """Params, batch -> loss of the network, whatever method trained it: one function, compiled once."""
+    program = program_of(suite, row_config(suite, "sgd", 0.0))
+    rest = program.init(0).rest  # the networks of the suite have no BatchNorm and no dropout
+    return jax.jit(lambda params, batch: program.loss(params, rest, *batch)[0])
 
 
 # --- Tuning -------------------------------------------------------------------------------------------
 
 
-def tune_job(job: tuple[Suite, str, float, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def tune_job(job: tuple[Suite, str, float, list[Record]]) -> list[Record]:
     """The trials of a row at a noise level that are missing among those there are."""
     suite, name, noise, before = job
     trials = list(before)
     while (settings := next_trial(trials, name, noise)) is not None:
         trials.append(train_job(Job(suite, name, noise, TUNING_SEED, settings), test=False))
     return trials[len(before) :]
-
-
-def next_trial(trials: list[dict[str, Any]], name: str, noise: float) -> dict[str, float] | None:
-    """Settings of the first trial of a row at a noise level that is missing; None if none is."""
-    row = ROWS[name]
-    own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
-    wanted = [*row.first]
-    first = [trial for trial in own if trial["settings"] in wanted]
-    if first and row.then:
-        wanted.append({**best(first, name, noise), **row.then})
-    made = [trial["settings"] for trial in own]
-    return next((settings for settings in wanted if settings not in made), None)
-
-
-def best(trials: list[dict[str, Any]], name: str, noise: float) -> dict[str, float]:
-    """Settings with the highest validation accuracy of a row at a noise level; the first of equals."""
-    if not ROWS[name].first:
-        return {}
-    own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
-    return max(own, key=lambda trial: trial["validation_accuracy"])["settings"]
 
 
 def tune(suite: Suite) -> None:
@@ -297,7 +204,7 @@ def tune(suite: Suite) -> None:
 # --- The runs that are reported -----------------------------------------------------------------------
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: Job) -> Record:
     """A network of the tables."""
     return train_job(job, test=True)
 
@@ -348,8 +255,8 @@ def time_rows(suite: Suite) -> None:
     configs = {
         name: with_settings(row_config(suite, name, noise), best(trials, name, noise)) for name in suite.rows
     }
-    each = {name: make_program(suite, config) for name, config in configs.items()}
-    noisy = train.add_label_noise(load(suite).train, configs[suite.rows[0]], 10)
+    each = {name: program_of(suite, config) for name, config in configs.items()}
+    noisy = add_label_noise(dataset_of(suite).train, configs[suite.rows[0]], 10)
     seconds = time_per_step(configs, each, noisy)
     write_records(
         suite.output / "suite_time.jsonl",
@@ -358,7 +265,7 @@ def time_rows(suite: Suite) -> None:
                 "row": name,
                 "seconds_per_step": seconds[name],
                 "steps": each[name].num_steps,
-                "versions": versions() | {"cores": os.cpu_count()},
+                "versions": versions_and_device() | {"cores": os.cpu_count()},
             }
             for name in suite.rows
         ],
@@ -370,7 +277,7 @@ def main() -> None:
     suite = tyro.cli(Suite, prog="python -m benchmarks.experiments.suite", description=__doc__)
     quiet()
     try:
-        load(suite)  # prepared once, before the workers start
+        dataset_of(suite)  # prepared once, before the workers start
         {"tune": tune, "run": run, "time": time_rows}[suite.action](suite)
     except UsageError as error:
         sys.exit(f"error: {error}")

@@ -7,7 +7,7 @@ Three layouts are known, by the names of their arrays:
     torchvision                          `vit_b_16`, once its .pth is saved as .safetensors
 
 The head is left out: the new one starts at zero, for other classes. Position embeddings are interpolated
-where the images are of another size. The images of `data.py` are standardised by their own mean and
+where the images are of another size. Our images (`data/arrays.py`) are standardised by their own mean and
 deviation, and those that the weights were trained on by others: the difference is put into the weights of the
 first layer, so that the network starts with the features that were published.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from benchmarks.data.sources import Dataset
+from benchmarks.data.arrays import Dataset
 from benchmarks.errors import UsageError
 
 Arrays = Mapping[str, np.ndarray]

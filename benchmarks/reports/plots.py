@@ -7,14 +7,33 @@ from typing import NamedTuple
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.experiments.demo import ROWS
-
 mpl.use("agg")  # pictures go to files; no display needed
 import matplotlib.pyplot as plt
 
+# Colours: Wong, "Points of view: Color blindness", Nature Methods 2011. Where one comes twice, the rows
+# differ by marker, and by dashes.
+STYLES = {
+    "sgd": {"color": "#000000", "marker": "o"},
+    "sgd_usual": {"color": "#7F7F7F", "marker": "x"},
+    "sgd_40": {"color": "#7F7F7F", "marker": "o", "linestyle": "--"},
+    "sam": {"color": "#0072B2", "marker": "s"},
+    "sam_usual": {"color": "#56B4E9", "marker": "+"},
+    "asam": {"color": "#E69F00", "marker": "D"},
+    "fisher_sam": {"color": "#56B4E9", "marker": "X"},
+    "info_sam": {"color": "#009E73", "marker": "^"},
+    "eigen_sam": {"color": "#CC79A7", "marker": "v"},
+    "xsam": {"color": "#D55E00", "marker": "P"},
+    "xsam3": {"color": "#D55E00", "marker": "*", "linestyle": "--"},
+    "asam_xsam": {"color": "#E69F00", "marker": "p", "linestyle": "--"},
+    "sgd_decay": {"color": "#000000", "marker": "o", "linestyle": ":", "fillstyle": "none"},
+    "sgd_40_decay": {"color": "#7F7F7F", "marker": "o", "linestyle": ":", "fillstyle": "none"},
+    "sam_decay": {"color": "#0072B2", "marker": "s", "linestyle": ":", "fillstyle": "none"},
+    "asam_decay": {"color": "#E69F00", "marker": "D", "linestyle": ":", "fillstyle": "none"},
+}
+
 
 class Style(NamedTuple):
-    """How a method is drawn.
+    """How a row is drawn.
 
     Attributes:
         label: in the legend.
@@ -30,17 +49,22 @@ class Style(NamedTuple):
 
 
 def style(row: str, label: str, line: str = "-") -> Style:
-    """Colour and marker of a row of the demonstration, chosen to be told apart by colour-blind readers."""
-    return Style(label, ROWS[row].colour, ROWS[row].marker, line)
+    """Colour and marker of a row of `STYLES`, with another label and line."""
+    return Style(label, STYLES[row]["color"], STYLES[row]["marker"], line)
+
+
+def tidy(*panels: plt.Axes) -> None:
+    """No frame at the top and at the right, a light grid."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
 
 
 def panels(num: int, title: str) -> tuple[plt.Figure, Sequence[plt.Axes]]:
     """A figure with panels side by side."""
     figure, axes = plt.subplots(1, num, figsize=(5 * num, 4.6), layout="constrained", squeeze=False)
     figure.suptitle(title)
-    for each in axes[0]:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(alpha=0.25)
+    tidy(*axes[0])
     return figure, axes[0]
 
 
@@ -76,8 +100,8 @@ def legend_below(axes: plt.Axes) -> None:
     axes.figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
-def save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path, dpi: int = 150) -> None:
     """Writes the picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)

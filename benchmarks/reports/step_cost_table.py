@@ -1,19 +1,16 @@
-"""The tables of `step_cost.py`, in Markdown, for the terminal and for docs/cost.md."""
+"""The tables of `cost/step_cost.py`, in Markdown, for the terminal and for docs/cost.md."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "cost.md"
-BEGIN = "<!-- What follows is written by `python -m benchmarks.cost.step_cost`. -->"
-END = "<!-- End of what is written by `python -m benchmarks.cost.step_cost`. -->"
+from benchmarks.reports.pages import table
+from benchmarks.reports.records import Record
+
 TITLES = {
     "mlp": "MLP, 784-256-256-10",
     "strided_cnn": "Strided CNN, 16-32-32 channels, 28 x 28 x 1",
     "resnet8": "ResNet-8, 16-32-64 channels, group normalisation, 32 x 32 x 3",
     "transformer": "Transformer, 2 blocks of width 64, sequences of 64 of 256 tokens",
 }
-Record = dict[str, Any]
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -26,8 +23,8 @@ def markdown(records: Sequence[Record]) -> str:
     for (device, machine, model), group in sorted(
         groups.items(), key=lambda item: (item[0][:2], order.index(item[0][2]))
     ):
-        parts += [f"### {TITLES[model]}", f"On {device} ({machine}); {provenance(group)}.", table(group)]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"### {TITLES[model]}", f"On {device} ({machine}); {provenance(group)}.", cost_table(group)]
+    return "\n\n".join(parts)
 
 
 def provenance(records: Iterable[Record]) -> str:
@@ -44,7 +41,7 @@ def provenance(records: Iterable[Record]) -> str:
     return f"{packages}; {few if few == many else f'{few} to {many}'} rounds"
 
 
-def table(records: Sequence[Record]) -> str:
+def cost_table(records: Sequence[Record]) -> str:
     """Returns the table of one network on one device: counts, then the time with every batch size."""
     batch_sizes = sorted({record["batch_size"] for record in records})
     own = {(record["row"], record["batch_size"]): record for record in records}
@@ -56,10 +53,8 @@ def table(records: Sequence[Record]) -> str:
         for framework, row in (("jax", "sgd"), ("torch", "torch.optim.SGD"))
         if (row, shown) in own
     }
-    lines = [
-        ["", "flops", "bytes", "memory", "state", *(f"{size} examples" for size in batch_sizes)],
-        ["---", *["---:"] * (4 + len(batch_sizes))],
-    ]
+    titles = ["", "flops", "bytes", "memory", "state", *(f"{size} examples" for size in batch_sizes)]
+    lines = []
     for row in rows:
         record = own[row, shown]
         unit = units[record["framework"]]
@@ -73,11 +68,7 @@ def table(records: Sequence[Record]) -> str:
                 *(time(own.get((row, size))) for size in batch_sizes),
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    return table(titles, lines, padded=True)
 
 
 def ratio(record: Record, unit: Record, key: str) -> str:
@@ -103,15 +94,3 @@ def time(record: Record | None) -> str:
         return ""
     low, median, high = record["seconds_relative_to_sgd"]
     return f"{median:.2f} ({low:.2f}–{high:.2f}), {duration(record['seconds'][1])}"
-
-
-def write_document(records: Sequence[Record]) -> None:
-    """Replaces the tables in the document."""
-    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), records), encoding="utf-8")
-
-
-def with_tables(document: str, records: Sequence[Record]) -> str:
-    """Returns the document with the tables of these records."""
-    before, rest = document.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{markdown(records)}\n{END}{after}"

@@ -15,10 +15,10 @@ from typing import Literal
 import tyro
 
 from benchmarks import methods
-from benchmarks.data import sources as data
+from benchmarks.data import sources
 from benchmarks.data.augment import AUGMENTATIONS
 from benchmarks.errors import UsageError
-from benchmarks.models.small import MODELS
+from benchmarks.models.table import MODELS
 from benchmarks.training.parallel import LAYOUTS
 
 
@@ -37,7 +37,7 @@ class Config:
     monitor: int | None = None
     """Record norms, sharpness, alignment and curvature every so many steps. Left out: never."""
 
-    dataset: Literal[*data.SOURCES] = "digits"
+    dataset: Literal[*sources.SOURCES] = "digits"
     """Data set; digits is bundled, the others need files (--download-dir, --download, --image-folder)."""
     image_folder: Path | None = None
     """Folder with train/<class>/*.jpg or .png, for the data set image_folder."""
@@ -86,7 +86,7 @@ class Config:
 
     output: Path | None = None
     """Folder of metrics and checkpoints. Left out: a folder under runs/ named after the run."""
-    data_dir: Path = data.DEFAULT_DATA_DIR
+    data_dir: Path = sources.DEFAULT_DATA_DIR
     """Folder of prepared data sets."""
     download_dir: Path | None = None
     """Folder with raw files that are already there, in <download-dir>/<dataset>/."""

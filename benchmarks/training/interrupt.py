@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that a loop asks between two steps."""
+"""Lets a loop ask between two steps whether Ctrl-C or SIGTERM came."""
 
 import contextlib
 import signal
@@ -11,11 +11,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def ask_for_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside of it a first signal is remembered, and a second one acts as always.
+    """In this context a first signal is remembered, and a second one acts as usual.
 
     Yields:
-        A function that says whether a signal came. Outside of the main thread, where Python has no signals,
-        it says no.
+        A function that says whether a signal came; never outside of the main thread, where Python has no
+        signals.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -6,9 +6,7 @@ shows the curves of all runs in the folder `runs`, with the package `tensorboard
 """
 
 import dataclasses
-import importlib.metadata
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +15,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from benchmarks.errors import UsageError
+from benchmarks.reports.records import read_records, versions, write_records
 from benchmarks.training.config import NOT_PART_OF_THE_RUN, Config
 
 
@@ -31,11 +30,10 @@ class Log:
             for name, value in dataclasses.asdict(config).items()
             if name not in NOT_PART_OF_THE_RUN
         }
-        packages = ("optax_sam", "jax", "jaxlib", "optax", "flax", "numpy")
         self.start = {
             "event": "start",
             "config": identity,
-            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "versions": versions("optax_sam", "jax", "jaxlib", "optax", "flax", "numpy"),
             "device": jax.devices()[0].device_kind,
         }
 
@@ -55,7 +53,7 @@ class Log:
                 f"{self.path.parent} already holds a run; add --resume to continue it, or choose "
                 "another --output folder"
             )
-        records = self.read()
+        records = read_records(self.path)
         before, now = records[0]["config"] if records else {}, self.start["config"]
         changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
         if changed:
@@ -66,28 +64,16 @@ class Log:
 
     def begin(self, step: int) -> None:
         """Starts the files, or cuts them back to the step from which a run goes on."""
-        lines = [json.dumps(self.start)]
+        records = [self.start]
         if step:
-            kept = [record for record in self.read() if record.get("step", step + 1) <= step]
-            kept.append(self.start | {"event": "resume", "step": step})
-            lines += map(json.dumps, kept)
-        partial_file = self.path.with_suffix(".partial")
-        partial_file.write_text("\n".join(lines) + "\n")
-        os.replace(partial_file, self.path)
+            before = read_records(self.path)
+            records += [record for record in before if record.get("step", step + 1) <= step]
+            records.append(self.start | {"event": "resume", "step": step})
+        write_records(self.path, records)
         # A kill may have taken points that were not on disk yet: hide earlier files and write all again.
         self.tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=0)
-        for record in self.read():
+        for record in records:
             self.show(record)
-
-    def read(self) -> list[dict[str, Any]]:
-        """The records so far; a last line cut short by a kill is left out."""
-        records = []
-        for line in self.path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds a line, and its numbers to TensorBoard."""
@@ -104,7 +90,7 @@ class Log:
         self.tensorboard.flush()
 
     def __enter__(self) -> Self:
-        """Leaves it as it is: `begin` opens the files."""
+        """Does nothing: `begin` opens the files."""
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -9,14 +9,14 @@ device's part by itself, and one with dropout drops the same units on all device
 is one pytree of the same shapes in all of them, so a checkpoint of one is a checkpoint of all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.errors import UsageError
 
@@ -30,7 +30,7 @@ class OneDevice:
     axis_name: str | None = None  # for the methods
 
     def part(self, batch: Any) -> Any:
-        """In the step: what of the batch is this program's."""
+        """In the step: this program's part of the batch."""
         return batch
 
     def average(self, tree: Any) -> Any:
@@ -42,10 +42,10 @@ class OneDevice:
         return tree
 
     def compile(self, init: Callable, step: Callable, tx: optax.GradientTransformation) -> tuple:
-        """Compiles the functions of `train.make_program`.
+        """Compiles the functions of `program.make_program`.
 
         Args:
-            init: seed -> state, a `train.TrainState`.
+            init: seed -> state, a `program.TrainState`.
             step: state, training data, order, index, key, refresh, record -> state, loss.
             tx: what made the state's `opt_state`.
 
@@ -106,15 +106,19 @@ class FSDP(Data):
 
     def param_sharding(self, param: jax.ShapeDtypeStruct) -> NamedSharding:
         """Where a parameter lives: sharded, if it can be."""
-        sizes = [size if size % self.num_devices == 0 else 0 for size in param.shape]
-        if not any(sizes):
-            return self.replicated
-        axis = sizes.index(max(sizes))
-        return NamedSharding(self.replicated.mesh, PartitionSpec(*[None] * axis, AXIS))
+        return fsdp_sharding(param.shape, self.replicated.mesh)
+
+
+def fsdp_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Where FSDP puts a parameter: split along its longest axis that the devices divide, if any."""
+    even = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
+    longest = max(even, key=lambda axis: shape[axis], default=None)
+    spec = [AXIS if axis == longest else None for axis in range(len(shape))]
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 class PMap(Data):
-    """Each device runs a program of its own, and these meet in `average` and in the method."""
+    """Each device runs a program of its own; they communicate in `average` and in the method."""
 
     axis_name = AXIS
 
@@ -125,13 +129,14 @@ class PMap(Data):
 
     def average(self, tree: Any) -> Any:
         """The mean over the devices."""
-        is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # else, counts and keys: all the same
+        # Counts and keys are the same on all devices.
+        is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
         return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if is_float(x) else x, tree)
 
     def compile(self, init: Callable, step: Callable, tx: optax.GradientTransformation) -> tuple:
         """Compiles `step` as the program of each device."""
         init, _, like = super().compile(init, step, tx)
-        # Nothing but the device's number has an axis of devices. The batch is cut up by `part`.
+        # Only the device's number is mapped over the devices. `part` cuts up the batch.
         mapped = {
             (refresh, record): jax.pmap(
                 lambda _, *args, refresh=refresh, record=record: step(*args, refresh=refresh, record=record),
@@ -157,7 +162,7 @@ def make_layout(devices: int | Literal["all"], kind: str, batch_size: int) -> On
 
     Args:
         devices: how many to use.
-        kind: one of `LAYOUTS`; without meaning on one device.
+        kind: one of `LAYOUTS`; ignored on one device.
         batch_size: of all devices together.
 
     Raises:
@@ -187,7 +192,7 @@ jit_step = partial(jax.jit, static_argnames=("refresh", "record"), donate_argnum
 
 
 def waiting(step: Callable) -> Callable:
-    """Makes a step wait for its result where it must: simulated devices with many steps queued deadlock."""
+    """Makes a step wait for its result on CPUs: simulated devices with many steps queued deadlock."""
     if jax.default_backend() != "cpu":
         return step
     return wraps(step)(lambda *args, **kwargs: jax.block_until_ready(step(*args, **kwargs)))

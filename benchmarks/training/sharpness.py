@@ -1,50 +1,33 @@
-"""The sharpness of a minimum, measured with SciPy rather than with what the methods themselves use."""
+"""The sharpness of a trained network: the largest eigenvalue λ_max of the Hessian of its training loss."""
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import jax
-import numpy as np
-from jax.flatten_util import ravel_pytree
-from scipy.sparse.linalg import LinearOperator, eigsh
+import optax
+
+from benchmarks.data.arrays import Split
+from optax_sam import curvature
+
+NUM_IMAGES = 1000
+CHUNK = 250  # on CPUs, gradients of many images at once are slower than in parts
+NUM_ITERS = 20
 
 
-def top_eigenpair(
-    value_fn: Callable[..., jax.Array], params: object, *args: object, tolerance: float = 1e-3
-) -> tuple[float, object]:
-    """The algebraically largest eigenvalue of the Hessian of `value_fn(params, *args)`, and its eigenvector.
+def chunks(split: Split, num: int | None = None) -> curvature.Batches:
+    """A split, or its first images, in parts."""
+    return curvature.Batches((split.images[:num], split.labels[:num]), CHUNK)
 
-    ARPACK's restarted Lanczos, from Hessian-vector products in the precision of the parameters.
+
+def largest_hessian_eigenvalue(
+    loss: Callable[[optax.Params, Any], jax.Array], params: optax.Params, split: Split
+) -> float:
+    """The algebraically largest eigenvalue on the first 1,000 images.
 
     Args:
-        value_fn: scalar function. Compiled once per function object, whatever the parameters.
-        params: where; a pytree.
-        *args: further arguments of `value_fn`.
-        tolerance: relative accuracy of the eigenvalue.
-
-    Returns:
-        (eigenvalue, unit eigenvector like `params`).
+        loss: params, (images, labels) -> mean loss. Compiled once if it is wrapped in `jax.jit`.
+        params: of the network.
+        split: images and labels.
     """
-    flat, unravel = ravel_pytree(params)
-
-    def product(vector: np.ndarray) -> np.ndarray:
-        tangent = unravel(np.asarray(vector, flat.dtype).ravel())
-        return np.asarray(ravel_pytree(hessian_vector_product(value_fn, params, tangent, *args))[0])
-
-    operator = LinearOperator((flat.size, flat.size), matvec=product, dtype=flat.dtype)
-    start = np.random.default_rng(0).standard_normal(flat.size)  # ARPACK's own varies by call
-    values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)
-    return float(values[0]), unravel(np.asarray(vectors[:, 0], flat.dtype))
-
-
-def largest_hessian_eigenvalue(value_fn: Callable[..., jax.Array], params: object, *args: object) -> float:
-    """The algebraically largest eigenvalue of the Hessian, to 1e-3; see `top_eigenpair`."""
-    return top_eigenpair(value_fn, params, *args)[0]
-
-
-@partial(jax.jit, static_argnums=0)
-def hessian_vector_product(
-    value_fn: Callable[..., jax.Array], params: object, tangent: object, *args: object
-) -> object:
-    """H v: forward over reverse."""
-    return jax.jvp(lambda w: jax.grad(value_fn)(w, *args), (params,), (tangent,))[1]
+    top = curvature.top_eigenpairs(loss, params, num_iters=NUM_ITERS, batches=chunks(split, NUM_IMAGES))
+    return float(top.eigenvalues[0])

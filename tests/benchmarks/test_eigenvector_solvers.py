@@ -2,15 +2,15 @@ import dataclasses
 
 import pytest
 
-from benchmarks import train
 from benchmarks.experiments import eigenvector_solvers
+from benchmarks.models import table
 from benchmarks.reports import pages
-from benchmarks.training import trials
+from benchmarks.reports.records import read_records
 from tests.benchmarks.networks import Tiny
 
 
 def test_measures_every_solver_and_start_and_goes_on(tmp_path, monkeypatch, data_dir):
-    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
     experiment = eigenvector_solvers.Experiment(
         seeds=1,
         epochs=1,
@@ -24,7 +24,7 @@ def test_measures_every_solver_and_start_and_goes_on(tmp_path, monkeypatch, data
         output=tmp_path / "results.jsonl",
     )
     eigenvector_solvers.measure_all(experiment)
-    records = trials.read_records(experiment.output)
+    records = read_records(experiment.output)
     found = eigenvector_solvers.select(records, "alignment")
     assert {(r["solver"], r["start"], r["num_iters"]) for r in found} == {
         (solver, start, products)
@@ -40,7 +40,7 @@ def test_measures_every_solver_and_start_and_goes_on(tmp_path, monkeypatch, data
 
     monkeypatch.setattr(eigenvector_solvers, "measure", pytest.fail)
     eigenvector_solvers.measure_all(experiment)  # nothing left to do
-    assert trials.read_records(experiment.output) == records
+    assert read_records(experiment.output) == records
     eigenvector_solvers.draw(records, tmp_path / "picture.png")
 
 
@@ -56,13 +56,13 @@ def test_fewest_products_of_equal_quality():
 
 
 def test_the_page_shows_the_committed_results():
-    page = (eigenvector_solvers.DOCS / "curvature.md").read_text()
-    records = trials.read_records(eigenvector_solvers.RESULT_FILE)
+    page = (pages.DOCS / "curvature.md").read_text()
+    records = read_records(eigenvector_solvers.RESULT_FILE)
     assert pages.filled(page, eigenvector_solvers.tables(records)) == page
 
 
 def test_one_per_cent_of_the_top_eigenvalue_takes_at_most_twenty_products():
-    records = trials.read_records(eigenvector_solvers.RESULT_FILE)
+    records = read_records(eigenvector_solvers.RESULT_FILE)
     errors = eigenvector_solvers.select(records, "eigenvalue", solver="lanczos", num_iters=8)
     assert len({r["seed"] for r in errors}) == dataclasses.replace(eigenvector_solvers.Experiment()).seeds
     assert max(r["relative_error"] for r in errors) < 0.01

@@ -111,7 +111,7 @@ def test_says_what_is_measured_and_what_is_a_model(run):
 
 
 def test_tables_of_the_document_are_what_the_command_prints(capsys):
-    records = [json.loads(line) for line in scaling.RESULTS.read_text().splitlines()]
+    records = [json.loads(line) for line in scaling.RESULT_FILE.read_text().splitlines()]
     scaling.print_counts(records)
     scaling.print_model(records, JOB)
     document = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8").splitlines()

@@ -1,8 +1,8 @@
 """The claims of the three newest papers, each tested by a small program: numbers, a picture, a verdict.
 
-    python -m benchmarks.experiments.claims                      measures what is missing, then writes pictures and page
-    python -m benchmarks.experiments.claims eigen_sam info_sam   measures these only
-    python -m benchmarks.experiments.claims --report-only        pictures and page from the result files
+    python -m benchmarks.experiments.claims                       what is missing, then pictures and page
+    python -m benchmarks.experiments.claims eigen_sam info_sam    measures these only
+    python -m benchmarks.experiments.claims --report-only         pictures and page from the result files
 
 Some 20 minutes of one core for all of them. Results are appended to `benchmarks/results/claims_*.jsonl` as
 jobs end: stopped, it goes on where it was. What comes from the accuracy suite is read from its result files.
@@ -16,25 +16,23 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.data import sources as data
+from benchmarks.data import sources
 from benchmarks.errors import UsageError
-from benchmarks.experiments.claims import (
-    alternatives,
-    eigen_sam,
-    info_sam,
-    page,
-    setting,
-    xsam_accuracy,
-    xsam_direction,
-)
-from benchmarks.experiments.claims.claim import measure, read_suite, result_file
-from benchmarks.training.trials import quiet, read_records
+from benchmarks.experiments.claims.alternatives import Alternatives
+from benchmarks.experiments.claims.claim import measure_missing, read_suite, result_file
+from benchmarks.experiments.claims.eigen_sam import EigenSAM
+from benchmarks.experiments.claims.info_sam import InfoSAM
+from benchmarks.experiments.claims.page import blocks
+from benchmarks.experiments.claims.setting import RECIPES
+from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
+from benchmarks.experiments.claims.xsam_direction import XSAMDirection
+from benchmarks.reports.pages import DOCS, fill_tables
+from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.training.workers import quiet
 
 CLAIMS = {
-    module.CLAIM.name: module.CLAIM
-    for module in (eigen_sam, info_sam, xsam_direction, xsam_accuracy, alternatives)
+    claim.name: claim for claim in (EigenSAM(), InfoSAM(), XSAMDirection(), XSAMAccuracy(), Alternatives())
 }
-ROOT = Path(__file__).parents[3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Options:
     """Which claims to measure. Pictures and page are always of all."""
     report_only: bool = False
     """Measure nothing."""
-    data_dir: Path = data.DEFAULT_DATA_DIR
+    data_dir: Path = sources.DEFAULT_DATA_DIR
     """Folder of prepared data sets."""
     download_dir: Path | None = None
     """Folder with the raw files of Fashion-MNIST, in fashion_mnist/."""
@@ -53,23 +51,20 @@ class Options:
     """Let TensorFlow Datasets download them."""
     processes: int = os.cpu_count() or 1
     """Networks trained at a time, each on a core of its own."""
-    results: Path = ROOT / "benchmarks" / "results"
+    results: Path = RESULTS
     """Folder of the result files, the suite's included."""
-    docs: Path = ROOT / "docs"
+    docs: Path = DOCS
     """Folder of claims.md; pictures go into claims/ beside it."""
 
 
 def run(options: Options) -> None:
     """Measures and reports."""
     if not options.report_only:
-        for name in (
-            setting.DIGITS["dataset"],
-            setting.FASHION_MNIST["dataset"],
-        ):  # prepared once, before the workers start
-            data.prepare(name, options.data_dir, options.download_dir, options.download)
+        for recipe in RECIPES.values():  # prepared once, before the workers start
+            sources.prepare(recipe["dataset"], options.data_dir, options.download_dir, options.download)
         for name in options.claims:
             print(name)
-            measure(CLAIMS[name], options.results, options.data_dir, options.processes)
+            measure_missing(CLAIMS[name], options.results, options.data_dir, options.processes)
     report(options)
 
 
@@ -84,8 +79,7 @@ def report(options: Options) -> None:
             claim.draw(records, suite, options.docs / "claims" / f"{name}.png")
         for verdict in reports[name].verdicts:
             print(f"{verdict.outcome:16s} {verdict.statement}: {verdict.evidence}")
-    file = options.docs / "claims.md"
-    file.write_text(page.fill(file.read_text(encoding="utf-8"), reports), encoding="utf-8")
+    fill_tables(options.docs / "claims.md", blocks(reports))
 
 
 def main() -> None:

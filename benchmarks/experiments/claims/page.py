@@ -1,17 +1,17 @@
-"""The generated blocks of `docs/claims.md`: between `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
+"""What the claims put into `docs/claims.md`."""
 
-import re
 from collections.abc import Mapping
 
-from benchmarks.experiments.claims.claim import Report, table
+from benchmarks.experiments.claims.claim import Report
+from benchmarks.reports.pages import table
 
 
 def blocks(reports: Mapping[str, Report]) -> dict[str, str]:
-    """Block name -> Markdown: one block a claim, and `summary` with all verdicts."""
+    """Name -> Markdown: one block a claim, and `summary` with all verdicts."""
     found = {
         name: "\n\n".join(
             [
-                table(("claim", "verdict", "numbers that decided"), report.verdicts),
+                table(("claim", "verdict", "numbers that decided"), report.verdicts, numbers=False),
                 *report.tables,
                 *([f"![{name}](claims/{name}.png)"] if report.has_picture else ["No measurements yet."]),
             ]
@@ -23,21 +23,4 @@ def blocks(reports: Mapping[str, Report]) -> dict[str, str]:
         for name, report in reports.items()
         for verdict in report.verdicts
     ]
-    return found | {"summary": table(("", "claim", "verdict"), rows)}
-
-
-def fill(page: str, reports: Mapping[str, Report]) -> str:
-    """The page with its blocks replaced; text between them, written by hand, stays.
-
-    Raises:
-        ValueError: if a block has no place in the page.
-    """
-    for name, content in blocks(reports).items():
-        pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
-        if len(pattern.findall(page)) != 1:
-            raise ValueError(
-                f"the page needs exactly one block {name!r} to fill in: <!-- {name}: begin --> and, on a"
-                f" later line, <!-- {name}: end -->"
-            )
-        page = pattern.sub(lambda match, content=content: match[1] + content + "\n" + match[2], page)
-    return page
+    return found | {"summary": table(("", "claim", "verdict"), rows, numbers=False)}

@@ -14,38 +14,28 @@ Chen and Zhou, ICLR 2026 (https://arxiv.org/abs/2603.10048), figures 3 and 4. Th
    seed by seed; positive where less than one percent is lost.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from benchmarks.experiments.claims.claim import (
-    Claim,
-    Comparison,
-    Job,
-    Record,
-    Report,
-    SuiteResults,
-    judge,
-    number,
-    paired,
-    select,
-    table,
-)
-from benchmarks.experiments.claims.setting import final_accuracy
-from benchmarks.experiments.suite import ROWS as SUITE_ROWS
+from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, paired, select
+from benchmarks.experiments.claims.setting import Job, final_accuracy
+from benchmarks.experiments.claims.verdict import Comparison, judge, number
+from benchmarks.experiments.suite_rows import ROWS as SUITE_ROWS
 from benchmarks.reports import plots
+from benchmarks.reports.pages import table
+from benchmarks.reports.records import Record
 
-RADII = (0.05, 0.1, 0.2, 0.4, 0.8)
-SEEDS = (0, 1, 2, 3, 4)
-EPOCHS = 60
 STEPS_PER_EPOCH = 10
 INTERVAL_RHO = 0.2
-INTERVAL_SEEDS = tuple(range(10))
 INTERVALS = {
     "½ epoch": STEPS_PER_EPOCH // 2,
     "1 epoch": STEPS_PER_EPOCH,
     "5 epochs": 5 * STEPS_PER_EPOCH,
-    "never again": EPOCHS * STEPS_PER_EPOCH,
+    "never again": 60 * STEPS_PER_EPOCH,  # the length of the training
 }
 ROWS = {
     ("sam", 1): plots.style("sam", "SAM, k = 1"),
@@ -60,36 +50,184 @@ SUITE_STYLES = {
 }
 
 
-def jobs(records: list[Record]) -> list[Job]:
-    """One network each."""
-    shared = {"data": "digits", "label_noise": 0.4, "epochs": EPOCHS}
-    radius = []
-    for (method, num_steps), rho in ((row, rho) for row in ROWS for rho in RADII):
-        settings = {"rho": rho, "num_steps": num_steps}
-        if method == "xsam":
-            settings |= {"rho_max": 2 * rho, "refresh_every": STEPS_PER_EPOCH}
-        radius += [
-            {"experiment": "radius", "method": method, "settings": settings, "seed": seed} | shared
-            for seed in SEEDS
+@dataclasses.dataclass(frozen=True)
+class XSAMAccuracy(Claim):
+    """Test accuracy by radius, and by the interval between searches."""
+
+    name: ClassVar[str] = "xsam_accuracy"
+    rows: tuple[tuple[str, int], ...] = tuple(ROWS)
+    """Names in `ROWS`."""
+    radii: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    """To choose from, for every row."""
+    epochs: int = 60
+    """Passes over the training data."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Networks of each row and radius."""
+    interval_seeds: tuple[int, ...] = tuple(range(10))
+    """Networks of each interval."""
+    intervals: Mapping[str, int] = dataclasses.field(default_factory=lambda: INTERVALS)
+    """Steps between searches."""
+
+    def styles(self) -> dict[tuple[str, int], plots.Style]:
+        """How the rows of this measurement are drawn."""
+        return {row: ROWS[row] for row in self.rows}
+
+    def jobs(self, records: list[Record]) -> list[Job]:
+        """One network each."""
+        shared = {"data": "digits", "label_noise": 0.4, "epochs": self.epochs}
+        radius = []
+        for (method, num_steps), rho in ((row, rho) for row in self.rows for rho in self.radii):
+            settings = {"rho": rho, "num_steps": num_steps}
+            if method == "xsam":
+                settings |= {"rho_max": 2 * rho, "refresh_every": STEPS_PER_EPOCH}
+            radius += [
+                {"experiment": "radius", "method": method, "settings": settings, "seed": seed} | shared
+                for seed in self.seeds
+            ]
+        interval = [
+            {
+                "experiment": "interval",
+                "interval": name,
+                "method": "xsam",
+                "settings": {"rho": INTERVAL_RHO, "rho_max": 2 * INTERVAL_RHO, "refresh_every": steps},
+                "seed": seed,
+            }
+            | shared
+            for name, steps in self.intervals.items()
+            for seed in self.interval_seeds
         ]
-    interval = [
-        {
-            "experiment": "interval",
-            "interval": name,
-            "method": "xsam",
-            "settings": {"rho": INTERVAL_RHO, "rho_max": 2 * INTERVAL_RHO, "refresh_every": steps},
-            "seed": seed,
+        return radius + interval
+
+    def measure(self, job: Job, data_dir: Path) -> list[Record]:
+        """Trains a network."""
+        return [final_accuracy(job, self.recipes, data_dir)]
+
+    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+        """Verdicts and tables."""
+        curves = {row: curve_of(records, *row) for row in self.rows}
+        chosen = {row: best(curve) for row, curve in curves.items() if curve}
+        at_best = {
+            row: {r["seed"]: r["test_accuracy"] for r in curves[row][rho]} for row, rho in chosen.items()
         }
-        | shared
-        for name, steps in INTERVALS.items()
-        for seed in INTERVAL_SEEDS
-    ]
-    return radius + interval
+        radius = [
+            Comparison(
+                f"k = {k}",
+                [at_best["xsam", k][seed] - at_best["sam", k][seed] for seed in at_best["sam", k]],
+                scale=100,
+            )
+            for k in (1, 3)
+            if ("xsam", k) in at_best and ("sam", k) in at_best
+        ]
+        networks = select(records, experiment="interval")
+        interval = []
+        for name in self.intervals:
+            if name == "1 epoch":
+                continue
+            losses = paired(networks, "test_accuracy", {"interval": name}, {"interval": "1 epoch"})
+            if losses:
+                interval.append(Comparison(name, [x + 0.01 for x in losses], scale=100))
+        verdicts = [
+            judge(
+                "Digits, 40 % wrong: at its best ρ, XSAM is more accurate than SAM at its best (percent)",
+                radius,
+            ),
+            judge(
+                "Fashion-MNIST: XSAM is more accurate than SAM, both tuned (accuracy suite, percent)",
+                suite_comparisons(suite.networks),
+            ),
+            judge(
+                "Digits, 40 % wrong: with another interval between searches than an epoch, less than one"
+                " percent is lost (percent, plus one)",
+                interval,
+            ),
+        ]
+        accuracies = lambda own: number([100 * record["test_accuracy"] for record in own])
+        lines = [
+            (
+                style.label,
+                *(accuracies(curves[row].get(rho, [])) for rho in self.radii),
+                f"{chosen[row]:g}",
+            )
+            for row, style in self.styles().items()
+            if curves[row]
+        ]
+        tables = []
+        if lines:
+            titles = (
+                "Digits, test accuracy (%)",
+                *(f"ρ = {rho:g}" for rho in self.radii),
+                "best on validation data",
+            )
+            tables.append(table(titles, lines, numbers=False))
+        if networks:
+            cells = [accuracies(select(networks, interval=name)) for name in self.intervals]
+            tables.append(
+                table(
+                    ("Interval between searches", *self.intervals),
+                    [("digits, test accuracy (%)", *cells)],
+                    numbers=False,
+                )
+            )
+        for noise in sorted({record["label_noise"] for record in suite.tuning}):
+            of_suite = suite_curves(suite.tuning, noise)
+            if set(of_suite) == set(SUITE_STYLES):
+                radii = sorted(of_suite["sam"])
+                title = f"Fashion-MNIST, {noise:.0%} wrong, validation accuracy (%), one seed"
+                tables.append(
+                    table(
+                        (title, *(f"ρ = {rho:g}" for rho in radii)),
+                        [
+                            (style.label, *(f"{100 * of_suite[row][rho]:.1f}" for rho in radii))
+                            for row, style in SUITE_STYLES.items()
+                        ],
+                        numbers=False,
+                    )
+                )
+        return Report(verdicts, tables)
 
-
-def measure(job: Job, data_dir: Path) -> list[Record]:
-    """Trains a network."""
-    return [final_accuracy(job, data_dir)]
+    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+        """Accuracy by radius, on digits and in the suite, and by interval."""
+        figure, axes = plots.panels(
+            3, "XSAM: accuracy by radius and by interval, 40 % wrong labels (mean ± s.e.)"
+        )
+        for row, style in self.styles().items():
+            curve = curve_of(records, *row)
+            if curve:
+                values = np.array([[100 * r["test_accuracy"] for r in own] for own in curve.values()]).T
+                plots.curve(axes[0], list(curve), values, style)
+        of_suite = suite_curves(suite.tuning, 0.4)
+        for row, curve in of_suite.items():
+            plots.curve(
+                axes[1],
+                sorted(curve),
+                np.array([[100 * curve[rho] for rho in sorted(curve)]]),
+                SUITE_STYLES[row],
+            )
+        if not of_suite:
+            axes[1].text(0.5, 0.5, "not measured yet", ha="center", transform=axes[1].transAxes)
+        for each, title, radii in (
+            (axes[0], "Digits, test, 5 seeds", self.radii),
+            (axes[1], "Fashion-MNIST (suite), validation, one seed", (0.05, 0.1, 0.2, 0.3)),
+        ):
+            each.set(title=title, xlabel="ρ", ylabel="accuracy (%)", xscale="log", xticks=radii)
+            each.set_xticklabels([f"{rho:g}" for rho in radii])
+            each.minorticks_off()
+        plots.legend(axes[0])
+        networks = select(records, experiment="interval")
+        for x, name in enumerate(self.intervals):
+            own = [100 * record["test_accuracy"] for record in select(networks, interval=name)]
+            if own:
+                axes[2].scatter([x] * len(own), own, color=ROWS["xsam", 1].colour, alpha=0.5, s=16)
+                error = np.std(own, ddof=1) / len(own) ** 0.5 if len(own) > 1 else 0
+                axes[2].errorbar([x + 0.15], [np.mean(own)], [error], color="k", marker="o", capsize=3)
+        axes[2].set(
+            title=f"Digits, test, {len(self.interval_seeds)} seeds, ρ = {INTERVAL_RHO}",
+            xlabel="interval between searches",
+            ylabel="accuracy (%)",
+            xticks=range(len(self.intervals)),
+        )
+        axes[2].set_xticklabels(self.intervals)
+        plots.save(figure, path, dpi=110)
 
 
 def curve_of(records: list[Record], method: str, num_steps: int) -> dict[float, list[Record]]:
@@ -129,120 +267,3 @@ def suite_curves(tuning: list[Record], noise: float) -> dict[str, dict[float, fl
         if own:
             curves[row] = {record["settings"]["rho"]: record["validation_accuracy"] for record in own}
     return curves
-
-
-def report(records: list[Record], suite: SuiteResults) -> Report:
-    """Verdicts and tables."""
-    curves = {row: curve_of(records, *row) for row in ROWS}
-    chosen = {row: best(curve) for row, curve in curves.items() if curve}
-    at_best = {row: {r["seed"]: r["test_accuracy"] for r in curves[row][rho]} for row, rho in chosen.items()}
-    radius = [
-        Comparison(
-            f"k = {k}",
-            [at_best["xsam", k][seed] - at_best["sam", k][seed] for seed in at_best["sam", k]],
-            scale=100,
-        )
-        for k in (1, 3)
-        if ("xsam", k) in at_best and ("sam", k) in at_best
-    ]
-    networks = select(records, experiment="interval")
-    interval = []
-    for name in INTERVALS:
-        if name == "1 epoch":
-            continue
-        losses = paired(networks, "test_accuracy", {"interval": name}, {"interval": "1 epoch"})
-        if losses:
-            interval.append(Comparison(name, [x + 0.01 for x in losses], scale=100))
-    verdicts = [
-        judge(
-            "Digits, 40 % wrong: at its best ρ, XSAM is more accurate than SAM at its best (percent)", radius
-        ),
-        judge(
-            "Fashion-MNIST: XSAM is more accurate than SAM, both tuned (accuracy suite, percent)",
-            suite_comparisons(suite.networks),
-        ),
-        judge(
-            "Digits, 40 % wrong: with another interval between searches than an epoch, less than one percent"
-            " is lost (percent, plus one)",
-            interval,
-        ),
-    ]
-    accuracies = lambda own: number([100 * record["test_accuracy"] for record in own])
-    lines = [
-        (
-            style.label,
-            *(accuracies(curves[row][rho]) for rho in curves[row]),
-            f"{chosen[row]:g}",
-        )
-        for row, style in ROWS.items()
-        if curves[row]
-    ]
-    tables = []
-    if lines:
-        titles = ("Digits, test accuracy (%)", *(f"ρ = {rho:g}" for rho in RADII), "best on validation data")
-        tables.append(table(titles, lines))
-    if networks:
-        cells = [accuracies(select(networks, interval=name)) for name in INTERVALS]
-        tables.append(
-            table(("Interval between searches", *INTERVALS), [("digits, test accuracy (%)", *cells)])
-        )
-    for noise in sorted({record["label_noise"] for record in suite.tuning}):
-        of_suite = suite_curves(suite.tuning, noise)
-        if set(of_suite) == set(SUITE_STYLES):
-            radii = sorted(of_suite["sam"])
-            title = f"Fashion-MNIST, {noise:.0%} wrong, validation accuracy (%), one seed"
-            tables.append(
-                table(
-                    (title, *(f"ρ = {rho:g}" for rho in radii)),
-                    [
-                        (style.label, *(f"{100 * of_suite[row][rho]:.1f}" for rho in radii))
-                        for row, style in SUITE_STYLES.items()
-                    ],
-                )
-            )
-    return Report(verdicts, tables)
-
-
-def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
-    """Accuracy by radius, on digits and in the suite, and by interval."""
-    figure, axes = plots.panels(
-        3, "XSAM: accuracy by radius and by interval, 40 % wrong labels (mean ± s.e.)"
-    )
-    for row, style in ROWS.items():
-        curve = curve_of(records, *row)
-        if curve:
-            values = np.array([[100 * r["test_accuracy"] for r in own] for own in curve.values()]).T
-            plots.curve(axes[0], list(curve), values, style)
-    of_suite = suite_curves(suite.tuning, 0.4)
-    for row, curve in of_suite.items():
-        plots.curve(
-            axes[1], sorted(curve), np.array([[100 * curve[rho] for rho in sorted(curve)]]), SUITE_STYLES[row]
-        )
-    if not of_suite:
-        axes[1].text(0.5, 0.5, "not measured yet", ha="center", transform=axes[1].transAxes)
-    for each, title, radii in (
-        (axes[0], "Digits, test, 5 seeds", RADII),
-        (axes[1], "Fashion-MNIST (suite), validation, one seed", (0.05, 0.1, 0.2, 0.3)),
-    ):
-        each.set(title=title, xlabel="ρ", ylabel="accuracy (%)", xscale="log", xticks=radii)
-        each.set_xticklabels([f"{rho:g}" for rho in radii])
-        each.minorticks_off()
-    plots.legend(axes[0])
-    networks = select(records, experiment="interval")
-    for x, name in enumerate(INTERVALS):
-        own = [100 * record["test_accuracy"] for record in select(networks, interval=name)]
-        if own:
-            axes[2].scatter([x] * len(own), own, color=ROWS["xsam", 1].colour, alpha=0.5, s=16)
-            error = np.std(own, ddof=1) / len(own) ** 0.5 if len(own) > 1 else 0
-            axes[2].errorbar([x + 0.15], [np.mean(own)], [error], color="k", marker="o", capsize=3)
-    axes[2].set(
-        title=f"Digits, test, {len(INTERVAL_SEEDS)} seeds, ρ = {INTERVAL_RHO}",
-        xlabel="interval between searches",
-        ylabel="accuracy (%)",
-        xticks=range(len(INTERVALS)),
-    )
-    axes[2].set_xticklabels(INTERVALS)
-    plots.save(figure, path)
-
-
-CLAIM = Claim("xsam_accuracy", jobs, measure, report, draw)

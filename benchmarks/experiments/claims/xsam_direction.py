@@ -1,4 +1,4 @@
-"""XSAM's search finds a direction nearer the worst point nearby than SAM's, and rarely needs to.
+"""XSAM's search finds a direction nearer to the worst point nearby than SAM's, and may be rare.
 
 Chen and Zhou, ICLR 2026 (https://arxiv.org/abs/2603.10048). SAM's ε has the direction v(0), its gradient
 v(1); v(α) is on the arc through both, and α* where the loss at distance ρ_max is largest (figure 1,
@@ -17,58 +17,31 @@ proposition 1, figure 2). Three statements:
    where α* is 1.
 3. α* varies slowly in training, so that a search an epoch is enough. Compared, for both fractions of wrong
    labels: 0.2, a tenth of the range that is searched, less the mean absolute change of α* from a batch to
-   the one an epoch later, seed by seed. The table has beside it the change from one batch to another at the
-   same w, which no search an epoch could follow, and the standard deviation that is left without it.
+   the one an epoch later, seed by seed. The table also shows the change from one batch to another at the
+   same w, which no search an epoch could follow, and the standard deviation without it.
 
 Measured on Fashion-MNIST along a training by XSAM with a search an epoch, ρ = 0.1 and ρ_max = 0.2, six times
 an epoch, on two batches each time.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-import optax_sam
-from benchmarks.experiments.claims.claim import (
-    Claim,
-    Comparison,
-    Job,
-    Record,
-    Report,
-    SuiteResults,
-    Verdict,
-    judge,
-    number,
-    outcome,
-    select,
-    table,
-)
-from benchmarks.experiments.claims.setting import (
-    batch_after,
-    record_of,
-    setting_of,
-    train_steps,
-    training_data,
-)
+from benchmarks.experiments.claims import sphere
+from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, select
+from benchmarks.experiments.claims.setting import Job, setting_of
+from benchmarks.experiments.claims.sphere import RADII
+from benchmarks.experiments.claims.verdict import Comparison, Verdict, judge, number, outcome
 from benchmarks.reports import plots
-from optax_sam import tree_math
+from benchmarks.reports.pages import table
+from benchmarks.reports.records import Record
 
 RHO, RHO_MAX = 0.1, 0.2
 NOISE_LEVELS = (0.0, 0.4)
-EPOCHS = 10
-STEPS_PER_EPOCH = 78
-PER_EPOCH = 6
-SEEDS = (0, 1, 2)
-ASCENT_STEPS, ASCENT_RATE = 20, 0.3
-RADII = (0.5, 1.0, 2.0, 4.0)  # in units of ρ_max: α* at each, for the picture
-NUM_QUADRATICS = 100
-QUADRATIC_RADII = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)  # in units of ρ
 QUADRATIC_RHO = 0.01  # in units of ‖w‖
 WRONG = {
     0.0: plots.style("sam", "right labels"),
@@ -76,148 +49,173 @@ WRONG = {
 }
 
 
-def jobs(records: list[Record]) -> list[Job]:
-    """Quadratics, then networks."""
-    networks = [
-        {
-            "experiment": "network",
-            "data": "fashion_mnist",
-            "method": "xsam",
-            "settings": {"rho": RHO, "rho_max": RHO_MAX, "refresh_every": STEPS_PER_EPOCH},
-            "label_noise": noise,
-            "epochs": EPOCHS,
-            "seed": seed,
-        }
-        for noise in NOISE_LEVELS
-        for seed in SEEDS
-    ]
-    quadratic = {"experiment": "quadratic", "num_quadratics": NUM_QUADRATICS, "rho": QUADRATIC_RHO}
-    return [quadratic, *networks]
+@dataclasses.dataclass(frozen=True)
+class XSAMDirection(Claim):
+    """Losses along XSAM's arc, and how α* varies."""
 
+    name: ClassVar[str] = "xsam_direction"
+    num_quadratics: int = 100
+    """Random quadratics."""
+    epochs: int = 10
+    """Passes over the training data."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Networks of each level of label noise."""
+    steps_per_epoch: int = 78
+    """Steps between two searches."""
+    per_epoch: int = 6
+    """Measurements in an epoch, of two batches each."""
+    ascent_steps: int = 20
+    """On the sphere, to the worst point found."""
 
-def measure(job: Job, data_dir: Path) -> list[Record]:
-    """Random quadratics, or a network."""
-    return {"quadratic": quadratics, "network": network}[job["experiment"]](job, data_dir)
+    def jobs(self, records: list[Record]) -> list[Job]:
+        """Quadratics, then networks."""
+        networks = [
+            {
+                "experiment": "network",
+                "data": "fashion_mnist",
+                "method": "xsam",
+                "settings": {"rho": RHO, "rho_max": RHO_MAX, "refresh_every": self.steps_per_epoch},
+                "label_noise": noise,
+                "epochs": self.epochs,
+                "seed": seed,
+            }
+            for noise in NOISE_LEVELS
+            for seed in self.seeds
+        ]
+        quadratic = {"experiment": "quadratic", "num_quadratics": self.num_quadratics, "rho": QUADRATIC_RHO}
+        return [quadratic, *networks]
 
+    def measure(self, job: Job, data_dir: Path) -> list[Record]:
+        """Random quadratics, or a network."""
+        if job["experiment"] == "quadratic":
+            return sphere.quadratics(job)
+        setting = setting_of(job, self.recipes, data_dir)
+        return sphere.network(job, setting, self.per_epoch, self.ascent_steps)
 
-def quadratics(job: Job, data_dir: Path) -> list[Record]:
-    """α* of random positive definite quadratics, a record a radius."""
-    rng = np.random.default_rng(0)
-    size = (job["num_quadratics"], 20)
-    axes, _ = np.linalg.qr(rng.normal(size=(*size, size[-1])))
-    spectra = np.exp(rng.uniform(np.log(0.1), np.log(10.0), size=size))
-    hessians = axes @ (spectra[..., None] * np.swapaxes(axes, 1, 2))
-    points = rng.normal(size=size)
+    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+        """Verdicts and tables."""
+        networks = {noise: select(records, experiment="network", label_noise=noise) for noise in NOISE_LEVELS}
+        networks = {noise: own for noise, own in networks.items() if own}
+        nearer, slow = [], []
+        for noise, own in networks.items():
+            for one, other in (("v(1)", "v(0)"), ("v(kept)", "v(1)")):
+                gains = by_seed(own, lambda r, one=one, other=other: r["loss_at"][one] - r["loss_at"][other])
+                name = one.replace("kept", "α*")
+                nearer.append(Comparison(f"{WRONG[noise].label}: {name} over {other}", gains))
+            slow.append(Comparison(WRONG[noise].label, [0.2 - x for x in changes(own, self.per_epoch)]))
 
-    def search(hessian: jax.Array, w: jax.Array, radius: float) -> jax.Array:
-        rho = job["rho"] * jnp.linalg.norm(w)
-        # Radii as schedules, because they depend on w.
-        tx = optax_sam.xsam(rho=lambda count: rho, rho_max=lambda count: radius * rho)
-        value_fn = lambda w: 0.5 * w @ hessian @ w
-        _, state = tx.update(jax.grad(value_fn)(w), tx.init(w), w, value_fn=value_fn, refresh=True)
-        return optax.tree.get(state, "alpha")
-
-    records = []
-    with jax.enable_x64(True):
-        for radius in QUADRATIC_RADII:
-            alphas = np.asarray(jax.vmap(search, (0, 0, None))(hessians, points, radius))
-            records.append(record_of(job, radius=radius, alphas=[round(float(alpha), 2) for alpha in alphas]))
-    return records
-
-
-class Probes(NamedTuple):
-    """Compiled functions of a loss.
-
-    Attributes:
-        look: params, kept α, batch -> loss; losses at v(0), v(1), v(kept α), v(α*) at distance ρ_max; α* at
-            all radii; ρ_max v(α*).
-        value_and_gradient: params, batch -> loss, gradient.
-        ascend: ε on the sphere, gradient there -> the next ε on the sphere.
-    """
-
-    look: Callable[..., Any]
-    value_and_gradient: Callable[..., Any]
-    ascend: Callable[..., Any]
-
-
-@functools.cache
-def probes(loss: Callable[..., jax.Array], rho: float, rho_max: float) -> Probes:
-    """Compiled once in each process."""
-    stage = optax_sam.spherical_search(rho_max)
-    alphas = jnp.linspace(0.0, 2.0, 21)
-
-    @jax.jit
-    def look(params: optax.Params, kept: jax.Array, batch: tuple[jax.Array, jax.Array]):
-        value, gradient = jax.value_and_grad(loss)(params, batch)
-        epsilon = tree_math.scale(rho / tree_math.norm(gradient), gradient)
-        ahead = jax.grad(loss)(tree_math.add(params, epsilon), batch)
-        start = stage.init(params)
-
-        def point(alpha: jax.Array, radius: float) -> optax.Updates:
-            """Radius · v(α), as the stage makes it of a kept α."""
-            state = optax.tree.set(start, alpha=alpha)
-            direction, _ = stage.update(ahead, state, params, perturbation=epsilon, refresh=False)
-            return tree_math.scale(radius / tree_math.norm(ahead), direction)
-
-        def loss_at(alpha: jax.Array, radius: float = rho_max) -> jax.Array:
-            return loss(tree_math.add(params, point(alpha, radius)), batch)
-
-        best = []
-        for multiple in RADII:
-            losses = jax.lax.map(lambda alpha, radius=multiple * rho_max: loss_at(alpha, radius), alphas)
-            best.append(alphas[jnp.argmax(losses)])
-        found = best[RADII.index(1.0)]
-        on_the_arc = {"v(0)": jnp.zeros(()), "v(1)": jnp.ones(()), "v(kept)": kept, "v(alpha*)": found}
-        losses = {name: loss_at(alpha) for name, alpha in on_the_arc.items()}
-        return value, losses, jnp.stack(best), point(found, rho_max)
-
-    @jax.jit
-    def ascend(epsilon: optax.Params, gradient: optax.Updates) -> optax.Params:
-        rate = ASCENT_RATE * rho_max / tree_math.norm(gradient)
-        moved = tree_math.add(epsilon, tree_math.scale(rate, gradient))
-        return tree_math.scale(rho_max / tree_math.norm(moved), moved)
-
-    return Probes(look, jax.jit(jax.value_and_grad(loss)), ascend)
-
-
-def worst_found(probes: Probes, params: optax.Params, epsilon: optax.Params, batch: Any) -> float:
-    """The largest loss along a projected ascent on the sphere that starts at ε."""
-    losses = []
-    for _ in range(ASCENT_STEPS + 1):
-        value, gradient = probes.value_and_gradient(tree_math.add(params, epsilon), batch)
-        losses.append(float(value))
-        epsilon = probes.ascend(epsilon, gradient)
-    return max(losses)
-
-
-def network(job: Job, data_dir: Path) -> list[Record]:
-    """Losses on the sphere along the training of a network, a record for each batch that is looked at."""
-    setting = setting_of(job, data_dir)
-    noisy = training_data(job, setting)
-    probe = probes(setting.loss, job["settings"]["rho"], job["settings"]["rho_max"])
-    per_epoch = setting.program.steps_per_epoch
-
-    records = []
-    for step, state in train_steps(job, setting, noisy):
-        if step % max(1, per_epoch // PER_EPOCH):
-            continue
-        kept = optax.tree.get(state.opt_state, "alpha")
-        for index in range(2):
-            batch = batch_after(noisy, job, setting, step + index)
-            loss, losses, best, epsilon = probe.look(state.params, kept, batch)
-            records.append(
-                record_of(
-                    job,
-                    step=step,
-                    batch=index,
-                    loss=float(loss),
-                    loss_at={name: float(value) for name, value in losses.items()}
-                    | {"worst found": worst_found(probe, state.params, epsilon, batch)},
-                    kept_alpha=round(float(kept), 2),
-                    alphas=[round(float(alpha), 2) for alpha in best],
+        quadratic = {r["radius"]: np.array(r["alphas"]) for r in select(records, experiment="quadratic")}
+        ends = []
+        if quadratic:
+            ends = [(quadratic[max(quadratic)] > 1), (quadratic[min(quadratic)] < 1)]
+        verdicts = [
+            judge(
+                "At distance ρ_max the loss is larger along v(1) than along v(0), and larger still along"
+                " v(α*), α* kept from the start of the epoch",
+                nearer,
+            ),
+            Verdict(
+                "On positive definite quadratics, α* > 1 for large ρ_max and α* < 1 for small",
+                outcome([bool(end.all()) for end in ends]),
+                "; ".join(
+                    f"{name} for {int(end.sum())} of {len(end)} quadratics"
+                    for name, end in zip(("α* > 1 at ρ_max = 100 ρ", "α* < 1 at 0.1 ρ"), ends, strict=False)
                 )
+                or "–",
+            ),
+            judge("α* changes by less than a tenth of its range from one epoch to the next", slow),
+        ]
+        directions = [
+            (
+                WRONG[noise].label,
+                *(number(by_seed(own, share(name))) for name in ("v(0)", "v(1)", "v(kept)", "v(alpha*)")),
             )
-    return records
+            for noise, own in networks.items()
+        ]
+        variation = [
+            (
+                WRONG[noise].label,
+                number([float(series(own, s).mean()) for s in sorted({r["seed"] for r in own})]),
+                number([float(series(own, s).std()) for s in sorted({r["seed"] for r in own})]),
+                number(slow_part(own)),
+                number(changes(own, self.per_epoch)),
+                number(changes_of_batch(own)),
+                number(autocorrelation(own, self.per_epoch)),
+            )
+            for noise, own in networks.items()
+        ]
+        tables = []
+        if networks:
+            tables = [
+                table(
+                    (
+                        "Increase of the batch loss at ρ_max, % of the worst found",
+                        "v(0)",
+                        "v(1)",
+                        "v(α*), kept",
+                        "v(α*), fresh",
+                    ),
+                    directions,
+                    numbers=False,
+                ),
+                table(
+                    (
+                        "α*",
+                        "mean",
+                        "standard deviation",
+                        "the same without the batches' part",
+                        "change in an epoch",
+                        "change of batch, same w",
+                        "autocorrelation at an epoch",
+                    ),
+                    variation,
+                    numbers=False,
+                ),
+            ]
+        return Report(verdicts, tables)
+
+    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+        """Losses on the sphere, α* along training, α* by distance."""
+        figure, axes = plots.panels(3, "XSAM: the worst direction on the arc, Fashion-MNIST")
+        directions = {"v(0)": "v(0):\nε's", "v(1)": "v(1):\nSAM's", "v(kept)": "v(α*),\nkept"}
+        directions["v(alpha*)"] = "v(α*),\nfresh"
+        for shift, (noise, style) in zip((-0.08, 0.08), WRONG.items(), strict=True):
+            group = select(records, experiment="network", label_noise=noise)
+            if not group:
+                continue
+            for x, name in enumerate(directions):
+                values = by_seed(group, share(name))
+                label = style.label if x == 0 else None
+                axes[0].scatter(
+                    [x + shift] * len(values), values, color=style.colour, marker=style.marker, label=label
+                )
+            steps = sorted({record["step"] for record in group})
+            seeds = sorted({record["seed"] for record in group})
+            axes[1].plot(steps, series(group, seeds[0]), color=style.colour, marker=style.marker, ms=4, lw=1)
+            multiples = np.array(
+                [np.mean([r["alphas"] for r in select(group, seed=seed)], axis=0) for seed in seeds]
+            )
+            plots.curve(axes[2], [multiple * RHO_MAX / RHO for multiple in RADII], multiples, style)
+        axes[0].set(
+            title="Batch loss at ρ_max (each point a network)",
+            ylabel="increase, % of the worst found on the sphere",
+            xticks=range(len(directions)),
+        )
+        axes[0].set_xticklabels(directions.values())
+        plots.legend(axes[0])
+        axes[1].set(
+            title="α* along training, one network, batch by batch", xlabel="step", ylabel="α*", ylim=(0, 2.05)
+        )
+        quadratic = select(records, experiment="quadratic")
+        if quadratic:
+            values = np.array([record["alphas"] for record in quadratic]).T
+            radii = [record["radius"] for record in quadratic]
+            axes[2].plot(radii, values.mean(0), color="k", ls=":", label="100 random quadratics")
+            axes[2].fill_between(radii, values.min(0), values.max(0), color="k", alpha=0.08, lw=0)
+        axes[2].axhline(1, color="k", lw=0.8)
+        axes[2].set(title="α* by distance", xlabel="ρ_max / ρ", ylabel="α*", xscale="log", ylim=(0, 2.05))
+        plots.legend(axes[2])
+        plots.save(figure, path, dpi=110)
 
 
 def by_seed(records: list[Record], values) -> list[float]:
@@ -265,134 +263,6 @@ def autocorrelation(records: list[Record], lag: int) -> list[float]:
     return found
 
 
-def report(records: list[Record], suite: SuiteResults) -> Report:
-    """Verdicts and tables."""
-    networks = {noise: select(records, experiment="network", label_noise=noise) for noise in NOISE_LEVELS}
-    networks = {noise: own for noise, own in networks.items() if own}
-    nearer, slow = [], []
-    for noise, own in networks.items():
-        for one, other in (("v(1)", "v(0)"), ("v(kept)", "v(1)")):
-            gains = by_seed(own, lambda r, one=one, other=other: r["loss_at"][one] - r["loss_at"][other])
-            name = one.replace("kept", "α*")
-            nearer.append(Comparison(f"{WRONG[noise].label}: {name} over {other}", gains))
-        slow.append(Comparison(WRONG[noise].label, [0.2 - x for x in changes(own, PER_EPOCH)]))
-
-    quadratic = {r["radius"]: np.array(r["alphas"]) for r in select(records, experiment="quadratic")}
-    ends = []
-    if quadratic:
-        ends = [(quadratic[max(quadratic)] > 1), (quadratic[min(quadratic)] < 1)]
-    verdicts = [
-        judge(
-            "At distance ρ_max the loss is larger along v(1) than along v(0), and larger still along v(α*),"
-            " α* kept from the start of the epoch",
-            nearer,
-        ),
-        Verdict(
-            "On positive definite quadratics, α* > 1 for large ρ_max and α* < 1 for small",
-            outcome([bool(end.all()) for end in ends]),
-            "; ".join(
-                f"{name} for {int(end.sum())} of {len(end)} quadratics"
-                for name, end in zip(("α* > 1 at ρ_max = 100 ρ", "α* < 1 at 0.1 ρ"), ends, strict=False)
-            )
-            or "–",
-        ),
-        judge("α* changes by less than a tenth of its range from one epoch to the next", slow),
-    ]
-    directions = [
-        (
-            WRONG[noise].label,
-            *(number(by_seed(own, share(name))) for name in ("v(0)", "v(1)", "v(kept)", "v(alpha*)")),
-        )
-        for noise, own in networks.items()
-    ]
-    variation = [
-        (
-            WRONG[noise].label,
-            number([float(series(own, s).mean()) for s in sorted({r["seed"] for r in own})]),
-            number([float(series(own, s).std()) for s in sorted({r["seed"] for r in own})]),
-            number(slow_part(own)),
-            number(changes(own, PER_EPOCH)),
-            number(changes_of_batch(own)),
-            number(autocorrelation(own, PER_EPOCH)),
-        )
-        for noise, own in networks.items()
-    ]
-    tables = []
-    if networks:
-        tables = [
-            table(
-                (
-                    "Increase of the batch loss at ρ_max, % of the worst found",
-                    "v(0)",
-                    "v(1)",
-                    "v(α*), kept",
-                    "v(α*), fresh",
-                ),
-                directions,
-            ),
-            table(
-                (
-                    "α*",
-                    "mean",
-                    "standard deviation",
-                    "the same without the batches' part",
-                    "change in an epoch",
-                    "change of batch, same w",
-                    "autocorrelation at an epoch",
-                ),
-                variation,
-            ),
-        ]
-    return Report(verdicts, tables)
-
-
 def share(name: str) -> Callable[[Record], float]:
     """Increase along a direction, in percent of the worst found."""
     return lambda r: 100 * (r["loss_at"][name] - r["loss"]) / (r["loss_at"]["worst found"] - r["loss"])
-
-
-def draw(records: list[Record], suite: SuiteResults, path: Path) -> None:
-    """Losses on the sphere, α* along training, α* by distance."""
-    figure, axes = plots.panels(3, "XSAM: the worst direction on the arc, Fashion-MNIST")
-    directions = {"v(0)": "v(0):\nε's", "v(1)": "v(1):\nSAM's", "v(kept)": "v(α*),\nkept"}
-    directions["v(alpha*)"] = "v(α*),\nfresh"
-    for shift, (noise, style) in zip((-0.08, 0.08), WRONG.items(), strict=True):
-        group = select(records, experiment="network", label_noise=noise)
-        if not group:
-            continue
-        for x, name in enumerate(directions):
-            values = by_seed(group, share(name))
-            label = style.label if x == 0 else None
-            axes[0].scatter(
-                [x + shift] * len(values), values, color=style.colour, marker=style.marker, label=label
-            )
-        steps = sorted({record["step"] for record in group})
-        seeds = sorted({record["seed"] for record in group})
-        axes[1].plot(steps, series(group, seeds[0]), color=style.colour, marker=style.marker, ms=4, lw=1)
-        multiples = np.array(
-            [np.mean([r["alphas"] for r in select(group, seed=seed)], axis=0) for seed in seeds]
-        )
-        plots.curve(axes[2], [multiple * RHO_MAX / RHO for multiple in RADII], multiples, style)
-    axes[0].set(
-        title="Batch loss at ρ_max (each point a network)",
-        ylabel="increase, % of the worst found on the sphere",
-        xticks=range(len(directions)),
-    )
-    axes[0].set_xticklabels(directions.values())
-    plots.legend(axes[0])
-    axes[1].set(
-        title="α* along training, one network, batch by batch", xlabel="step", ylabel="α*", ylim=(0, 2.05)
-    )
-    quadratic = select(records, experiment="quadratic")
-    if quadratic:
-        values = np.array([record["alphas"] for record in quadratic]).T
-        radii = [record["radius"] for record in quadratic]
-        axes[2].plot(radii, values.mean(0), color="k", ls=":", label="100 random quadratics")
-        axes[2].fill_between(radii, values.min(0), values.max(0), color="k", alpha=0.08, lw=0)
-    axes[2].axhline(1, color="k", lw=0.8)
-    axes[2].set(title="α* by distance", xlabel="ρ_max / ρ", ylabel="α*", xscale="log", ylim=(0, 2.05))
-    plots.legend(axes[2])
-    plots.save(figure, path)
-
-
-CLAIM = Claim("xsam_direction", jobs, measure, report, draw)
