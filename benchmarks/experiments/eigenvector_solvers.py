@@ -17,15 +17,13 @@ Writes `results/eigenvector_solvers.jsonl`, the tables between the marks in `doc
 
 import dataclasses
 import os
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from jax.flatten_util import ravel_pytree
@@ -34,8 +32,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from benchmarks.data import sources
 from benchmarks.data.arrays import Dataset, Split, load
 from benchmarks.errors import UsageError
-from benchmarks.reports import plots
-from benchmarks.reports.pages import DOCS, fill_tables, table
+from benchmarks.reports.eigenvector_report import STARTS, draw, tables
+from benchmarks.reports.pages import DOCS, fill_tables
 from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
 from benchmarks.train import add_label_noise, epoch_order, train_steps
 from benchmarks.training.config import Config
@@ -47,7 +45,6 @@ from optax_sam.curvature.eigen import SOLVERS, random_vector
 RESULT_FILE = RESULTS / "eigenvector_solvers.jsonl"
 INTERVAL = 100
 NUM_FOR_EIGENVALUE = 1000
-STARTS = ("cold", "warm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,107 +220,6 @@ def hessian_vector_product(
 ) -> object:
     """H v: forward over reverse."""
     return jax.jvp(lambda w: jax.grad(value_fn)(w, *args), (params,), (tangent,))[1]
-
-
-# --- Page and picture ---------------------------------------------------------------------------------
-
-
-def select(records: list[Record], kind: str, **fields: Any) -> list[Record]:
-    """The records of a kind with these values."""
-    return [
-        record
-        for record in records
-        if record["kind"] == kind and all(record[name] == value for name, value in fields.items())
-    ]
-
-
-def alignment_table(records: list[Record]) -> str:
-    """Mean alignment (and the lowest decile) of each solver and start, a line a number of products."""
-    columns = [(solver, start) for start in STARTS for solver in sorted(SOLVERS)]
-    lines = []
-    for num_iters in sorted({record["num_iters"] for record in select(records, "alignment")}):
-        cells = []
-        for solver, start in columns:
-            own = select(records, "alignment", num_iters=num_iters, solver=solver, start=start)
-            values = [record["alignment"] for record in own]
-            cells.append(f"{statistics.mean(values):.3f} ({np.quantile(values, 0.1):.2f})")
-        lines.append([str(num_iters), *cells])
-    return table(["products", *(f"{solver}, {start}" for solver, start in columns)], lines)
-
-
-def eigenvalue_table(records: list[Record]) -> str:
-    """Largest error over the seeds, a line a number of products."""
-    last = max(record["step"] for record in select(records, "eigenvalue"))
-    columns = [(solver, step) for step in (0, last) for solver in sorted(SOLVERS)]
-    lines = []
-    for num_iters in sorted({record["num_iters"] for record in select(records, "eigenvalue")}):
-        cells = []
-        for solver, step in columns:
-            own = select(records, "eigenvalue", num_iters=num_iters, solver=solver, step=step)
-            cells.append(f"{100 * max(record['relative_error'] for record in own):.2g} %")
-        lines.append([str(num_iters), *cells])
-    titles = [f"{solver}, {'at the start' if step == 0 else 'after training'}" for solver, step in columns]
-    return table(["products", *titles], lines)
-
-
-def equal_quality(records: list[Record], products: Sequence[int] = range(1, 11), num_iters: int = 5) -> str:
-    """How many Lanczos products align at least as well as so many power iterations, both warm."""
-
-    def mean(solver: str, count: int) -> float:
-        own = select(records, "alignment", solver=solver, start="warm", num_iters=count)
-        return statistics.mean(record["alignment"] for record in own)
-
-    wanted = mean("power", num_iters)
-    enough = [count for count in products if mean("lanczos", count) >= wanted]
-    if not enough:
-        return f"No number of Lanczos products up to {max(products)} reaches {num_iters} power iterations."
-    best, same = mean("lanczos", enough[0]), mean("lanczos", num_iters)
-    return (
-        f"{num_iters} warm power iterations, the paper's setting, align by {wanted:.3f}. Lanczos reaches "
-        f"that with {enough[0]} products ({best:.3f}), {100 * enough[0] / num_iters:.0f} % of the cost; with "
-        f"{num_iters} it gets {same:.3f}."
-    )
-
-
-def tables(records: list[Record]) -> dict[str, str]:
-    """What fills the page."""
-    return {
-        "alignment": alignment_table(records),
-        "equal_quality": equal_quality(records),
-        "eigenvalue": eigenvalue_table(records),
-    }
-
-
-def draw(records: list[Record], path: Path) -> None:
-    """Alignment against the number of products."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    styles = {
-        "lanczos": {"color": plots.STYLES["sam"]["color"], "marker": "s"},
-        "power": {"color": plots.STYLES["xsam"]["color"], "marker": "o"},
-    }
-    names = {"lanczos": "Lanczos", "power": "power iteration"}
-    for solver, start in ((solver, start) for solver in SOLVERS for start in STARTS):
-        own = select(records, "alignment", solver=solver, start=start)
-        products = sorted({record["num_iters"] for record in own})
-        values = [[r["alignment"] for r in own if r["num_iters"] == n] for n in products]
-        style = styles[solver] | {"linestyle": "-" if start == "warm" else "--"}
-        fill = "full" if start == "warm" else "none"
-        axes.plot(
-            products,
-            [statistics.mean(v) for v in values],
-            label=f"{names[solver]}, {start}",
-            fillstyle=fill,
-            **style,
-        )
-    axes.set(
-        xlabel="Hessian-vector products at a refresh",
-        ylabel="alignment with the exact top eigenvector",
-        xticks=products,
-        ylim=(0, 1.02),
-    )
-    plots.tidy(axes)
-    axes.legend(frameon=False, loc="lower right")
-    plots.save(figure, path)
 
 
 def main() -> None:
