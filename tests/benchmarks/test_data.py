@@ -239,8 +239,8 @@ def test_subset_of_cifar10_is_read_as_it_is(raw_files, tmp_path, monkeypatch):
     first = partial(sources.tfds.download.DownloadConfig, max_examples_per_split=50)
     monkeypatch.setattr(sources.tfds.download, "DownloadConfig", first)
     builder = sources.prepare("cifar10_subset", tmp_path, download_dir=raw_files)
-    with np.load(raw_files / "cifar10_subset" / "cifar10_subset.npz") as arrays:
-        expected = as_set(arrays["x_train"][:50], arrays["y_train"][:50])
+    with np.load(raw_files / "cifar10_subset" / "cifar10_subset.npz") as stored:
+        expected = as_set(stored["x_train"][:50], stored["y_train"][:50])
     assert as_set(*arrays.read(builder, "train")) == expected
     assert builder.info.features["label"].names[3] == "cat"
 
