@@ -14,7 +14,6 @@ import optax
 import optax_sam
 from benchmarks.errors import UsageError
 from optax_sam import curvature, tree_math
-from optax_sam.devices import AxisName
 
 
 class Method(NamedTuple):
@@ -37,29 +36,21 @@ RADII = (0.2, 0.3, 0.4, 0.5)
 XSAM_RADII = {"rho": (0.1, 0.2), "rho_max": (0.2, 0.4)}
 
 
-def asam_xsam(
-    rho: float = 1.0, rho_max: float = 0.2, *, axis_name: AxisName = None, m_sharpness: bool | None = None
-) -> optax.GradientTransformationExtraArgs:
+def asam_xsam(rho: float = 1.0, rho_max: float = 0.2) -> optax.GradientTransformationExtraArgs:
     """ASAM's ascent with XSAM's search: a combination that has no name."""
     return optax_sam.sharpness_aware(
         optax_sam.steepest_ascent(rho, constraint=optax_sam.weight_magnitude()),
         optax_sam.spherical_search(rho_max),
-        axis_name=axis_name,
-        m_sharpness=m_sharpness,
     )
 
 
-def reverse_sam(
-    rho: float = 0.05, *, axis_name: AxisName = None, m_sharpness: bool | None = None
-) -> optax.GradientTransformationExtraArgs:
+def reverse_sam(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
     """ε = −ρ g/‖g‖, d = ∇L(w + ε): SAM with its perturbation downhill."""
     downhill = optax.chain(optax_sam.steepest_ascent(rho), optax.scale(-1.0))
-    return optax_sam.sharpness_aware(downhill, axis_name=axis_name, m_sharpness=m_sharpness)
+    return optax_sam.sharpness_aware(downhill)
 
 
-def reflected_sam(
-    rho: float = 0.05, *, axis_name: AxisName = None, m_sharpness: bool | None = None
-) -> optax.GradientTransformationExtraArgs:
+def reflected_sam(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
     """SAM's direction up to the first order in ρ, with the second reversed: d = 2g − ∇L(w − ρ g/‖g‖)."""
 
     def update(updates, state, params=None, *, grad, **extra_args):
@@ -67,15 +58,15 @@ def reflected_sam(
 
     downhill = optax.chain(optax_sam.steepest_ascent(rho), optax.scale(-1.0))
     reflect = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-    return optax_sam.sharpness_aware(downhill, reflect, axis_name=axis_name, m_sharpness=m_sharpness)
+    return optax_sam.sharpness_aware(downhill, reflect)
 
 
 def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
     """Explicit gradient regularisation: d = ∇(L + ρ‖∇L‖) = g + ρ H g/‖g‖."""
 
-    def update(updates, state, params=None, *, value_fn, **extra_args):
-        unit = tree_math.scale(tree_math.reciprocal_or_zero(tree_math.norm(updates)), updates)
-        return optax.tree.add_scale(updates, rho, curvature.hvp(value_fn, params, unit)), state
+    def update(updates, state, params=None, *, value_fn, axis_name=None, **extra_args):
+        product = curvature.hvp(value_fn, params, tree_math.unit(updates), axis_name=axis_name)
+        return optax.tree.add_scale(updates, rho, product), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -95,7 +86,7 @@ METHODS = {
         asam_xsam, "ASAM with XSAM's search", {"rho": (1.0, 2.0), "rho_max": (0.2, 0.4)}, occasional=True
     ),
     "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),
-    # What SAM is not: see claims/alternatives.py.
+    # What SAM is not: see experiments/claims/alternatives.py.
     "reverse_sam": Method(reverse_sam, "Reverse-SAM", {"rho": RADII}),
     "reflected_sam": Method(reflected_sam, "Reflected SAM", {"rho": RADII}),
     "gradient_norm_penalty": Method(gradient_norm_penalty, "Gradient norm penalty", {"rho": RADII}),

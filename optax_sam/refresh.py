@@ -15,8 +15,8 @@ One that runs without `jit` is decided in Python as well. Under `vmap` over an e
 both branches: pass a `refresh` that is not mapped, or every step pays for a refresh.
 
 Deciding on the host is worth it: on XLA:CPU the weight gradient of a convolution inside `cond`, `while` or
-`scan` runs far slower than outside (jax-ml/jax#12868; `python -m benchmarks.step_cost` measures it), and
-everywhere a program with a `cond` reserves the memory of its largest branch on every step.
+`scan` runs far slower than outside (jax-ml/jax#12868; `python -m benchmarks.cost.step_cost` measures it),
+and everywhere a program with a `cond` reserves the memory of its largest branch on every step.
 """
 
 from collections.abc import Callable

@@ -7,8 +7,8 @@ import numpy as np
 import scipy.io
 from tensorflow_datasets.core.download.checksums import compute_url_info
 
-from benchmarks import cifar, svhn
-from benchmarks.label_noise import CIFAR100_SUPERCLASSES
+from benchmarks.data import cifar, svhn
+from benchmarks.data.label_noise import CIFAR100_SUPERCLASSES
 
 CIFAR100_CLASSES = sorted(name for names in CIFAR100_SUPERCLASSES.values() for name in names)
 

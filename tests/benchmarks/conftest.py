@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data
+from benchmarks.data import sources
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 def data_dir(tmp_path_factory):
     """Folder with the digits prepared."""
     folder = tmp_path_factory.mktemp("data")
-    data.prepare("digits", folder)
+    sources.prepare("digits", folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Networks smaller than those of `benchmarks.models`, which compile faster."""
+"""Networks smaller than those of `benchmarks/models/`, which compile faster."""
 
 from flax import nnx
 

@@ -13,9 +13,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from benchmarks import data, train
+from benchmarks import train
+from benchmarks.data import arrays
 from benchmarks.errors import UsageError
-from benchmarks.parallel import LAYOUTS
+from benchmarks.models import table
+from benchmarks.training.checkpoints import restore
+from benchmarks.training.config import Config
+from benchmarks.training.parallel import LAYOUTS
 from tests.benchmarks.networks import Regularised, Tiny
 from tests.devices.layouts import max_difference
 from tests.devices.processes import reported
@@ -130,7 +134,7 @@ def stop_in_third_epoch(config):
 def last_checkpoint(config):
     like = train.make_program(config, None).like  # the program is there already
     with ocp.CheckpointManager(config.output / "checkpoints") as checkpoints:
-        return as_numpy(train.restore(checkpoints, like)[1])
+        return as_numpy(restore(checkpoints, like)[1])
 
 
 def check_regularised(config, dataset):
@@ -162,8 +166,8 @@ def main():
     data_dir, folder = map(Path, sys.argv[1:])
     jax.config.update("jax_enable_x64", False)  # as users train
     train.make_program = shared_program
-    train.models.MODELS |= {"tiny": Tiny, "regularised": Regularised}
-    config = train.Config(
+    table.MODELS |= {"tiny": Tiny, "regularised": Regularised}
+    config = Config(
         batch_size=BATCH_SIZE,
         train_size=200,
         refresh_every=3,
@@ -172,7 +176,7 @@ def main():
         cutout_size=4,
         data_dir=data_dir,
     )
-    dataset = data.load(config.dataset, data_dir, train_size=config.train_size)
+    dataset = arrays.load(config.dataset, data_dir, train_size=config.train_size)
     check_numbers(config, dataset)
     check_program(config, dataset)
     eigen_sam = dataclasses.replace(config, method="eigen_sam", options=METHODS["eigen_sam"])

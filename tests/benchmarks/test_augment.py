@@ -6,8 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import data, train
-from benchmarks.augment import AUGMENTATIONS, Augmentation, augment
+from benchmarks import train
+from benchmarks.data import arrays
+from benchmarks.data.augment import AUGMENTATIONS, Augmentation, augment
+from benchmarks.models import table
+from benchmarks.training.config import Config
+from benchmarks.training.program import make_program
 from tests.benchmarks.networks import Tiny
 
 BLACK = np.array([-1.0, -2.0], np.float32)
@@ -112,14 +116,14 @@ def test_what_the_names_mean():
 
 @pytest.fixture(scope="module")
 def dataset(data_dir):
-    return data.load("digits", data_dir, train_size=200)
+    return arrays.load("digits", data_dir, train_size=200)
 
 
 def losses_of(dataset, monkeypatch, **settings):
     """Losses at w, and at w+ε, of two epochs."""
-    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
-    config = train.Config(model="tiny", rho=0.0, cutout_size=4, epochs=2, **settings)
-    program = train.make_program(config, dataset)
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
+    config = Config(model="tiny", rho=0.0, cutout_size=4, epochs=2, **settings)
+    program = make_program(config, dataset)
     noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
     steps = train.train_steps(program, noisy, program.init(0), config.seed)
     losses = [(float(loss), float(optax.tree.get(state, "ascent_value"))) for _, state, loss in steps]

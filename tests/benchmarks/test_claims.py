@@ -11,83 +11,73 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import methods, train
-from benchmarks.claims import (
-    __main__,
-    alternatives,
-    claim,
-    eigen_sam,
-    info_sam,
-    page,
-    setting,
-    xsam_accuracy,
-    xsam_direction,
-)
+from benchmarks import methods
+from benchmarks.errors import UsageError
+from benchmarks.experiments.claims import __main__, claim, info_sam, setting, sphere
+from benchmarks.experiments.claims.alternatives import Alternatives
+from benchmarks.experiments.claims.eigen_sam import PAPERS, EigenSAM, perturbation_of
+from benchmarks.experiments.claims.info_sam import InfoSAM
+from benchmarks.experiments.claims.page import blocks
+from benchmarks.experiments.claims.verdict import Comparison, Verdict, judge, number
+from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
+from benchmarks.experiments.claims.xsam_direction import XSAMDirection
+from benchmarks.models import table
+from benchmarks.reports.pages import DOCS, filled
+from benchmarks.reports.records import RESULTS, read_records
 from tests.benchmarks.networks import Tiny
 from tests.problems import network
 
-ROOT = Path(__file__).parents[2]
-RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 CLAIMS = __main__.CLAIMS
+RECIPES = {
+    name: recipe | {"dataset": "digits", "train_size": 100, "model": "tiny", "batch_size": 25}
+    for name, recipe in setting.RECIPES.items()
+}
+# Few small networks, trained for two epochs of four steps, and one problem of each kind.
+TINY = {
+    claim.name: claim
+    for claim in (
+        EigenSAM(RECIPES, rows=PAPERS, epochs=2, seeds=(0, 1), num_batches=2, first_iters=2, later_iters=2),
+        InfoSAM(
+            RECIPES,
+            num_parameters=10,
+            ratios=(1.0, 10.0),
+            num_gradients=30,
+            controlled_seeds=(0, 1),
+            epochs={25: 2},
+            seeds=(0, 1),
+            warm_up=2,
+            every=3,
+        ),
+        XSAMDirection(
+            RECIPES, num_quadratics=5, epochs=2, seeds=(0, 1), steps_per_epoch=4, per_epoch=2, ascent_steps=2
+        ),
+        XSAMAccuracy(
+            RECIPES,
+            rows=(("sam", 1), ("xsam", 1)),
+            radii=(0.1,),
+            epochs=2,
+            seeds=(0, 1),
+            interval_seeds=(0, 1),
+            intervals={"1 epoch": 4, "never again": 8},
+        ),
+        Alternatives(RECIPES, radii=(0.1,), epochs=1, seeds=(0, 1)),
+    )
+}
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, data_dir):
-    """Few small networks, trained for two epochs of four steps, and one problem of each kind."""
-    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
-    small = {"dataset": "digits", "train_size": 100, "model": "tiny", "batch_size": 25}
-    for name in ("FASHION_MNIST", "DIGITS"):
-        monkeypatch.setattr(setting, name, getattr(setting, name) | small)
-    monkeypatch.setattr(setting, "settings", {})
-    changes = {
-        eigen_sam: {
-            "EPOCHS": 2,
-            "SEEDS": (0, 1),
-            "FIRST_ITERS": 2,
-            "LATER_ITERS": 2,
-            "NUM_BATCHES": 2,
-            "ROWS": {row: eigen_sam.ROWS[row] for row in eigen_sam.PAPERS},
-        },
-        info_sam: {
-            "EPOCHS": {25: 2},
-            "SEEDS": (0, 1),
-            "WARM_UP": 2,
-            "EVERY": 3,
-            "RATIOS": (1.0, 10.0),
-            "CONTROLLED_SEEDS": (0, 1),
-            "NUM_GRADIENTS": 30,
-            "NUM_PARAMETERS": 10,
-        },
-        xsam_direction: {
-            "EPOCHS": 2,
-            "SEEDS": (0, 1),
-            "STEPS_PER_EPOCH": 4,
-            "PER_EPOCH": 2,
-            "ASCENT_STEPS": 2,
-            "NUM_QUADRATICS": 5,
-        },
-        xsam_accuracy: {
-            "EPOCHS": 2,
-            "SEEDS": (0, 1),
-            "RADII": (0.1,),
-            "INTERVAL_SEEDS": (0, 1),
-            "INTERVALS": {"1 epoch": 4, "never again": 8},
-            "ROWS": {row: xsam_accuracy.ROWS[row] for row in (("sam", 1), ("xsam", 1))},
-        },
-        alternatives: {"EPOCHS": 1, "SEEDS": (0, 1), "RADII": (0.1,)},
-    }
-    for module, values in changes.items():
-        for name, value in values.items():
-            monkeypatch.setattr(module, name, value)
+    """Results and page in an empty folder, and the small network."""
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
     (tmp_path / "claims.md").write_text((DOCS / "claims.md").read_text(encoding="utf-8"), encoding="utf-8")
     return __main__.Options(data_dir=data_dir, processes=1, results=tmp_path, docs=tmp_path)
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_claim_measures_and_reports(name, tiny, capsys):
-    one = CLAIMS[name]
-    claim.measure(one, tiny.results, tiny.data_dir, 1)
-    records = claim.read_records(claim.result_file(one, tiny.results))
+def test_claim_measures_and_reports(name, tiny):
+    one = TINY[name]
+    claim.measure_missing(one, tiny.results, tiny.data_dir, 1)
+    records = read_records(claim.result_file(one, tiny.results))
     jobs = one.jobs(records)
     assert all(claim.is_done(job, records) for job in jobs)
     assert all({"versions", "seed"} <= record.keys() for record in records if "num_quadratics" not in record)
@@ -98,17 +88,19 @@ def test_claim_measures_and_reports(name, tiny, capsys):
     assert (tiny.docs / "picture.png").stat().st_size > 10_000
 
 
-def test_what_is_measured_already_is_not_measured_again(tiny, monkeypatch):
-    one = CLAIMS["alternatives"]
-    monkeypatch.setattr(alternatives, "RADII", (0.1, 0.2))
-    done = []
+class Counted(Alternatives):
+    """Measures nothing; remembers its jobs."""
 
-    def measure(job, data_dir):
-        done.append(job)
+    done = []  # noqa: RUF012
+
+    def measure(self, job, data_dir):
+        self.done.append(job)
         return [job | {"validation_accuracy": job["settings"].get("rho", 0), "test_accuracy": 0.5}]
 
-    counted = one._replace(measure=measure)
-    claim.measure(counted, tiny.results, tiny.data_dir, 1)
+
+def test_what_is_measured_already_is_not_measured_again(tiny):
+    one, done = Counted(RECIPES, radii=(0.1, 0.2), epochs=1, seeds=(0, 1)), Counted.done
+    claim.measure_missing(one, tiny.results, tiny.data_dir, 1)
     assert len(done) == 4 * 2 + 5 * 2
     assert {job["settings"].get("rho") for job in done if job["experiment"] == "test"} == {None, 0.2}
     file = claim.result_file(one, tiny.results)
@@ -116,7 +108,7 @@ def test_what_is_measured_already_is_not_measured_again(tiny, monkeypatch):
     lines = whole.splitlines(keepends=True)
     file.write_text("".join(lines[:5] + lines[6:-1]) + lines[-1][:20])  # one is missing, one cut short
     again, done[:] = list(done), []
-    claim.measure(counted, tiny.results, tiny.data_dir, 1)
+    claim.measure_missing(one, tiny.results, tiny.data_dir, 1)
     assert done == [again[5], again[-1]]
     assert file.read_text() == whole
 
@@ -187,13 +179,13 @@ def test_order_in_which_alternatives_differ_from_sam(problem, method, order):
 
 def test_perturbation_of_eigen_sam_is_the_one_of_its_step(data_dir, tiny):
     """The measurement sees where the method evaluates its second gradient."""
-    job = eigen_sam.CLAIM.jobs([])[-1]
+    job = TINY["eigen_sam"].jobs([])[-1]
     job |= {"method": "eigen_sam", "settings": {"rho": 0.1, "alpha": 0.2}, "epochs": 1}
-    made = setting.setting_of(job, data_dir)
-    noisy = setting.training_data(job, made)
-    state = next(iter(setting.train_steps(job, made, noisy)))[1]
+    made = setting.setting_of(job, RECIPES, data_dir)
+    noisy = setting.training_data(made)
+    state = next(iter(setting.states_along_training(made, noisy)))[1]
     gradient = jax.grad(made.loss)(state.params, (noisy.images, noisy.labels))
-    found = eigen_sam.perturbation_of("eigen_sam", rho=0.1, alpha=0.2)(gradient, state)
+    found = perturbation_of("eigen_sam", rho=0.1, alpha=0.2)(gradient, state)
     seen = []
 
     def grad_fn(w):
@@ -223,16 +215,16 @@ def test_perturbation_of_eigen_sam_is_the_one_of_its_step(data_dir, tiny):
     ],
 )
 def test_rule_of_verdicts(differences, outcome):
-    comparisons = [claim.Comparison("a", values) for values in differences]
-    assert claim.judge("it is so", comparisons).outcome == outcome
+    comparisons = [Comparison("a", values) for values in differences]
+    assert judge("it is so", comparisons).outcome == outcome
 
 
 def test_numbers_have_the_digits_that_their_error_allows():
-    assert claim.number([0.5, 0.5]) == "0.5"
-    assert claim.number([1.0, 2.0, 3.0]) == "2.0 ± 0.6"
-    assert claim.number([0.101, 0.102, 0.103]) == "0.1020 ± 0.0006"
-    assert claim.number([100.0, 200.0], sign="+") == "+150 ± 50"
-    assert claim.number([]) == "–"
+    assert number([0.5, 0.5]) == "0.5"
+    assert number([1.0, 2.0, 3.0]) == "2.0 ± 0.6"
+    assert number([0.101, 0.102, 0.103]) == "0.1020 ± 0.0006"
+    assert number([100.0, 200.0], sign="+") == "+150 ± 50"
+    assert number([]) == "–"
 
 
 def outcomes(one, records):
@@ -262,7 +254,7 @@ def test_verdicts_on_eigen_sam(alignment, eigenvalue, expected):
         for seed in (0, 1, 2)
         for epoch in (1, 2)
     ]
-    assert outcomes(eigen_sam.CLAIM, records) == expected
+    assert outcomes(EigenSAM(), records) == expected
 
 
 @pytest.mark.parametrize(
@@ -284,10 +276,10 @@ def test_verdicts_on_info_sam(own, expected):
         | ({} if step is None else {"step": step, "rank_correlation_of_signal_and_noise": 0.9})
         for fields, places in shared
         for seed, step in places
-        for name, increase in (*((name, 0.5) for name in info_sam.labels()), ("info_sam", own))
+        for name, increase in (*((name, 0.5) for name in info_sam.LABELS), ("info_sam", own))
         if (name, increase) != ("info_sam", 0.5)
     ]
-    assert outcomes(info_sam.CLAIM, records) == [*expected, *expected, "not measured yet"]
+    assert outcomes(InfoSAM(), records) == [*expected, *expected, "not measured yet"]
 
 
 def test_accuracy_under_label_noise_is_the_suites():
@@ -298,9 +290,9 @@ def test_accuracy_under_label_noise_is_the_suites():
         for seed in (0, 1, 2)
     ]
     suite = claim.SuiteResults([], networks)
-    verdict = info_sam.CLAIM.report([], suite).verdicts[-1]
+    verdict = InfoSAM().report([], suite).verdicts[-1]
     assert (verdict.outcome, verdict.evidence) == ("holds", "40% wrong +10")
-    verdict = xsam_accuracy.CLAIM.report([], suite).verdicts[1]
+    verdict = XSAMAccuracy().report([], suite).verdicts[1]
     assert verdict.outcome == "in part"
     assert "0% wrong, k = 3 -10" in verdict.evidence
 
@@ -315,7 +307,7 @@ def test_verdicts_on_the_direction_of_xsam():
             "batch": 0,
             "loss": 0.0,
             "loss_at": loss_at | {"v(alpha*)": 4.0 + 0.1 * seed, "worst found": 5.0},
-            "alphas": [alpha] * len(xsam_direction.RADII),
+            "alphas": [alpha] * len(sphere.RADII),
         }
 
     def report(kept, wander):
@@ -333,13 +325,13 @@ def test_verdicts_on_the_direction_of_xsam():
         ]
         records += [r | {"batch": 1} for r in records]
         ends = {
-            min(xsam_direction.QUADRATIC_RADII): [0.5, 0.9],
-            max(xsam_direction.QUADRATIC_RADII): [1.5, wander + 1],
+            min(sphere.QUADRATIC_RADII): [0.5, 0.9],
+            max(sphere.QUADRATIC_RADII): [1.5, wander + 1],
         }
         quadratics = [
             {"experiment": "quadratic", "radius": r, "alphas": alphas} for r, alphas in ends.items()
         ]
-        return outcomes(xsam_direction.CLAIM, quadratics + records)
+        return outcomes(XSAMDirection(), quadratics + records)
 
     assert report(kept=3.0, wander=0.1) == ["holds", "holds", "holds"]
     assert report(kept=1.5, wander=0.0) == ["in part", "in part", "holds"]
@@ -376,7 +368,7 @@ def test_verdicts_on_the_accuracy_of_xsam():
         for name, accuracy in accuracies.items()
         for seed in (0, 1, 2)
     ]
-    assert outcomes(xsam_accuracy.CLAIM, records) == ["holds", "not measured yet", "in part"]
+    assert outcomes(XSAMAccuracy(), records) == ["holds", "not measured yet", "in part"]
 
 
 def test_verdicts_on_the_alternatives():
@@ -406,14 +398,14 @@ def test_verdicts_on_the_alternatives():
         for method in accuracy
         for seed in (0, 1, 2)
     ]
-    assert outcomes(alternatives.CLAIM, records) == ["in part", "holds"]
+    assert outcomes(Alternatives(), records) == ["in part", "holds"]
 
 
 # --- The page -----------------------------------------------------------------------------------------
 
 
 def stored(one):
-    return claim.read_records(claim.result_file(one, RESULTS))
+    return read_records(claim.result_file(one, RESULTS))
 
 
 @pytest.mark.parametrize("name", CLAIMS)
@@ -425,25 +417,25 @@ def test_stored_results_are_those_of_the_code(name):
 
 
 def test_page_shows_the_stored_results():
-    """If this fails after new results: python -m benchmarks.claims --report-only."""
+    """If this fails after new results: python -m benchmarks.experiments.claims --report-only."""
     suite = claim.read_suite(RESULTS)
     reports = {
         name: one.report(stored(one), suite)._replace(has_picture=bool(stored(one)))
         for name, one in CLAIMS.items()
     }
     shown = (DOCS / "claims.md").read_text(encoding="utf-8")
-    assert page.fill(shown, reports) == shown
+    assert filled(shown, blocks(reports)) == shown
     pictures = re.findall(r"!\[.*\]\((.*)\)", shown)
     assert {Path(picture).stem for picture in pictures} == {n for n, one in CLAIMS.items() if stored(one)}
     assert all((DOCS / picture).stat().st_size > 10_000 for picture in pictures)
 
 
 def test_page_without_a_place_for_a_block_is_an_error():
-    report = claim.Report([claim.Verdict("it is so", "holds", "1")], [])
-    text = "<!-- one: begin -->\nold\n<!-- one: end -->\n<!-- summary: begin -->\n<!-- summary: end -->\n"
-    filled = page.fill(text, {"one": report})
-    assert "it is so" in filled
-    assert "\nold\n" not in filled
-    assert page.fill(filled, {"one": report}) == filled
-    with pytest.raises(ValueError, match=r"<!-- two: begin -->"):
-        page.fill(text, {"two": report})
+    report = claim.Report([Verdict("it is so", "holds", "1")], [])
+    text = "<!-- table: one -->\nold\n<!-- end -->\n<!-- table: summary -->\n<!-- end -->\n"
+    page = filled(text, blocks({"one": report}))
+    assert "it is so" in page
+    assert "\nold\n" not in page
+    assert filled(page, blocks({"one": report})) == page
+    with pytest.raises(UsageError, match=r"<!-- table: two -->"):
+        filled(text, blocks({"two": report}))

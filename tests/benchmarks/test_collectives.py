@@ -1,6 +1,6 @@
 """The reader of compiled programs, on a program written by hand."""
 
-from benchmarks.collectives import count
+from benchmarks.cost.collectives import count
 
 PROGRAM = """HloModule example, is_scheduled=true
 

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import data, train
-from benchmarks.config import Config, parse, read
+from benchmarks import train
+from benchmarks.data import arrays
 from benchmarks.errors import UsageError
+from benchmarks.training.config import Config, parse, read
+from benchmarks.training.program import make_program
 from tests.benchmarks.conftest import REPOSITORY
 
 PUBLISHED = sorted((REPOSITORY / "benchmarks" / "configs").glob("*.toml"))
@@ -26,11 +28,11 @@ SMALLER = {
 def images():
     """As many classes as CIFAR-100 has, of random images."""
     random = np.random.default_rng(0)
-    split = lambda size: data.Split(
+    split = lambda size: arrays.Split(
         random.normal(size=(size, 32, 32, 3)).astype(np.float32), random.integers(0, 100, size)
     )
     zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
-    return data.Dataset(split(32), split(0), split(8), 100, zero, one)
+    return arrays.Dataset(split(32), split(0), split(8), 100, zero, one)
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
@@ -38,7 +40,7 @@ def test_published_configuration_trains(file, images):
     config = parse(["--config", str(file)])
     assert config.validation_size == 0  # nothing is chosen in such a run
     small = dataclasses.replace(config, batch_size=16, epochs=2, model_options=SMALLER[config.model])
-    program = train.make_program(small, images)
+    program = make_program(small, images)
     steps = train.train_steps(program, jax.tree.map(jax.numpy.asarray, images.train), program.init(0), 0)
     losses = [float(loss) for _, _, loss in itertools.islice(steps, 3)]
     np.testing.assert_allclose(losses[0], np.log(100), rtol=0.5)  # before the first step it guesses

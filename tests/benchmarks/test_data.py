@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from benchmarks import cifar, data, svhn
-from benchmarks.digits import Digits
+from benchmarks.data import arrays, cifar, sources, svhn
+from benchmarks.data.digits import Digits
 from benchmarks.errors import UsageError
 from tests.benchmarks.archives import CIFAR100_CLASSES, accept, make_cifar, make_svhn
 from tests.benchmarks.conftest import REPOSITORY
@@ -22,8 +22,8 @@ def as_set(images, labels):
 
 
 def test_digits_come_back_as_scikit_learn_has_them(data_dir):
-    builder = data.prepare("digits", data_dir)
-    train, test = data.read(builder, "train"), data.read(builder, "test")
+    builder = sources.prepare("digits", data_dir)
+    train, test = arrays.read(builder, "train"), arrays.read(builder, "test")
 
     assert train.images.shape == (1297, 8, 8, 1)
     assert test.images.shape == (500, 8, 8, 1)
@@ -34,14 +34,14 @@ def test_digits_come_back_as_scikit_learn_has_them(data_dir):
 
 
 def test_digits_split_is_stratified(data_dir):
-    dataset = data.load("digits", data_dir)
+    dataset = arrays.load("digits", data_dir)
     share = np.bincount(dataset.test.labels) / 500
     assert np.abs(share - np.bincount(load_digits().target) / 1797).max() < 0.002
 
 
 def test_splits_are_disjoint_fixed_and_scaled_by_the_training_pixels(data_dir):
-    dataset = data.load("digits", data_dir)
-    again = data.load("digits", data_dir)
+    dataset = arrays.load("digits", data_dir)
+    again = arrays.load("digits", data_dir)
     jax.tree.map(np.testing.assert_array_equal, dataset, again)
 
     sizes = [len(split.labels) for split in dataset[:3]]
@@ -49,29 +49,29 @@ def test_splits_are_disjoint_fixed_and_scaled_by_the_training_pixels(data_dir):
     assert abs(dataset.train.images.mean()) < 1e-4
     assert abs(dataset.train.images.std() - 1) < 1e-4
 
-    whole = data.read(data.prepare("digits", data_dir), "train")
+    whole = arrays.read(sources.prepare("digits", data_dir), "train")
     order = np.concatenate([dataset.train.labels, dataset.validation.labels])
     assert np.array_equal(np.bincount(order), np.bincount(whole.labels))
 
 
 def test_train_size_keeps_validation_and_test(data_dir):
-    whole, small = data.load("digits", data_dir), data.load("digits", data_dir, train_size=100)
+    whole, small = arrays.load("digits", data_dir), arrays.load("digits", data_dir, train_size=100)
     assert len(small.train.labels) == 100
     assert np.array_equal(small.validation.labels, whole.validation.labels)
     assert np.array_equal(small.train.labels, whole.train.labels[:100])
     with pytest.raises(UsageError, match="choose 1 to 1000"):
-        data.load("digits", data_dir, train_size=1001)
+        arrays.load("digits", data_dir, train_size=1001)
 
 
 def test_validation_size(data_dir):
-    nothing, some = (data.load("digits", data_dir, validation_size=n) for n in (0, 7))
+    nothing, some = (arrays.load("digits", data_dir, validation_size=n) for n in (0, 7))
     assert [len(split.labels) for split in nothing[:3]] == [1297, 0, 500]
     assert [len(split.labels) for split in some[:3]] == [1290, 7, 500]
     assert np.array_equal(
         np.sort(nothing.train.labels), np.sort(np.append(some.train.labels, some.validation.labels))
     )
     with pytest.raises(UsageError, match="choose 0 to 1296"):
-        data.load("digits", data_dir, validation_size=1297)
+        arrays.load("digits", data_dir, validation_size=1297)
 
 
 def test_nothing_imports_tensorflow(data_dir):
@@ -79,8 +79,8 @@ def test_nothing_imports_tensorflow(data_dir):
     program = f"""
 import sys
 from pathlib import Path
-from benchmarks import data
-data.load("digits", Path({str(data_dir)!r}))
+from benchmarks.data import arrays
+arrays.load("digits", Path({str(data_dir)!r}))
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
@@ -97,29 +97,29 @@ assert "tensorflow" not in sys.modules
 )
 def test_missing_files_are_named_with_the_remedy_and_nothing_is_written(name, file, tmp_path):
     with pytest.raises(UsageError, match=rf"missing: .*{file}.*--download-dir.*--download "):
-        data.load(name, tmp_path)
+        arrays.load(name, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_nobody_offers_is_not_fetched(tmp_path):
     with pytest.raises(UsageError, match=r"cifar10_subset.npz.*--download-dir \(nobody offers"):
-        data.load("cifar10_subset", tmp_path, download=True)
+        arrays.load("cifar10_subset", tmp_path, download=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_unknown_data_set_names_the_known_ones():
     with pytest.raises(UsageError, match=r"digits, mnist, fashion_mnist, cifar10, .* image_folder"):
-        data.load("cifar1000")
+        arrays.load("cifar1000")
 
 
 def test_wrong_raw_files_are_refused_and_leave_no_data_set(tmp_path):
     raw = tmp_path / "raw" / "mnist"
     raw.mkdir(parents=True)
-    for file in data.IDX_FILES:
+    for file in sources.IDX_FILES:
         with gzip.open(raw / file, "wb") as stream:
             stream.write(b"not an idx file")
     with pytest.raises(UsageError, match=r"damaged or another version; remove it.* wrong checksum"):
-        data.load("mnist", tmp_path / "data", download_dir=tmp_path / "raw")
+        arrays.load("mnist", tmp_path / "data", download_dir=tmp_path / "raw")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
 
@@ -133,9 +133,9 @@ def test_interrupted_preparation_leaves_no_half_data_set(tmp_path, monkeypatch):
         patch.setattr(Digits, "_generate_examples_whole", whole, raising=False)
         patch.setattr(Digits, "_generate_examples", broken)
         with pytest.raises(KeyboardInterrupt):
-            data.prepare("digits", tmp_path)
+            sources.prepare("digits", tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(data.load("digits", tmp_path).test.labels) == 500
+    assert len(arrays.load("digits", tmp_path).test.labels) == 500
 
 
 def test_data_set_prepared_by_another_process_meanwhile_is_used(tmp_path, monkeypatch):
@@ -143,27 +143,27 @@ def test_data_set_prepared_by_another_process_meanwhile_is_used(tmp_path, monkey
         with monkeypatch.context() as patch:
             patch.setattr(Digits, "_generate_examples", whole)
             if not (tmp_path / "digits" / "1.0.0").exists():
-                data.prepare("digits", tmp_path)
+                sources.prepare("digits", tmp_path)
         yield from whole(self, indices)
 
     whole = Digits._generate_examples
     with monkeypatch.context() as patch:
         patch.setattr(Digits, "_generate_examples", overtaken)
-        dataset = data.load("digits", tmp_path)
+        dataset = arrays.load("digits", tmp_path)
     assert len(dataset.test.labels) == 500
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_idx_files_are_read_as_they_are(name, raw_files, tmp_path, monkeypatch):
-    first = partial(data.tfds.download.DownloadConfig, max_examples_per_split=50)
-    monkeypatch.setattr(data.tfds.download, "DownloadConfig", first)
-    builder = data.prepare(name, tmp_path, download_dir=raw_files)
+    first = partial(sources.tfds.download.DownloadConfig, max_examples_per_split=50)
+    monkeypatch.setattr(sources.tfds.download, "DownloadConfig", first)
+    builder = sources.prepare(name, tmp_path, download_dir=raw_files)
 
     with gzip.open(raw_files / name / "t10k-images-idx3-ubyte.gz") as stream:
         images = np.frombuffer(stream.read(16 + 50 * 784)[16:], np.uint8).reshape(50, 28, 28, 1)
     with gzip.open(raw_files / name / "t10k-labels-idx1-ubyte.gz") as stream:
         labels = np.frombuffer(stream.read(8 + 50)[8:], np.uint8)
-    assert as_set(*data.read(builder, "test")) == as_set(images, labels)
+    assert as_set(*arrays.read(builder, "test")) == as_set(images, labels)
     assert builder.info.full_name == f"{name}/3.0.1"
 
 
@@ -179,14 +179,14 @@ def test_archives_are_read_as_they_are(name, builder, version, tmp_path, monkeyp
     raw = tmp_path / "raw" / name
     expected = make_svhn(raw) if builder is svhn.SVHNCropped else make_cifar(raw, builder)
     with pytest.raises(UsageError, match="wrong checksum"):  # not the official files
-        data.prepare(name, tmp_path / "data", download_dir=tmp_path / "raw")
+        sources.prepare(name, tmp_path / "data", download_dir=tmp_path / "raw")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
     accept(monkeypatch, builder, raw)
-    prepared = data.prepare(name, tmp_path / "data", download_dir=tmp_path / "raw")
+    prepared = sources.prepare(name, tmp_path / "data", download_dir=tmp_path / "raw")
     assert prepared.info.full_name == f"{name}/{version}"
     for split in ("train", "test"):
-        assert as_set(*data.read(prepared, split)) == as_set(*expected[split])
+        assert as_set(*arrays.read(prepared, split)) == as_set(*expected[split])
     assert "tensorflow" not in sys.modules
 
 
@@ -207,10 +207,10 @@ def test_names_of_the_classes_come_with_cifar(tmp_path, monkeypatch):
     raw = tmp_path / "cifar100"
     make_cifar(raw, cifar.CIFAR100)
     accept(monkeypatch, cifar.CIFAR100, raw)
-    features = data.prepare("cifar100", tmp_path / "data", download_dir=tmp_path).info.features
+    features = sources.prepare("cifar100", tmp_path / "data", download_dir=tmp_path).info.features
     assert features["label"].names == CIFAR100_CLASSES
     assert features["coarse_label"].names[0] == "aquatic_mammals"
-    train = data.load("cifar100", tmp_path / "data")
+    train = arrays.load("cifar100", tmp_path / "data")
     assert train.num_classes == 100
 
 
@@ -222,11 +222,11 @@ def test_colours_are_standardised_one_by_one(tmp_path, monkeypatch):
     raw.mkdir()
     np.savez(raw / "cifar10_subset.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     with pytest.raises(UsageError, match="wrong checksum"):
-        data.load("cifar10_subset", tmp_path / "data", download_dir=tmp_path)
+        arrays.load("cifar10_subset", tmp_path / "data", download_dir=tmp_path)
     digest = hashlib.sha256((raw / "cifar10_subset.npz").read_bytes()).hexdigest()
     monkeypatch.setattr(cifar.CIFAR10Subset, "SHA256", digest)
 
-    dataset = data.load("cifar10_subset", tmp_path / "data", download_dir=tmp_path, validation_size=0)
+    dataset = arrays.load("cifar10_subset", tmp_path / "data", download_dir=tmp_path, validation_size=0)
     pixels = dataset.train.images.astype(np.float64)
     np.testing.assert_allclose(pixels.mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(pixels.std((0, 1, 2)), 1, atol=1e-6)
@@ -236,12 +236,12 @@ def test_colours_are_standardised_one_by_one(tmp_path, monkeypatch):
 def test_subset_of_cifar10_is_read_as_it_is(raw_files, tmp_path, monkeypatch):
     if not (raw_files / "cifar10_subset").is_dir():
         pytest.skip(f"no subset of CIFAR-10 in {raw_files}")
-    first = partial(data.tfds.download.DownloadConfig, max_examples_per_split=50)
-    monkeypatch.setattr(data.tfds.download, "DownloadConfig", first)
-    builder = data.prepare("cifar10_subset", tmp_path, download_dir=raw_files)
-    with np.load(raw_files / "cifar10_subset" / "cifar10_subset.npz") as arrays:
-        expected = as_set(arrays["x_train"][:50], arrays["y_train"][:50])
-    assert as_set(*data.read(builder, "train")) == expected
+    first = partial(sources.tfds.download.DownloadConfig, max_examples_per_split=50)
+    monkeypatch.setattr(sources.tfds.download, "DownloadConfig", first)
+    builder = sources.prepare("cifar10_subset", tmp_path, download_dir=raw_files)
+    with np.load(raw_files / "cifar10_subset" / "cifar10_subset.npz") as stored:
+        expected = as_set(stored["x_train"][:50], stored["y_train"][:50])
+    assert as_set(*arrays.read(builder, "train")) == expected
     assert builder.info.features["label"].names[3] == "cat"
 
 
@@ -259,7 +259,7 @@ def make_folder(folder, **counts):
 
 
 def load_folder(folder, data_dir, size=8, **kwargs):
-    return data.load("image_folder", data_dir, image_folder=folder, image_size=size, **kwargs)
+    return arrays.load("image_folder", data_dir, image_folder=folder, image_size=size, **kwargs)
 
 
 def test_image_folder(tmp_path):
@@ -273,9 +273,9 @@ def test_image_folder(tmp_path):
     assert [len(split.labels) for split in dataset[:3]] == [10, 1, 5]
     assert np.array_equal(np.sort(dataset.test.labels), [0, 0, 1, 1, 1])  # in alphabetical order
     assert dataset.train.images.shape == (10, 8, 8, 3)
-    builder = data.prepare("image_folder", tmp_path / "data", image_folder=folder, image_size=8)
+    builder = sources.prepare("image_folder", tmp_path / "data", image_folder=folder, image_size=8)
     assert builder.info.features["label"].names == ["cat", "dog"]
-    for image in data.read(builder, "test").images:  # the square in the middle, which is white
+    for image in arrays.read(builder, "test").images:  # the square in the middle, which is white
         assert image[:, 1:-1].min() > 200
     with pytest.raises(UsageError, match="validation split of its own"):
         load_folder(folder, tmp_path / "data", validation_size=1)
@@ -310,7 +310,7 @@ def test_image_folder_laid_out_as_tiny_imagenet(tmp_path):
 
 def test_image_folder_that_cannot_be_used_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--image-folder"):
-        data.load("image_folder", tmp_path / "data")
+        arrays.load("image_folder", tmp_path / "data")
     with pytest.raises(UsageError, match=r"no images in .*/train/<class>/"):
         load_folder(tmp_path / "nowhere", tmp_path / "data")
     few = make_folder(tmp_path / "few", train={"cat": 3})

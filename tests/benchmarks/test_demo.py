@@ -2,18 +2,24 @@ import collections
 import dataclasses
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import demo, methods, train
+from benchmarks import methods
+from benchmarks.data.arrays import Split
 from benchmarks.errors import UsageError
-from benchmarks.sharpness import largest_hessian_eigenvalue
+from benchmarks.experiments import demo
+from benchmarks.models import table
+from benchmarks.reports.demo_report import summarise
+from benchmarks.training.sharpness import largest_hessian_eigenvalue
 from tests.benchmarks.networks import Tiny
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, data_dir):
     """A demonstration of three rows and few settings, with a network that compiles fast."""
-    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
     full = demo.row_config
     monkeypatch.setattr(demo, "row_config", lambda *row: dataclasses.replace(full(*row), model="tiny"))
     rows = {name: demo.ROWS[name] for name in ("sgd_usual", "sgd", "xsam")}
@@ -32,8 +38,8 @@ def tiny(monkeypatch, tmp_path, data_dir):
 
 
 def test_demo_tunes_trains_and_draws(tiny, capsys):
-    dataset = demo.load(tiny)
-    with pytest.raises(UsageError, match=r"benchmarks\.demo --tune"):
+    dataset = demo.dataset_of(tiny)
+    with pytest.raises(UsageError, match=r"benchmarks\.experiments\.demo --tune"):
         demo.demonstrate(tiny, dataset)
 
     demo.tune(tiny)
@@ -94,7 +100,7 @@ def test_gains_are_differences_seed_by_seed():
         for row, values in accuracies.items()
         for accuracy in values
     ]
-    numbers = demo.summarise(records, {"sgd": 1.0, "sam": 2.0})["sam"]
+    numbers = summarise(records, {"sgd": 1.0, "sam": 2.0})["sam"]
     assert numbers["gain"] == pytest.approx(1.0)
     assert numbers["gain_error"] == pytest.approx(0.0, abs=1e-9)
     assert numbers["accuracy_error"] == pytest.approx(5 / 3**0.5)
@@ -102,8 +108,10 @@ def test_gains_are_differences_seed_by_seed():
 
 
 def test_largest_eigenvalue_is_the_algebraically_largest():
-    def quadratic(params, scale):
-        return 0.5 * scale * (-5 * params["a"] ** 2 + 3 * params["b"] ** 2 + params["c"] ** 2)
+    def quadratic(params, batch):
+        scales, _ = batch
+        return 0.5 * scales.mean() * (-5 * params["a"] ** 2 + 3 * params["b"] ** 2 + params["c"] ** 2)
 
-    params = {"a": 1.0, "b": 2.0, "c": 3.0}
-    assert largest_hessian_eigenvalue(quadratic, params, 2.0) == pytest.approx(6.0, rel=1e-3)
+    params = {"a": jnp.float32(1.0), "b": jnp.float32(2.0), "c": jnp.float32(3.0)}
+    scales = Split(np.linspace(1.0, 3.0, 300, dtype=np.float32), np.zeros(300, np.int32))
+    assert largest_hessian_eigenvalue(quadratic, params, scales) == pytest.approx(6.0, rel=1e-3)

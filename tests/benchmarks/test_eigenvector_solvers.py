@@ -2,12 +2,15 @@ import dataclasses
 
 import pytest
 
-from benchmarks import eigenvector_solvers, pages, train, trials
+from benchmarks.experiments import eigenvector_solvers
+from benchmarks.models import table
+from benchmarks.reports import eigenvector_report, pages
+from benchmarks.reports.records import read_records
 from tests.benchmarks.networks import Tiny
 
 
 def test_measures_every_solver_and_start_and_goes_on(tmp_path, monkeypatch, data_dir):
-    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
     experiment = eigenvector_solvers.Experiment(
         seeds=1,
         epochs=1,
@@ -21,8 +24,8 @@ def test_measures_every_solver_and_start_and_goes_on(tmp_path, monkeypatch, data
         output=tmp_path / "results.jsonl",
     )
     eigenvector_solvers.measure_all(experiment)
-    records = trials.read_records(experiment.output)
-    found = eigenvector_solvers.select(records, "alignment")
+    records = read_records(experiment.output)
+    found = eigenvector_report.select(records, "alignment")
     assert {(r["solver"], r["start"], r["num_iters"]) for r in found} == {
         (solver, start, products)
         for solver in ("lanczos", "power")
@@ -37,8 +40,8 @@ def test_measures_every_solver_and_start_and_goes_on(tmp_path, monkeypatch, data
 
     monkeypatch.setattr(eigenvector_solvers, "measure", pytest.fail)
     eigenvector_solvers.measure_all(experiment)  # nothing left to do
-    assert trials.read_records(experiment.output) == records
-    eigenvector_solvers.draw(records, tmp_path / "picture.png")
+    assert read_records(experiment.output) == records
+    eigenvector_report.draw(records, tmp_path / "picture.png")
 
 
 def test_fewest_products_of_equal_quality():
@@ -48,18 +51,18 @@ def test_fewest_products_of_equal_quality():
         for s, values in quality.items()
         for n, a in values.items()
     ]
-    text = eigenvector_solvers.equal_quality(records, (2, 3, 5))
+    text = eigenvector_report.equal_quality(records, (2, 3, 5))
     assert "with 3 products (0.900), 60 % of the cost; with 5 it gets 0.990" in text
 
 
 def test_the_page_shows_the_committed_results():
-    page = (eigenvector_solvers.DOCS / "curvature.md").read_text()
-    records = trials.read_records(eigenvector_solvers.RESULT_FILE)
-    assert pages.filled(page, eigenvector_solvers.tables(records)) == page
+    page = (pages.DOCS / "curvature.md").read_text()
+    records = read_records(eigenvector_solvers.RESULT_FILE)
+    assert pages.filled(page, eigenvector_report.tables(records)) == page
 
 
 def test_one_per_cent_of_the_top_eigenvalue_takes_at_most_twenty_products():
-    records = trials.read_records(eigenvector_solvers.RESULT_FILE)
-    errors = eigenvector_solvers.select(records, "eigenvalue", solver="lanczos", num_iters=8)
+    records = read_records(eigenvector_solvers.RESULT_FILE)
+    errors = eigenvector_report.select(records, "eigenvalue", solver="lanczos", num_iters=8)
     assert len({r["seed"] for r in errors}) == dataclasses.replace(eigenvector_solvers.Experiment()).seeds
     assert max(r["relative_error"] for r in errors) < 0.01

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import label_noise
-from benchmarks.cifar import CIFAR10_CLASSES
+from benchmarks.data import label_noise
+from benchmarks.data.cifar import CIFAR10_CLASSES
 from benchmarks.errors import UsageError
 
 

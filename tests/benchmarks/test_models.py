@@ -10,11 +10,16 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks import data, models, train
+from benchmarks import train
+from benchmarks.data import arrays
 from benchmarks.errors import UsageError
-from benchmarks.models import MODELS, SixLayerCNN
-from benchmarks.resnets import Bottleneck, ResNet, WideResNet
-from benchmarks.vision_transformer import VisionTransformer
+from benchmarks.models import table
+from benchmarks.models.resnets import Bottleneck, ResNet, WideResNet
+from benchmarks.models.small import SixLayerCNN
+from benchmarks.models.table import MODELS
+from benchmarks.models.vision_transformer import VisionTransformer
+from benchmarks.training.config import Config
+from benchmarks.training.program import make_program
 
 # Small enough to compile in a second or two.
 SMALL = {
@@ -33,7 +38,7 @@ every_small_model = pytest.mark.parametrize("name", SMALL)
 
 def num_params(name, image_shape, num_classes, **options):
     """Counts without computing anything."""
-    make = lambda: models.build(name, image_shape, num_classes, options, rngs=nnx.Rngs(0))
+    make = lambda: table.build(name, image_shape, num_classes, options, rngs=nnx.Rngs(0))
     params = nnx.state(nnx.eval_shape(make), nnx.Param)
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -109,7 +114,7 @@ def test_pooling_of_the_six_layer_cnn_takes_the_maximum():
 
 @pytest.fixture(scope="module")
 def dataset(data_dir):
-    return data.load("digits", data_dir, train_size=200)
+    return arrays.load("digits", data_dir, train_size=200)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +123,8 @@ def run(dataset):
 
     @functools.cache
     def train_steps(name, steps, **settings):
-        config = train.Config(model=name, batch_size=50, **settings)
-        program = train.make_program(config, dataset)
+        config = Config(model=name, batch_size=50, **settings)
+        program = make_program(config, dataset)
         noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
         states, losses, ascent = [], [], []
         for _, state, loss in itertools.islice(train.train_steps(program, noisy, program.init(0), 0), steps):

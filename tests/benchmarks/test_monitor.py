@@ -8,30 +8,33 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from benchmarks import data, train
+from benchmarks import train
+from benchmarks.data import arrays
 from benchmarks.errors import UsageError
+from benchmarks.models import table
+from benchmarks.training.checkpoints import restore
+from benchmarks.training.config import Config
+from benchmarks.training.program import make_program
 from optax_sam.diagnostics.monitor import QUANTITIES
 from tests.benchmarks.networks import Tiny
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
 
 
 def config_of(data_dir, **settings):
-    return train.Config(
-        model="tiny", train_size=200, epochs=3, checkpoint_every=1, data_dir=data_dir, **settings
-    )
+    return Config(model="tiny", train_size=200, epochs=3, checkpoint_every=1, data_dir=data_dir, **settings)
 
 
 def run(config):
     """Returns the parameters at the end, and the records of the monitor."""
     train.run(config)
-    dataset = data.load(config.dataset, config.data_dir, train_size=config.train_size)
-    like = train.make_program(config, dataset).like
+    dataset = arrays.load(config.dataset, config.data_dir, train_size=config.train_size)
+    like = make_program(config, dataset).like
     with ocp.CheckpointManager(config.output / "checkpoints") as checkpoints:
-        _, state, _ = train.restore(checkpoints, like)
+        _, state, _ = restore(checkpoints, like)
     lines = map(json.loads, (config.output / "metrics.jsonl").read_text().splitlines())
     return state, [line for line in lines if line["event"] == "monitor"]
 

@@ -10,8 +10,12 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from benchmarks import data, models, pretrained, train
+from benchmarks import train
+from benchmarks.data import arrays
 from benchmarks.errors import UsageError
+from benchmarks.models import pretrained, table
+from benchmarks.training.config import Config
+from benchmarks.training.program import make_program
 
 SIZE, HEADS, LAYERS, PATCH, IMAGE = 8, 2, 2, 4, 8
 OPTIONS = {"patch_size": PATCH, "hidden_size": SIZE, "num_layers": LAYERS, "num_heads": HEADS}
@@ -178,12 +182,12 @@ def dataset():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, [100, 200, 256], (40, IMAGE, IMAGE, 3)).astype(np.float32)
     mean, deviation = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
-    split = data.Split((pixels - mean) / deviation, rng.integers(0, 3, 40).astype(np.int32))
-    return data.Dataset(split, split, split, 3, mean, deviation)
+    split = arrays.Split((pixels - mean) / deviation, rng.integers(0, 3, 40).astype(np.int32))
+    return arrays.Dataset(split, split, split, 3, mean, deviation)
 
 
 def vit(**options):
-    return models.build("vit_b16", (IMAGE, IMAGE, 3), 3, OPTIONS | options, rngs=nnx.Rngs(0))
+    return table.build("vit_b16", (IMAGE, IMAGE, 3), 3, OPTIONS | options, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("layout", STORED)
@@ -203,16 +207,16 @@ def test_network_computes_what_was_published(layout, dataset, tmp_path):
 
 def test_training_starts_from_the_file(dataset, tmp_path):
     path = save(tmp_path / "weights.npz", jax_layout())
-    config = train.Config(
+    config = Config(
         method="sam", model="vit_b16", model_options=OPTIONS, pretrained=path, batch_size=20, epochs=1
     )
-    program = train.make_program(config, dataset)
+    program = make_program(config, dataset)
     assert np.array_equal(program.init(0).params["class_token"][...], jax_layout()["cls"])
     steps = train.train_steps(program, train.add_label_noise(dataset.train, config, 3), program.init(0), 0)
     losses = [float(loss) for _, _, loss in itertools.islice(steps, 2)]
     assert losses[0] == pytest.approx(math.log(3), rel=1e-5)  # a head of zeros
     assert losses[1] != losses[0]
-    random = train.make_program(dataclasses.replace(config, pretrained=None), dataset).init(0)
+    random = make_program(dataclasses.replace(config, pretrained=None), dataset).init(0)
     assert not random.params["class_token"][...].any()
 
 
@@ -259,7 +263,7 @@ def test_what_does_not_fit_is_refused(dataset, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(UsageError, match=r"neither .npz nor .safetensors"):
         pretrained.load(tmp_path / "weights.pth", params(), dataset)
-    mlp = nnx.state(models.MODELS["mlp"]((8, 8, 3), 3, rngs=nnx.Rngs(0)), nnx.Param)
+    mlp = nnx.state(table.MODELS["mlp"]((8, 8, 3), 3, rngs=nnx.Rngs(0)), nnx.Param)
     with pytest.raises(UsageError, match="do not go together"):
         pretrained.load(path, mlp, dataset)
     assert jax.tree.leaves(mlp)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks.cost import scaling
 
 JOB = scaling.Job()
 KINDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}  # halves: all-reduce is the other two
@@ -49,7 +49,7 @@ def test_time_grows_with_devices_bytes_and_rounds_and_falls_with_bandwidth(kind)
 def run(tmp_path_factory):
     """(records, what was printed) of the command for SAM on two devices."""
     output = tmp_path_factory.mktemp("scaling") / "scaling.jsonl"
-    command = "-m benchmarks.scaling --model mlp --batch-size 64 --devices 2 --methods sgd sam --output"
+    command = "-m benchmarks.cost.scaling --model mlp --batch-size 64 --devices 2 --methods sgd sam --output"
     result = subprocess.run(
         [sys.executable, *command.split(), output],
         capture_output=True,
@@ -111,7 +111,7 @@ def test_says_what_is_measured_and_what_is_a_model(run):
 
 
 def test_tables_of_the_document_are_what_the_command_prints(capsys):
-    records = [json.loads(line) for line in scaling.RESULTS.read_text().splitlines()]
+    records = [json.loads(line) for line in scaling.RESULT_FILE.read_text().splitlines()]
     scaling.print_counts(records)
     scaling.print_model(records, JOB)
     document = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8").splitlines()

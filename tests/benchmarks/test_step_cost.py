@@ -7,16 +7,17 @@ import json
 import jax
 import pytest
 
-from benchmarks import step_cost, step_cost_table, training_steps
+from benchmarks.cost import step_cost, steps
+from benchmarks.reports import pages, step_cost_table
 
 NUM_ITERS = 5
 
 
 @functools.cache
 def counts(model, row, batch_size=128, num_alphas=21):
-    loss, params, batch = training_steps.make_loss(model, batch_size)
-    steps = training_steps.make_steps(loss, params, num_iters=NUM_ITERS, num_alphas=num_alphas)
-    return training_steps.counts(training_steps.compile_step(*steps[row], batch))
+    loss, params, batch = steps.make_loss(model, batch_size)
+    made = steps.make_steps(loss, params, num_iters=NUM_ITERS, num_alphas=num_alphas)
+    return steps.counts(steps.compile_step(*made[row], batch))
 
 
 @pytest.mark.parametrize("row", ["sam", "asam", "fisher_sam", "info_sam", "eigen_sam", "xsam"])
@@ -104,11 +105,11 @@ def test_the_first_round_is_not_counted_and_refreshes_are_measured_three_times(c
 
 
 def test_fast_rows_make_many_steps_in_a_turn(clock):
-    steps = []
+    turns = []
     fast = clock.row("jax", [0.01])
-    row = dataclasses.replace(fast, run=lambda n: (steps.append(n), fast.run(n)))
+    row = dataclasses.replace(fast, run=lambda n: (turns.append(n), fast.run(n)))
     times = step_cost.take_turns({"sgd": row}, rounds=2, seconds=1e9, description="test")
-    assert steps == [1, 5, 5]
+    assert turns == [1, 5, 5]
     assert times["sgd"] == pytest.approx([0.01, 0.01])
 
 
@@ -178,12 +179,13 @@ def test_table_shows_ratios_to_the_own_framework_and_milliseconds(records):
     rival = {**torch, "row": "pytorch_optimizer.SAM", "flops": 30.0}
     for record in (torch, rival):
         del record["temporary_bytes"], record["bytes_accessed"], record["state_bytes"]
-    lines = step_cost_table.table([sgd, sam, torch, rival]).splitlines()
+    lines = step_cost_table.cost_table([sgd, sam, torch, rival]).splitlines()
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
     assert cells["sam"] == ["2.00", "1.00", "1.00", "1.00", "1.90 (1.80–2.10), 2 ms"]
     assert cells["pytorch_optimizer.SAM"][:4] == ["3.00", "–", "–", "–"]
 
 
 def test_tables_of_the_document_are_those_of_the_result_file():
-    document = step_cost_table.DOCUMENT.read_text(encoding="utf-8")
-    assert document == step_cost_table.with_tables(document, step_cost.read_records(step_cost.RESULTS))
+    document = step_cost.DOCUMENT.read_text(encoding="utf-8")
+    tables = {"step_cost": step_cost_table.markdown(step_cost.read_records(step_cost.RESULT_FILE))}
+    assert pages.filled(document, tables) == document

@@ -5,8 +5,13 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import pages, report, suite, train, trials
+from benchmarks.data import arrays
 from benchmarks.errors import UsageError
+from benchmarks.experiments import suite, suite_rows
+from benchmarks.models import table
+from benchmarks.reports import pages, suite_figures, suite_report, suite_tables
+from benchmarks.reports.records import RESULTS, read_records, write_records
+from benchmarks.reports.suite_numbers import differences
 from tests.benchmarks.networks import Tiny
 
 ROWS = ("sgd", "sam", "sgd_decay")
@@ -15,18 +20,18 @@ ROWS = ("sgd", "sam", "sgd_decay")
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, data_dir):
     """A suite of three rows on the digits, with a network that compiles fast."""
-    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
     full = suite.row_config
 
     def row_config(*row):
         return dataclasses.replace(full(*row), model="tiny", dataset="digits", batch_size=50)
 
     monkeypatch.setattr(suite, "row_config", row_config)
-    monkeypatch.setattr(suite, "load", lambda tiny: suite.data.load("digits", data_dir, train_size=100))
+    monkeypatch.setattr(suite, "dataset_of", lambda tiny: arrays.load("digits", data_dir, train_size=100))
     monkeypatch.setattr(suite, "programs", {})
     for name in ROWS:
-        row = suite.ROWS[name]
-        monkeypatch.setitem(suite.ROWS, name, row._replace(first=row.first[:2]))
+        row = suite_rows.ROWS[name]
+        monkeypatch.setitem(suite_rows.ROWS, name, row._replace(first=row.first[:2]))
     return suite.Suite(
         "tune",
         seeds=2,
@@ -44,22 +49,22 @@ def test_suite_tunes_runs_goes_on_and_reports(tiny, tmp_path, monkeypatch, capsy
     with pytest.raises(UsageError, match="suite tune"):
         suite.run(tiny)
     suite.tune(tiny)
-    tuned = trials.read_records(tiny.tuning_file)
+    tuned = read_records(tiny.tuning_file)
     assert Counter((trial["row"], trial["label_noise"]) for trial in tuned) == {
         (row, noise): 3 for row in ("sam", "sgd_decay") for noise in (0.0, 0.4)
     }
     # The last trial of a row goes on from the better of the first two.
     first, second, last = [trial for trial in tuned if trial["row"] == "sgd_decay"][:3]
     better = max(first, second, key=lambda trial: trial["validation_accuracy"])
-    assert last["settings"] == {**better["settings"], **suite.ROWS["sgd_decay"].then}
+    assert last["settings"] == {**better["settings"], **suite_rows.ROWS["sgd_decay"].then}
     assert all("test_accuracy" not in trial for trial in tuned)
 
     # Stopped before the last trial of a row, `tune` makes this one only, and `run` does not go without it.
-    trials.write_records(tiny.tuning_file, [trial for trial in tuned if trial is not last])
+    write_records(tiny.tuning_file, [trial for trial in tuned if trial is not last])
     with pytest.raises(UsageError, match=r"lacks trials of \[\('sgd_decay', 0.0\)\].*suite tune"):
         suite.run(tiny)
     suite.tune(tiny)
-    again = trials.read_records(tiny.tuning_file)
+    again = read_records(tiny.tuning_file)
     assert again == [*(trial for trial in tuned if trial is not last), last]
 
     # Stopped in the middle of a line, `run` goes on with what is missing and repeats nothing.
@@ -79,15 +84,15 @@ def test_suite_tunes_runs_goes_on_and_reports(tiny, tmp_path, monkeypatch, capsy
     file.write_text(whole)
 
     suite.time_rows(tiny)
-    times = trials.read_records(tmp_path / "suite_time.jsonl")
+    times = read_records(tmp_path / "suite_time.jsonl")
     assert [time["row"] for time in times] == list(ROWS)
 
-    records = trials.read_records(file)
-    for make in report.TABLES.values():
+    records = read_records(file)
+    for make in suite_tables.TABLES.values():
         assert "SAM" in make(records, tuned, times) or "networks" in make(records, tuned, times)
-    report.draw_noise(records, tmp_path / "noise.png")
-    report.draw_radius(tuned, tmp_path / "radius.png")
-    report.draw_cost(records, times, tmp_path / "cost.png")
+    suite_figures.draw_noise(records, tmp_path / "noise.png")
+    suite_figures.draw_radius(tuned, tmp_path / "radius.png")
+    suite_figures.draw_cost(records, times, tmp_path / "cost.png")
 
 
 def test_suite_refuses_to_mix_settings(tiny, tmp_path):
@@ -115,7 +120,7 @@ def test_best_is_of_the_row_and_noise_level_and_the_first_of_equals():
             ("sgd", 0.0, "e", 0.8),
         ]
     ]
-    assert suite.best(made_up, "sam", 0.0) == "b"
+    assert suite_rows.best(made_up, "sam", 0.0) == "b"
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -124,8 +129,8 @@ def test_differences_are_taken_seed_by_seed():
         for row, accuracies in {"sam": (0.5, 0.7, 0.6), "asam": (0.52, 0.72)}.items()
         for seed, accuracy in enumerate(accuracies)
     ]
-    assert report.differences(records, "asam", 0.4) == pytest.approx([2.0, 2.0])
-    assert "+2.0 ± 0.0" in report.difference_table(records, [], [])
+    assert differences(records, "asam", 0.4) == pytest.approx([2.0, 2.0])
+    assert "+2.0 ± 0.0" in suite_tables.difference_table(records, [], [])
 
 
 def test_a_page_has_one_place_for_each_table():
@@ -141,30 +146,29 @@ def test_a_page_has_one_place_for_each_table():
 
 def committed():
     return tuple(
-        trials.read_records(suite.RESULTS / name)
-        for name in ("suite.jsonl", "suite_tuning.jsonl", "suite_time.jsonl")
+        read_records(RESULTS / name) for name in ("suite.jsonl", "suite_tuning.jsonl", "suite_time.jsonl")
     )
 
 
 def test_the_page_shows_the_committed_results():
-    page = report.PAGE.read_text()
-    assert pages.filled(page, {name: make(*committed()) for name, make in report.TABLES.items()}) == page
+    page = suite_report.PAGE.read_text()
+    tables = {name: make(*committed()) for name, make in suite_tables.TABLES.items()}
+    assert pages.filled(page, tables) == page
 
 
 def test_committed_networks_have_the_settings_of_the_committed_trials():
     records, tuned, _ = committed()
     runs = Counter((record["row"], record["label_noise"], record["seed"]) for record in records)
     seeds = range(suite.Suite("run").seeds)
-    assert runs == Counter(itertools.product(suite.ROWS, suite.NOISE_LEVELS, seeds))
-    assert all(
-        record["settings"] == suite.best(tuned, record["row"], record["label_noise"]) for record in records
-    )
+    assert runs == Counter(itertools.product(suite_rows.ROWS, suite.NOISE_LEVELS, seeds))
+    for record in records:
+        assert record["settings"] == suite_rows.best(tuned, record["row"], record["label_noise"])
 
 
 def test_committed_rows_had_five_trials_each_with_another_seed():
     _, tuned, times = committed()
     counts = Counter((trial["row"], trial["label_noise"]) for trial in tuned)
-    chosen = [name for name in suite.ROWS if name not in ("sgd", "sgd_40")]
+    chosen = [name for name in suite_rows.ROWS if name not in ("sgd", "sgd_40")]
     assert counts == {(name, noise): 5 for name in chosen for noise in suite.NOISE_LEVELS}
     assert {trial["seed"] for trial in tuned} == {suite.TUNING_SEED}
-    assert [time["row"] for time in times] == list(suite.ROWS)
+    assert [time["row"] for time in times] == list(suite_rows.ROWS)

@@ -13,23 +13,26 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks import config as configuration
-from benchmarks import data, methods, train
+from benchmarks import methods, train
+from benchmarks.data import arrays
 from benchmarks.errors import UsageError
-from benchmarks.interrupt import ask_for_interrupt
+from benchmarks.models import table
+from benchmarks.training.checkpoints import restore
+from benchmarks.training.config import Config, parse
+from benchmarks.training.interrupt import ask_for_interrupt
 from tests.benchmarks.conftest import REPOSITORY
 from tests.benchmarks.networks import Regularised, Tiny
 
 
 @pytest.fixture(scope="module")
 def dataset(data_dir):
-    return data.load("digits", data_dir, train_size=200)
+    return arrays.load("digits", data_dir, train_size=200)
 
 
 @pytest.fixture(autouse=True)
 def more_models(monkeypatch):
-    monkeypatch.setitem(train.models.MODELS, "regularised", Regularised)
-    monkeypatch.setitem(train.models.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(table.MODELS, "regularised", Regularised)
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
 
 
 def as_numpy(state):
@@ -56,16 +59,16 @@ def assert_same(one, other):
 
 
 def last_checkpoint(folder, config):
-    dataset = data.load(config.dataset, config.data_dir, train_size=config.train_size)
+    dataset = arrays.load(config.dataset, config.data_dir, train_size=config.train_size)
     like = jax.eval_shape(train.make_program(config, dataset).init, config.seed)
     with ocp.CheckpointManager(folder / "checkpoints") as checkpoints:
-        step, state, losses = train.restore(checkpoints, like)
+        step, state, losses = restore(checkpoints, like)
     return step, as_numpy(state), losses
 
 
 def share_program(monkeypatch, config):
     """All runs of this test are of one configuration: compile it once."""
-    dataset = data.load(config.dataset, config.data_dir, train_size=config.train_size)
+    dataset = arrays.load(config.dataset, config.data_dir, train_size=config.train_size)
     program = train.make_program(config, dataset)
     monkeypatch.setattr(train, "make_program", lambda *_: program)
 
@@ -79,7 +82,7 @@ def without_times(log):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_trains(method, dataset):
-    config = train.Config(method=method, refresh_every=5, model="tiny")
+    config = Config(method=method, refresh_every=5, model="tiny")
     _, losses = train_few_steps(train.make_program(config, dataset), config, dataset, steps=30)
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
@@ -87,7 +90,7 @@ def test_every_method_trains(method, dataset):
 
 @pytest.mark.parametrize("model", ["mlp", "strided_cnn"])
 def test_every_model_trains(model, dataset):
-    config = train.Config(method="sgd", model=model, batch_size=50, learning_rate=0.05)
+    config = Config(method="sgd", model=model, batch_size=50, learning_rate=0.05)
     _, losses = train_few_steps(train.make_program(config, dataset), config, dataset, steps=30)
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
 
@@ -96,7 +99,7 @@ def test_second_pass_is_of_the_same_network_and_leaves_it_alone(dataset):
     """Same dropout mask in both passes; BatchNorm statistics and random streams advance once a step."""
     states, losses, ascent_values = {}, {}, {}
     for name, method, rho in (("sgd", "sgd", None), ("rho=0", "sam", 0.0), ("sam", "sam", 0.1)):
-        config = train.Config(method=method, rho=rho, model="regularised")
+        config = Config(method=method, rho=rho, model="regularised")
         program = train.make_program(config, dataset)
         noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
         run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
@@ -121,22 +124,22 @@ def test_second_pass_is_of_the_same_network_and_leaves_it_alone(dataset):
 
 
 def test_seeds_differ_and_repeat(dataset):
-    program = train.make_program(train.Config(model="tiny"), dataset)
-    configs = [train.Config(model="tiny", seed=seed) for seed in (0, 0, 1)]
+    program = train.make_program(Config(model="tiny"), dataset)
+    configs = [Config(model="tiny", seed=seed) for seed in (0, 0, 1)]
     states = [train_few_steps(program, config, dataset)[0] for config in configs]
     assert_same(states[0], states[1])
     assert not np.array_equal(*(jax.tree.leaves(states[i].params)[-1] for i in (0, 2)))
 
 
 def test_label_noise_reaches_training_labels_only(dataset):
-    config = train.Config(label_noise=0.4)
+    config = Config(label_noise=0.4)
     noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
     assert (np.asarray(noisy.labels) != dataset.train.labels).sum() == 80
     assert np.array_equal(noisy.images, dataset.train.images)
 
 
 def test_kind_of_label_noise(dataset):
-    config = train.Config(label_noise=0.4, noise_kind="asymmetric")
+    config = Config(label_noise=0.4, noise_kind="asymmetric")
     noisy = np.asarray(train.add_label_noise(dataset.train, config, dataset.num_classes).labels)
     changed = noisy != dataset.train.labels
     assert changed.sum() == 80
@@ -164,9 +167,9 @@ def stop(train_steps, number, last):
 # A command line of `train` that does so, with the small network.
 STOPS_ITSELF = """
 import sys
-from benchmarks import models
+from benchmarks.models import table
 from tests.benchmarks.networks import Tiny
-models.MODELS["tiny"] = Tiny  # before the command line looks at it
+table.MODELS["tiny"] = Tiny  # before the command line looks at it
 from benchmarks import train
 from tests.benchmarks.test_train import stop
 train.train_steps = stop(train.train_steps, int(sys.argv.pop(1)), int(sys.argv.pop(1)))
@@ -184,7 +187,7 @@ def test_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(data_dir, t
         "batch_size": 50,
     }
     settings |= {"epochs": 7, "checkpoint_every": 3, "data_dir": data_dir}
-    config = train.Config(**settings, output=tmp_path / "stopped", resume=True)
+    config = Config(**settings, output=tmp_path / "stopped", resume=True)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     arguments += [f"--output={config.output}", "--resume"]
     metrics = config.output / "metrics.jsonl"
@@ -276,7 +279,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
 
 
 def test_resume_with_batch_norm_and_dropout(data_dir, tmp_path, monkeypatch):
-    config = train.Config(
+    config = Config(
         model="regularised", method="sgd", train_size=200, epochs=4, checkpoint_every=1, data_dir=data_dir
     )
     share_program(monkeypatch, config)
@@ -301,7 +304,7 @@ def test_resume_with_batch_norm_and_dropout(data_dir, tmp_path, monkeypatch):
 
 
 def test_a_run_writes_metrics_and_is_not_overwritten_or_continued_with_other_settings(data_dir, tmp_path):
-    config = train.Config(
+    config = Config(
         method="sgd",
         model="tiny",
         epochs=2,
@@ -329,7 +332,7 @@ def test_a_run_without_validation_images(data_dir, tmp_path, monkeypatch, capsys
     arguments = (
         f"--method=sgd --epochs=1 --validation-size=0 --data-dir={data_dir} --output={tmp_path / 'run'}"
     )
-    monkeypatch.setitem(train.models.MODELS, "mlp", Tiny)
+    monkeypatch.setitem(table.MODELS, "mlp", Tiny)
     monkeypatch.setattr(sys, "argv", ["train", *arguments.split()])
     train.main()
     assert "validation" not in capsys.readouterr().out
@@ -340,7 +343,7 @@ def test_a_run_without_validation_images(data_dir, tmp_path, monkeypatch, capsys
 
 
 def test_divergence_is_reported_with_its_step(data_dir, tmp_path):
-    config = train.Config(
+    config = Config(
         method="sgd",
         model="tiny",
         learning_rate=1e38,
@@ -355,16 +358,16 @@ def test_divergence_is_reported_with_its_step(data_dir, tmp_path):
 
 def test_unknown_option_is_refused_with_the_known_ones(dataset):
     with pytest.raises(UsageError, match=r"'sam' has no option alpha; its options are: rho"):
-        train.make_program(train.Config(options={"alpha": 0.2}), dataset)
+        train.make_program(Config(options={"alpha": 0.2}), dataset)
     with pytest.raises(UsageError, match="'sgd' has no option rho; its options are: none"):
-        train.make_program(train.Config(method="sgd", rho=0.2), dataset)
+        train.make_program(Config(method="sgd", rho=0.2), dataset)
     with pytest.raises(UsageError, match="--batch-size 200 or less"):
-        train.make_program(train.Config(batch_size=500), dataset)
+        train.make_program(Config(batch_size=500), dataset)
 
 
 def test_help_lists_the_options(capsys):
     with pytest.raises(SystemExit) as end:
-        configuration.parse(["--help"], train.__doc__)
+        parse(["--help"], train.__doc__)
     assert end.value.code == 0
     shown = capsys.readouterr().out
     for option in [
@@ -382,6 +385,6 @@ def test_help_lists_the_options(capsys):
 
 
 def test_options_are_typed():
-    config = configuration.parse(["--options", "alpha", "0.3", "num_iters", "4", "solver", "lanczos"])
+    config = parse(["--options", "alpha", "0.3", "num_iters", "4", "solver", "lanczos"])
     assert config.options == {"alpha": 0.3, "num_iters": 4, "solver": "lanczos"}
     assert isinstance(config.options["num_iters"], int)

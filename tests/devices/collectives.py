@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.collectives import count
+from benchmarks.cost.collectives import count
 from tests.devices import layouts
 from tests.devices.processes import reported
 from tests.registry import METHODS

@@ -1,0 +1,1 @@
+"""What a training step costs: flops, memory, time, and communication between devices."""

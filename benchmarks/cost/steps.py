@@ -1,0 +1,144 @@
+"""Networks with their losses, and a training step of every method in front of SGD, to be compiled."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import optax_sam
+from benchmarks.models.cost_networks import ResNet8, Transformer
+from benchmarks.models.small import MLP, StridedCNN
+
+RHO, LEARNING_RATE, MOMENTUM = 0.1, 0.01, 0.9
+NETWORKS: dict[str, tuple[Callable[..., nnx.Module], Any, int]] = {
+    # name -> (network, shape of an example, number of classes)
+    "mlp": (MLP, (28, 28, 1), 10),
+    "strided_cnn": (StridedCNN, (28, 28, 1), 10),
+    "resnet8": (ResNet8, (32, 32, 3), 10),
+    "transformer": (Transformer, 64, 256),  # length of a sequence, number of tokens
+}
+# The refresh inside a `cond`. The gradients of convolutions are slow there on CPU.
+SLOW = "eigen_sam, automatic refresh"
+TRACED = "a refresh that is true, which the compiler cannot know"
+
+
+def methods(
+    num_iters: int, num_alphas: int
+) -> dict[str, tuple[optax.GradientTransformation, dict[str, Any]]]:
+    """Name -> (what goes in front of SGD, further arguments of `update`)."""
+    eigen_sam = optax_sam.eigen_sam(RHO, num_iters=num_iters)
+    lanczos = optax_sam.eigen_sam(RHO, num_iters=num_iters, solver="lanczos")
+    xsam = optax_sam.xsam(RHO, 2 * RHO, num_alphas=num_alphas)
+    return {
+        "sgd": (optax.identity(), {}),
+        "sam": (optax_sam.sam(RHO), {}),
+        "sam, 3 steps": (optax_sam.sam(RHO, num_steps=3), {}),
+        "asam": (optax_sam.asam(1.0), {}),
+        "fisher_sam": (optax_sam.fisher_sam(RHO), {}),
+        "info_sam": (optax_sam.info_sam(RHO), {}),
+        "eigen_sam": (eigen_sam, {"refresh": False}),
+        "eigen_sam, refresh": (eigen_sam, {"refresh": True}),
+        "eigen_sam, refresh by lanczos": (lanczos, {"refresh": True}),
+        "eigen_sam, automatic": (eigen_sam, {"refresh": None}),
+        SLOW: (eigen_sam, {"refresh": TRACED}),
+        "xsam": (xsam, {"refresh": False}),
+        "xsam, refresh": (xsam, {"refresh": True}),
+        "xsam, automatic": (xsam, {"refresh": None}),
+    }
+
+
+def make_loss(model: str, batch_size: int) -> tuple[Callable[..., jax.Array], Any, tuple[Any, Any]]:
+    """Returns (loss(params, batch), parameters, a batch of random images or tokens)."""
+    network, shape, num_classes = NETWORKS[model]
+    graphdef, state = nnx.split(network(shape, num_classes, rngs=nnx.Rngs(0)))
+    # A plain dictionary: JAX takes an `nnx.State` apart in Python, 0.1 ms at every call.
+    params = nnx.to_pure_dict(state)
+    rng = np.random.default_rng(0)
+    if isinstance(shape, int):
+        inputs = jnp.asarray(rng.integers(num_classes, size=(batch_size, shape)))
+        labels = jnp.asarray(rng.integers(num_classes, size=(batch_size, shape)))
+    else:
+        inputs = jnp.asarray(rng.normal(size=(batch_size, *shape)), jnp.float32)
+        labels = jnp.asarray(rng.integers(num_classes, size=batch_size))
+
+    def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = nnx.merge(graphdef, params)(batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    return loss, params, (inputs, labels)
+
+
+def make_steps(
+    loss: Callable[..., jax.Array], params: Any, *, num_iters: int = 5, num_alphas: int = 21
+) -> dict[str, tuple[Callable[..., Any], Any]]:
+    """Returns every row of the cost table.
+
+    Args:
+        loss: of parameters and batch.
+        params: the parameters.
+        num_iters: Hessian-vector products in a refresh of Eigen-SAM.
+        num_alphas: losses in a refresh of XSAM.
+
+    Returns:
+        Name -> (step, its first carry): every step maps (carry, batch) to a carry.
+    """
+    base = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+
+    def by_hand(carry: Any, batch: Any) -> Any:
+        params, state = carry
+        grads = jax.grad(loss)(params, batch)
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
+        perturbed = jax.tree.map(lambda w, g: w + RHO / norm * g, params, grads)
+        updates, state = base.update(jax.grad(loss)(perturbed, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    def with_method(tx: optax.GradientTransformation, kwargs: Any, carry: Any, batch: Any) -> Any:
+        params, state = carry
+        value_fn = functools.partial(loss, batch=batch)
+        if kwargs.get("refresh") == TRACED:
+            kwargs = {"refresh": jnp.isfinite(jax.tree.leaves(params)[0]).all()}
+        updates, state = optax.with_extra_args_support(tx).update(
+            jax.grad(value_fn)(params), state, params, value_fn=value_fn, **kwargs
+        )
+        return optax.apply_updates(params, updates), state
+
+    def with_contrib(tx: optax.GradientTransformation, carry: Any, batch: Any) -> Any:
+        params, state = carry
+        grad_fn = lambda params, _: jax.grad(loss)(params, batch)
+        updates, state = tx.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), state
+
+    contrib = optax.contrib.sam(
+        base, optax.chain(optax.contrib.normalize(), optax.sgd(RHO)), sync_period=2, opaque_mode=True
+    )
+    steps: dict[str, tuple[Callable[..., Any], Any]] = {
+        "forward pass": (lambda carry, batch: (carry[0], loss(carry[0], batch)), (params, jnp.zeros(()))),
+        "gradient": (lambda carry, batch: (carry[0], jax.grad(loss)(carry[0], batch)), (params, params)),
+        "sam by hand": (by_hand, (params, base.init(params))),
+        "optax.contrib.sam": (functools.partial(with_contrib, contrib), (params, contrib.init(params))),
+    }
+    for name, (method, kwargs) in methods(num_iters, num_alphas).items():
+        tx = optax.chain(method, base)
+        steps[name] = functools.partial(with_method, tx, kwargs), (params, tx.init(params))
+    return steps
+
+
+def compile_step(step: Callable[..., Any], carry: Any, batch: Any) -> jax.stages.Compiled:
+    """Compiles a step that gives its carry away."""
+    return jax.jit(step, donate_argnums=0).lower(carry, batch).compile()
+
+
+def counts(compiled: jax.stages.Compiled) -> dict[str, float]:
+    """What the compiler counts in a program."""
+    text, costs = compiled.as_text(), compiled.cost_analysis()
+    return {
+        "flops": costs["flops"],
+        "bytes_accessed": costs["bytes accessed"],
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "control_flow": sum(text.count(f" {op}(") for op in ("while", "conditional")),
+    }

@@ -1,0 +1,135 @@
+"""Where data sets come from: TensorFlow Datasets prepares each of them once, from raw files.
+
+Nothing here needs TensorFlow: the prepared files are array_record.
+"""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+from benchmarks.data import svhn
+from benchmarks.data.cifar import CIFAR10, CIFAR100, CIFAR10Subset
+from benchmarks.data.digits import Digits
+from benchmarks.data.image_folder import ImageFolder
+from benchmarks.data.mnist import MNIST, FashionMNIST
+from benchmarks.errors import UsageError
+
+DEFAULT_DATA_DIR = Path("data")
+
+
+class Source(NamedTuple):
+    """Where a data set comes from.
+
+    Attributes:
+        builder: TFDS builder class.
+        num_validation: how many training images are held out for validation. None: a tenth.
+        files: what the raw files are called; empty where there is nothing to download.
+        downloadable: whether TFDS can fetch them.
+    """
+
+    builder: Callable[..., tfds.core.DatasetBuilder]
+    num_validation: int | None = None
+    files: tuple[str, ...] = ()
+    downloadable: bool = True
+
+
+IDX_FILES = tuple(
+    f"{part}-{content}-ubyte.gz" for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1")
+)
+SOURCES = {
+    "digits": Source(Digits, num_validation=297),
+    "mnist": Source(MNIST, num_validation=10_000, files=IDX_FILES),
+    "fashion_mnist": Source(FashionMNIST, num_validation=10_000, files=IDX_FILES),
+    "cifar10": Source(CIFAR10, files=("cifar-10-binary.tar.gz",)),
+    "cifar10_subset": Source(CIFAR10Subset, files=(CIFAR10Subset.FILE,), downloadable=False),
+    "cifar100": Source(CIFAR100, files=("cifar-100-binary.tar.gz",)),
+    "svhn_cropped": Source(svhn.SVHNCropped, files=svhn.FILES),
+    "image_folder": Source(ImageFolder),
+}
+
+
+def prepare(
+    name: str,
+    data_dir: Path = DEFAULT_DATA_DIR,
+    download_dir: Path | None = None,
+    download: bool = False,
+    image_folder: Path | None = None,
+    image_size: int = 64,
+) -> tfds.core.DatasetBuilder:
+    """Prepares a data set in `data_dir`, unless it is there already.
+
+    TFDS writes into a temporary folder and renames it at the end, so an interrupted call leaves no
+    half-prepared data set behind.
+
+    Args:
+        name: one of `SOURCES`.
+        data_dir: where prepared data sets lie, `<data_dir>/<name>/<version>`.
+        download_dir: where raw files lie, `<download_dir>/<name>`; they are only read, and their
+            checksums compared with TFDS's.
+        download: let TFDS download raw files that are missing.
+        image_folder: what the data set `image_folder` is made of, see `image_folder.py`.
+        image_size: height and width of its images, in pixels.
+
+    Returns:
+        The builder, ready for `as_data_source`.
+
+    Raises:
+        UsageError: if there is no data set of that name; or it is not prepared, raw files are
+            missing and `download` is False; or a raw file is not what TFDS knows.
+    """
+    if name not in SOURCES:
+        raise UsageError(f"no data set {name!r}; choose one of: {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    data_dir = Path(data_dir).expanduser()
+    make_builder = partial(source.builder, data_dir=data_dir, file_format="array_record")
+    if name == "image_folder":
+        if image_folder is None:
+            raise UsageError("which folder? Name the one that holds train/<class>/ with --image-folder")
+        make_builder = partial(make_builder, Path(image_folder).expanduser().absolute(), image_size)
+    builder = make_builder()
+    if builder.data_path.exists():
+        return builder
+
+    raw = Path(download_dir).expanduser() / name if download_dir else data_dir / "downloads" / name
+    missing = [file for file in source.files if not (raw / file).is_file()]
+    if missing and not (download and source.downloadable):
+        # TFDS by itself would retry the download for minutes where there is no network.
+        fetch = (
+            ", or add --download to fetch them"
+            if source.downloadable
+            else " (nobody offers them for download)"
+        )
+        raise UsageError(
+            f"data set {name!r} is not prepared in {data_dir}, and its raw files are not in {raw} "
+            f"(missing: {', '.join(missing)}). Either put them there, or name the folder that "
+            f"holds {name}/{missing[0]} with --download-dir{fetch}. "
+            "Or use --dataset digits, which needs no files."
+        )
+    # TFDS always creates its download folders: temporary ones where nothing is downloaded.
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            builder.download_and_prepare(
+                download_dir=data_dir / "downloads" if download else scratch,
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=raw,
+                    extract_dir=scratch,
+                    force_checksums_validation=True,
+                    try_download_gcs=False,
+                ),
+                file_format="array_record",
+            )
+        except NonMatchingChecksumError as error:
+            raise UsageError(
+                f"a raw file of {name!r} is damaged or another version; remove it and fetch it again. {error}"
+            ) from error
+        except FileExistsError:
+            # Another process has prepared it in the meantime; its files are the same.
+            if not builder.data_path.exists():
+                raise
+            builder = make_builder()
+    return builder

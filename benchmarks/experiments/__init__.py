@@ -1,0 +1,1 @@
+"""Programs that train networks and measure them; none imports another."""

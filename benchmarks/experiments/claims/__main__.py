@@ -1,0 +1,98 @@
+"""The claims of the three newest papers, each tested by a small program: numbers, a picture, a verdict.
+
+    python -m benchmarks.experiments.claims                       what is missing, then pictures and page
+    python -m benchmarks.experiments.claims eigen_sam info_sam    measures these only
+    python -m benchmarks.experiments.claims --report-only         pictures and page from the result files
+
+Some 20 minutes of one core for all of them. Results are appended to `benchmarks/results/claims_*.jsonl` as
+jobs end: stopped, it goes on where it was. What comes from the accuracy suite is read from its result files.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.data import sources
+from benchmarks.errors import UsageError
+from benchmarks.experiments.claims.alternatives import Alternatives
+from benchmarks.experiments.claims.claim import measure_missing, read_suite, result_file
+from benchmarks.experiments.claims.eigen_sam import EigenSAM
+from benchmarks.experiments.claims.info_sam import InfoSAM
+from benchmarks.experiments.claims.page import blocks
+from benchmarks.experiments.claims.setting import RECIPES
+from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
+from benchmarks.experiments.claims.xsam_direction import XSAMDirection
+from benchmarks.reports.pages import DOCS, fill_tables
+from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.training.workers import quiet
+
+CLAIMS = {
+    claim.name: claim for claim in (EigenSAM(), InfoSAM(), XSAMDirection(), XSAMAccuracy(), Alternatives())
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to do."""
+
+    claims: tyro.conf.Positional[tuple[Literal[*CLAIMS], ...]] = tuple(CLAIMS)
+    """Which claims to measure. Pictures and page are always of all."""
+    report_only: bool = False
+    """Measure nothing."""
+    data_dir: Path = sources.DEFAULT_DATA_DIR
+    """Folder of prepared data sets."""
+    download_dir: Path | None = None
+    """Folder with the raw files of Fashion-MNIST, in fashion_mnist/."""
+    download: bool = False
+    """Let TensorFlow Datasets download them."""
+    processes: int = os.cpu_count() or 1
+    """Networks trained at a time, each on a core of its own."""
+    results: Path = RESULTS
+    """Folder of the result files, the suite's included."""
+    docs: Path = DOCS
+    """Folder of claims.md; pictures go into claims/ beside it."""
+
+
+def run(options: Options) -> None:
+    """Measures and reports."""
+    if not options.report_only:
+        for recipe in RECIPES.values():  # prepared once, before the workers start
+            sources.prepare(recipe["dataset"], options.data_dir, options.download_dir, options.download)
+        for name in options.claims:
+            print(name)
+            measure_missing(CLAIMS[name], options.results, options.data_dir, options.processes)
+    report(options)
+
+
+def report(options: Options) -> None:
+    """Pictures, page and verdicts from the result files."""
+    suite = read_suite(options.results)
+    reports = {}
+    for name, claim in CLAIMS.items():
+        records = read_records(result_file(claim, options.results))
+        reports[name] = claim.report(records, suite)._replace(has_picture=bool(records))
+        if records:
+            claim.draw(records, suite, options.docs / "claims" / f"{name}.png")
+        for verdict in reports[name].verdicts:
+            print(f"{verdict.outcome:16s} {verdict.statement}: {verdict.evidence}")
+    fill_tables(options.docs / "claims.md", blocks(reports))
+
+
+def main() -> None:
+    """The command line."""
+    options = tyro.cli(Options, prog="python -m benchmarks.experiments.claims", description=__doc__)
+    quiet()
+    try:
+        run(options)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on with what is missing")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What all claims share: jobs whose results are kept in a file, and what is reported of them."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from benchmarks.experiments.claims.setting import RECIPES, Job
+from benchmarks.experiments.claims.verdict import Verdict
+from benchmarks.reports.records import Record, read_records, write_records
+from benchmarks.training.workers import on_each_core
+
+
+class Report(NamedTuple):
+    """What the page shows of a claim.
+
+    Attributes:
+        verdicts: one for each of its statements.
+        tables: Markdown.
+        has_picture: whether there are measurements of its own to draw.
+    """
+
+    verdicts: list[Verdict]
+    tables: list[str]
+    has_picture: bool = True
+
+
+class SuiteResults(NamedTuple):
+    """Result files of the accuracy suite; empty where they are not there yet.
+
+    Attributes:
+        tuning: trials on validation data.
+        networks: networks with tuned settings, on test data.
+    """
+
+    tuning: list[Record]
+    networks: list[Record]
+
+
+def read_suite(folder: Path) -> SuiteResults:
+    """Reads what the suite has measured so far."""
+    return SuiteResults(read_records(folder / "suite_tuning.jsonl"), read_records(folder / "suite.jsonl"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim(abc.ABC):
+    """One of the programs. Its fields are the settings of the measurement."""
+
+    name: ClassVar[str]
+    """Of its result file, picture and block in the page."""
+    recipes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: RECIPES)
+    """How the networks on each data set are trained."""
+
+    @abc.abstractmethod
+    def jobs(self, records: list[Record]) -> list[Job]:
+        """What is to be measured; later jobs may depend on the records of earlier ones."""
+
+    @abc.abstractmethod
+    def measure(self, job: Job, data_dir: Path) -> list[Record]:
+        """Does a job, with the data sets prepared in a folder; each record contains the job."""
+
+    @abc.abstractmethod
+    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+        """Verdicts and tables."""
+
+    @abc.abstractmethod
+    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+        """Writes the picture."""
+
+
+def result_file(claim: Claim, folder: Path) -> Path:
+    """Where the records of a claim are."""
+    return folder / f"claims_{claim.name}.jsonl"
+
+
+def is_result_of(record: Record, job: Job) -> bool:
+    """Whether the job has made the record."""
+    return job.items() <= record.items()
+
+
+def is_done(job: Job, records: Iterable[Record]) -> bool:
+    """Whether there are results of the job."""
+    return any(is_result_of(record, job) for record in records)
+
+
+def measure_missing(claim: Claim, folder: Path, data_dir: Path, processes: int) -> None:
+    """Does the jobs of a claim that have no results yet; stopped, it goes on where it was."""
+    file = result_file(claim, folder)
+    records = read_records(file)
+
+    def missing() -> list[Job]:
+        return [job for job in claim.jobs(records) if not is_done(job, records)]
+
+    while jobs := missing():
+        for own in on_each_core(functools.partial(claim.measure, data_dir=data_dir), jobs, processes):
+            records += own
+            write_records(file, records)
+    # In the order of the jobs, without what an earlier version of the program has left.
+    write_records(file, (r for job in claim.jobs(records) for r in records if is_result_of(r, job)))
+
+
+def select(records: Iterable[Record], **values: Any) -> list[Record]:
+    """The records with these values."""
+    return [record for record in records if is_result_of(record, values)]
+
+
+def paired(records: Iterable[Record], field: str, one: dict[str, Any], other: dict[str, Any]) -> list[float]:
+    """Differences one − other of a field, seed by seed, where both are there."""
+    records = list(records)
+    values = [{r["seed"]: r[field] for r in select(records, **side) if field in r} for side in (one, other)]
+    return [values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]

@@ -1,0 +1,177 @@
+"""What perturbations made of noisy gradients do to the true loss: L(w + ε) − L(w), all ε of length ρ.
+
+A controlled problem, and a network along its training. Each estimator of the gradient noise sees the same
+gradients, one after another.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from scipy.stats import spearmanr
+
+import optax_sam
+from benchmarks.experiments.claims.setting import (
+    Job,
+    Setting,
+    batch_after,
+    mean_loss,
+    record_of,
+    states_along_training,
+    training_data,
+)
+from benchmarks.reports.records import Record
+from benchmarks.training.sharpness import chunks
+from optax_sam import tree_math
+
+# Options of `gradient_noise`; None is SAM.
+ESTIMATORS: dict[str, dict[str, float] | None] = {
+    "sam": None,
+    "info_sam": {},
+    "less_damping": {"relative_damping": 0.01},
+    "square_root": {"power": 0.5},
+    "early_code": {"variance_decay": 0.0, "damping": 0.0},
+}
+
+
+def ascents(rho: optax.ScalarOrSchedule) -> dict[str, optax.GradientTransformationExtraArgs]:
+    """The stages g -> ε of all estimators."""
+    return {
+        name: optax_sam.steepest_ascent(
+            rho, objective=None if options is None else optax_sam.gradient_noise(**options)
+        )
+        for name, options in ESTIMATORS.items()
+    }
+
+
+Stages = Mapping[str, optax.GradientTransformationExtraArgs]
+
+
+def observe(
+    stages: Stages, gradient: optax.Updates, states: Mapping[str, Any]
+) -> tuple[dict[str, optax.Updates], dict[str, Any]]:
+    """Shows a gradient to all estimators: their perturbations, their states."""
+    found = {name: stage.update(gradient, states[name], gradient) for name, stage in stages.items()}
+    return (
+        {name: epsilon for name, (epsilon, _) in found.items()},
+        {name: state for name, (_, state) in found.items()},
+    )
+
+
+def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
+    """Mean increases over the second half of the gradients, a record for each ratio and estimator."""
+    size = job["num_parameters"]
+    rng = np.random.default_rng(job["seed"])
+    axes, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    hessian = axes @ np.diag(np.geomspace(0.1, 10.0, size)) @ axes.T
+    w = rng.normal(size=size)
+    gradient = hessian @ w
+    deviation = rng.permutation(np.geomspace(0.01, 100.0, size))
+    deviation *= np.linalg.norm(gradient) / np.linalg.norm(deviation)
+    noise = rng.normal(size=(job["num_gradients"], size))
+    rho = job["rho"] * np.linalg.norm(w)
+
+    def increase(epsilon: np.ndarray) -> np.ndarray:
+        return epsilon @ gradient + 0.5 * np.einsum("...i,ij,...j", epsilon, hessian, epsilon)
+
+    records = []
+    for ratio in ratios:
+        noisy = jnp.asarray(gradient + ratio * deviation * noise, jnp.float32)
+        perturbations = perturbations_along(noisy, jnp.float32(rho), jnp.asarray(deviation, jnp.float32))
+        for name, epsilons in perturbations.items():
+            values = increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
+            records.append(
+                record_of(
+                    job,
+                    noise_ratio=ratio,
+                    estimator=name,
+                    increase=float(values.mean()),
+                    standard_error_over_steps=float(values.std(ddof=1) / len(values) ** 0.5),
+                    noise_free_increase=float(increase(rho * gradient / np.linalg.norm(gradient))),
+                )
+            )
+    return records
+
+
+@jax.jit
+def perturbations_along(gradients: jax.Array, rho: jax.Array, deviation: jax.Array) -> dict[str, jax.Array]:
+    """The perturbations of all estimators that see one gradient after another."""
+    stages = ascents(lambda count: rho)
+    # A further one, C = 1/σ² with the true σ² up to a factor, which shows what estimating it costs.
+    known = optax.stateless(lambda gradient, params: deviation**-2)
+    stages["known_variance"] = optax_sam.steepest_ascent(lambda count: rho, objective=known)
+
+    def step(states: dict[str, Any], gradient: jax.Array) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        perturbations, states = observe(stages, gradient, states)
+        return states, perturbations
+
+    states = {name: stage.init(gradients[0]) for name, stage in stages.items()}
+    return jax.lax.scan(step, states, gradients)[1]
+
+
+@functools.cache
+def compiled(loss: Callable[..., jax.Array], rho: float) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The gradient of a loss, and parameters, states, batch -> perturbations, states."""
+    stages = ascents(rho)
+    gradient_of = jax.jit(jax.grad(loss))
+
+    @jax.jit
+    def observe_batch(params: optax.Params, states: dict[str, Any] | None, batch: Any):
+        if states is None:
+            states = {name: stage.init(params) for name, stage in stages.items()}
+        return observe(stages, gradient_of(params, batch), states)
+
+    return gradient_of, observe_batch
+
+
+def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record]:
+    """Increases along the training of a network, a record for each estimator and measured step.
+
+    Args:
+        job: what to train.
+        setting: of the job.
+        warm_up: first step that is measured.
+        every: steps between two measurements.
+    """
+    noisy = training_data(setting)
+    parts = chunks(noisy)
+    rho = job["settings"]["rho"]
+    gradient_of, observe_batch = compiled(setting.loss, rho)
+
+    def increase(params: optax.Params, epsilon: optax.Params, loss: float) -> float:
+        return mean_loss(setting, tree_math.add(params, epsilon), parts) - loss
+
+    records, states = [], None
+    for step, state in states_along_training(setting, noisy):
+        params = state.params
+        perturbations, states = observe_batch(params, states, batch_after(setting, noisy, step))
+        if step < warm_up or step % every:
+            continue
+        loss = mean_loss(setting, params, parts)
+        true_gradient = tree_math.zeros_like(params)
+        for part in parts:
+            true_gradient = tree_math.add(true_gradient, gradient_of(params, part))
+        noise_free = tree_math.scale(rho / tree_math.norm(true_gradient), true_gradient)
+        noise_free_increase = increase(params, noise_free, loss)
+        variance = optax.tree.get(states["info_sam"], "noise_variance")
+        correlation = spearmanr(ravel_pytree(true_gradient)[0] ** 2, ravel_pytree(variance)[0]).statistic
+        records += [
+            record_of(
+                job,
+                setting.config,
+                step=step,
+                estimator=name,
+                loss=loss,
+                increase=increase(params, epsilon, loss),
+                noise_free_increase=noise_free_increase,
+                rank_correlation_of_signal_and_noise=float(correlation),
+                cosine_with_the_noise_free=float(tree_math.vdot(epsilon, noise_free)) / rho**2,
+            )
+            for name, epsilon in perturbations.items()
+        ]
+    return records

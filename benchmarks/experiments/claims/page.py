@@ -1,0 +1,26 @@
+"""What the claims put into `docs/claims.md`."""
+
+from collections.abc import Mapping
+
+from benchmarks.experiments.claims.claim import Report
+from benchmarks.reports.pages import table
+
+
+def blocks(reports: Mapping[str, Report]) -> dict[str, str]:
+    """Name -> Markdown: one block a claim, and `summary` with all verdicts."""
+    found = {
+        name: "\n\n".join(
+            [
+                table(("claim", "verdict", "numbers that decided"), report.verdicts, numbers=False),
+                *report.tables,
+                *([f"![{name}](claims/{name}.png)"] if report.has_picture else ["No measurements yet."]),
+            ]
+        )
+        for name, report in reports.items()
+    }
+    rows = [
+        (f"[{name}](#{name})", verdict.statement, verdict.outcome)
+        for name, report in reports.items()
+        for verdict in report.verdicts
+    ]
+    return found | {"summary": table(("", "claim", "verdict"), rows, numbers=False)}

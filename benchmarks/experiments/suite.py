@@ -1,0 +1,289 @@
+"""The accuracy suite: every method, four levels of wrong labels, several seeds, on Fashion-MNIST.
+
+    python -m benchmarks.experiments.suite tune    chooses each row's settings on validation data
+    python -m benchmarks.experiments.suite run     trains every row with every seed, measures on test data
+    python -m benchmarks.experiments.suite time    measures the cost of a step, the rows taking turns
+    python -m benchmarks.reports.suite_report      tables and figures from the result files, for RESULTS.md
+
+10,000 training images, the strided CNN, 20 epochs. The protocol:
+
+- The usual recipe is learning rate 0.05 and weight decay 5e-4, the same for every row.
+- Whatever is chosen is chosen at each noise level from five trials. Sharpness-aware methods: four radii, then
+  another value of what the method has of its own (infoSAM's power, Eigen-SAM's alpha, eta of ASAM and Fisher
+  SAM, XSAM's rho_max; SAM has nothing else, and tries a fifth radius), at the best of the radii.
+- "Decay tuned" rows: SGD four weight decays, its own remedy against wrong labels, then a larger learning
+  rate; SAM and ASAM four radii at weight decay 2e-3, then a stronger one.
+- Trials are compared by accuracy on 10,000 validation images after the last epoch, with one seed that
+  `run` does not use.
+- The reported accuracy is that after the last epoch on the 10,000 test images. Nothing was chosen on it.
+- Rows share seeds, and with them initial weights, wrong labels and order of the batches, so that
+  differences between rows can be taken seed by seed.
+- "SGD, 40 epochs" costs as much as SAM: two gradients where SGD has one.
+
+`tune` and `run` append to their files as trials end: stopped, they go on where they were.
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import tyro
+
+from benchmarks.data import sources
+from benchmarks.data.arrays import Dataset, load
+from benchmarks.errors import UsageError
+from benchmarks.experiments.suite_rows import BATCH_SIZE, ROWS, best, next_trial
+from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.train import add_label_noise, evaluate
+from benchmarks.training.config import Config
+from benchmarks.training.program import Program, make_program
+from benchmarks.training.sharpness import largest_hessian_eigenvalue
+from benchmarks.training.trials import settings_of, time_per_step, train_to_the_end, with_settings
+from benchmarks.training.workers import on_each_core, quiet
+
+NOISE_LEVELS = (0.0, 0.2, 0.4, 0.6)
+TUNING_SEED = 1000  # `run` uses 0, 1, 2, ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """What to do."""
+
+    action: tyro.conf.Positional[Literal["tune", "run", "time"]]
+    """One of the suite's three parts."""
+    seeds: int = 5
+    """Networks trained for each row and noise level."""
+    rows: tuple[Literal[*ROWS], ...] = tuple(ROWS)
+    """Which methods."""
+    noise: tuple[float, ...] = NOISE_LEVELS
+    """Fractions of the training labels made wrong."""
+    train_size: int = 10_000
+    """Training images."""
+    epochs: int | None = None
+    """Passes over the training data. Left out: 20, or as the row's label says."""
+    output: Path = RESULTS
+    """Folder of the result files."""
+    tuning_file: Path = RESULTS / "suite_tuning.jsonl"
+    """Where `tune` writes, and `run` finds the settings."""
+    data_dir: Path = sources.DEFAULT_DATA_DIR
+    """Folder of prepared data sets."""
+    download_dir: Path | None = None
+    """Folder with the raw files of Fashion-MNIST, in fashion_mnist/."""
+    download: bool = False
+    """Let TensorFlow Datasets download them."""
+    processes: int = os.cpu_count() or 1
+    """Networks trained at a time, each on a core of its own."""
+
+
+def row_config(suite: Suite, name: str, noise: float) -> Config:
+    """Configuration of a row before anything is chosen."""
+    row = ROWS[name]
+    return Config(
+        method=row.method,
+        dataset="fashion_mnist",
+        train_size=suite.train_size,
+        label_noise=noise,
+        model="strided_cnn",
+        epochs=suite.epochs or row.epochs,
+        batch_size=BATCH_SIZE,
+        learning_rate=0.05,
+        refresh_every=row.refresh_every,
+    )
+
+
+@functools.cache
+def dataset_of(suite: Suite) -> Dataset:
+    """The data of all rows."""
+    return load(
+        "fashion_mnist",
+        suite.data_dir,
+        download_dir=suite.download_dir,
+        download=suite.download,
+        train_size=suite.train_size,
+    )
+
+
+def program_of(suite: Suite, config: Config) -> Program:
+    """The compiled functions of a configuration; noise levels and seeds share them."""
+    shared = dataclasses.replace(config, label_noise=0.0, seed=0)
+    key = repr(shared)
+    if key not in programs:
+        programs[key] = make_program(shared, dataset_of(suite))
+    return programs[key]
+
+
+programs: dict[str, Program] = {}  # of this process
+
+
+class Job(NamedTuple):
+    """One network."""
+
+    suite: Suite
+    row: str
+    noise: float
+    seed: int
+    settings: Mapping[str, float]
+
+
+def train_job(job: Job, *, test: bool) -> Record:
+    """Trains a network; validation accuracy, and with `test` what `run` reports."""
+    dataset = dataset_of(job.suite)
+    config = with_settings(row_config(job.suite, job.row, job.noise), job.settings)
+    config = dataclasses.replace(config, seed=job.seed)
+    program = program_of(job.suite, config)
+    noisy = add_label_noise(dataset.train, config, dataset.num_classes)
+    record = {
+        "row": job.row,
+        "label_noise": job.noise,
+        "seed": job.seed,
+        "settings": dict(job.settings),
+        "config": settings_of(config),
+        "versions": versions_and_device(),
+    }
+    try:
+        state = train_to_the_end(program, config, noisy)
+    except UsageError:
+        # A result like any other: no better than guessing.
+        guess = 1 / dataset.num_classes
+        record |= {"diverged": True, "validation_accuracy": guess}
+        return record | ({"test_accuracy": guess} if test else {})
+    record["validation_accuracy"] = evaluate(program, state, dataset.validation)["accuracy"]
+    if test:
+        evaluated = evaluate(program, state, dataset.test)
+        fitted = evaluate(program, state, noisy)
+        record |= {
+            "test_accuracy": evaluated["accuracy"],
+            "test_loss": evaluated["loss"],
+            "training_accuracy_on_noisy_labels": fitted["accuracy"],
+        }
+        sharpness = largest_hessian_eigenvalue(training_loss(job.suite), state.params, noisy)
+        if sharpness > 0:  # the Hessian of a dead network is zero
+            record["largest_hessian_eigenvalue"] = sharpness
+    return record
+
+
+@functools.cache
+def training_loss(suite: Suite) -> Callable[..., jax.Array]:
+    """Params, batch -> loss of the network, whatever method trained it: one function, compiled once."""
+    program = program_of(suite, row_config(suite, "sgd", 0.0))
+    rest = program.init(0).rest  # the networks of the suite have no BatchNorm and no dropout
+    return jax.jit(lambda params, batch: program.loss(params, rest, *batch)[0])
+
+
+# --- Tuning -------------------------------------------------------------------------------------------
+
+
+def tune_job(job: tuple[Suite, str, float, list[Record]]) -> list[Record]:
+    """The trials of a row at a noise level that are missing among those there are."""
+    suite, name, noise, before = job
+    trials = list(before)
+    while (settings := next_trial(trials, name, noise)) is not None:
+        trials.append(train_job(Job(suite, name, noise, TUNING_SEED, settings), test=False))
+    return trials[len(before) :]
+
+
+def tune(suite: Suite) -> None:
+    """Appends the trials that are missing in the tuning file."""
+    trials = read_records(suite.tuning_file)
+    jobs = []
+    for name in suite.rows:
+        for noise in suite.noise:
+            if next_trial(trials, name, noise) is not None:
+                jobs.append((suite, name, noise, trials))
+    write_records(suite.tuning_file, trials)  # without a last line that a kill cut short
+    for own in on_each_core(tune_job, jobs, suite.processes):
+        trials += own
+        write_records(suite.tuning_file, trials)
+
+
+# --- The runs that are reported -----------------------------------------------------------------------
+
+
+def run_job(job: Job) -> Record:
+    """A network of the tables."""
+    return train_job(job, test=True)
+
+
+def run(suite: Suite) -> None:
+    """Appends the networks that are missing in the result file, one seed of all rows after another."""
+    trials = read_records(suite.tuning_file)
+    missing = [
+        (name, noise)
+        for name in suite.rows
+        for noise in suite.noise
+        if next_trial(trials, name, noise) is not None
+    ]
+    if missing:
+        raise UsageError(
+            f"{suite.tuning_file} lacks trials of {missing}, so the settings are not known; make them with "
+            "python -m benchmarks.experiments.suite tune"
+        )
+    file = suite.output / "suite.jsonl"
+    records = read_records(file)
+    done = {}
+    for record in records:
+        done[record["row"], record["label_noise"], record["seed"]] = record["settings"]
+    jobs = []
+    for seed in range(suite.seeds):
+        for noise in suite.noise:
+            for name in suite.rows:
+                job = Job(suite, name, noise, seed, best(trials, name, noise))
+                before = done.get((name, noise, seed))
+                if before is not None and before != job.settings:
+                    raise UsageError(
+                        f"{file} holds {name} with noise {noise} and other settings ({before}) than the "
+                        f"tuning file chooses now ({job.settings}); move that file away, or choose "
+                        "another --output folder"
+                    )
+                if before is None:
+                    jobs.append(job)
+    write_records(file, records)
+    for record in on_each_core(run_job, jobs, suite.processes):
+        records.append(record)
+        write_records(file, records)
+
+
+def time_rows(suite: Suite) -> None:
+    """Seconds a step of every row at 40 % noise, on this machine, with all its cores."""
+    trials = read_records(suite.tuning_file)
+    noise = 0.4 if 0.4 in suite.noise else suite.noise[0]
+    configs = {
+        name: with_settings(row_config(suite, name, noise), best(trials, name, noise)) for name in suite.rows
+    }
+    each = {name: program_of(suite, config) for name, config in configs.items()}
+    noisy = add_label_noise(dataset_of(suite).train, configs[suite.rows[0]], 10)
+    seconds = time_per_step(configs, each, noisy)
+    write_records(
+        suite.output / "suite_time.jsonl",
+        [
+            {
+                "row": name,
+                "seconds_per_step": seconds[name],
+                "steps": each[name].num_steps,
+                "versions": versions_and_device() | {"cores": os.cpu_count()},
+            }
+            for name in suite.rows
+        ],
+    )
+
+
+def main() -> None:
+    """The command line."""
+    suite = tyro.cli(Suite, prog="python -m benchmarks.experiments.suite", description=__doc__)
+    quiet()
+    try:
+        dataset_of(suite)  # prepared once, before the workers start
+        {"tune": tune, "run": run, "time": time_rows}[suite.action](suite)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on with what is missing")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The rows of the accuracy suite: methods, what is tried on validation data, and which trial is best."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from benchmarks.reports.records import Record
+
+BATCH_SIZE = 128
+
+
+class Row(NamedTuple):
+    """One row of the tables.
+
+    Attributes:
+        method: its name in `methods.METHODS`.
+        label: how tables and figures spell it.
+        first: four settings, of which the best on validation data is kept; empty where nothing is chosen.
+        then: a fifth trial, on top of the best of the four.
+        epochs: passes over the training data.
+        refresh_every: steps between refreshes, as the method's authors have it.
+    """
+
+    method: str
+    label: str
+    first: Sequence[Mapping[str, float]] = ()
+    then: Mapping[str, float] | None = None
+    epochs: int = 20
+    refresh_every: int = 100
+
+
+def radii(*factors: float, **units: float) -> list[dict[str, float]]:
+    """Multiples of the units."""
+    return [{name: round(factor * unit, 6) for name, unit in units.items()} for factor in factors]
+
+
+FOUR = (0.5, 1, 2, 3)
+SGD_DECAYS = [{"weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3, 1e-2)]
+SAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=0.1)]
+ASAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=1.0)]
+STRONGER = {"weight_decay": 5e-3}
+FASTER = {"learning_rate": 0.1}
+# rho_max is twice rho, as XSAM's authors have it; the fifth trial is another.
+XSAM_RADII = radii(*FOUR, rho=0.1, rho_max=0.2)
+OTHER_RHO_MAX = {"rho_max": 0.15}
+EPOCH = 10_000 // BATCH_SIZE
+
+ROWS = {
+    "sgd": Row("sgd", "SGD"),
+    "sgd_40": Row("sgd", "SGD, 40 epochs", epochs=40),
+    "sam": Row("sam", "SAM", radii(*FOUR, rho=0.1), {"rho": 0.15}),
+    "asam": Row("asam", "ASAM", radii(*FOUR, rho=1.0), {"eta": 0.1}),
+    "fisher_sam": Row("fisher_sam", "Fisher SAM", radii(*FOUR, rho=0.1), {"eta": 0.1}),
+    "info_sam": Row("info_sam", "infoSAM", radii(*FOUR, rho=0.1), {"power": 0.5}),
+    "eigen_sam": Row("eigen_sam", "Eigen-SAM", radii(*FOUR, rho=0.1), {"alpha": 0.5}),
+    "xsam": Row("xsam", "XSAM", XSAM_RADII, OTHER_RHO_MAX, refresh_every=EPOCH),
+    "xsam3": Row("xsam3", "XSAM, 3 steps", XSAM_RADII, OTHER_RHO_MAX, refresh_every=EPOCH),
+    "asam_xsam": Row(
+        "asam_xsam",
+        "ASAM with XSAM's search",
+        radii(*FOUR, rho=1.0, rho_max=0.2),
+        OTHER_RHO_MAX,
+        refresh_every=EPOCH,
+    ),
+    "sgd_decay": Row("sgd", "SGD, decay tuned", SGD_DECAYS, FASTER),
+    "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
+    "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
+    "asam_decay": Row("asam", "ASAM, decay tuned", ASAM_DECAYS, STRONGER),
+}
+
+
+def best(trials: list[Record], name: str, noise: float) -> dict[str, float]:
+    """Settings with the highest validation accuracy of a row at a noise level; the first of equals."""
+    if not ROWS[name].first:
+        return {}
+    own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
+    return max(own, key=lambda trial: trial["validation_accuracy"])["settings"]
+
+
+def next_trial(trials: list[Record], name: str, noise: float) -> dict[str, float] | None:
+    """Settings of the first trial of a row at a noise level that is missing; None if none is."""
+    row = ROWS[name]
+    own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
+    wanted = [*row.first]
+    first = [trial for trial in own if trial["settings"] in wanted]
+    if first and row.then:
+        wanted.append({**best(first, name, noise), **row.then})
+    made = [trial["settings"] for trial in own]
+    return next((settings for settings in wanted if settings not in made), None)

@@ -1,0 +1,55 @@
+"""The table of models. Each takes images `[batch, height, width, channels]` and returns logits in float32.
+
+Small networks for CPUs are in `small.py`; `resnets.py` and `vision_transformer.py` hold the published ones.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from flax import nnx
+
+from benchmarks.errors import UsageError
+from benchmarks.models.resnets import Bottleneck, ResNet, WideResNet
+from benchmarks.models.small import MLP, SixLayerCNN, StridedCNN
+from benchmarks.models.vision_transformer import ViTB16, ViTS16
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "mlp": MLP,
+    "strided_cnn": StridedCNN,
+    "cnn6": SixLayerCNN,
+    "resnet18": ResNet,
+    "resnet50": partial(ResNet, block=Bottleneck, num_blocks=(3, 4, 6, 3)),
+    "wide_resnet28_10": WideResNet,
+    "vit_s16": ViTS16,
+    "vit_b16": ViTB16,
+}
+
+
+def build(
+    name: str, image_shape: Sequence[int], num_classes: int, options: Mapping[str, Any], *, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Builds a network.
+
+    Args:
+        name: one of `MODELS`.
+        image_shape: height, width, channels.
+        num_classes: how many logits.
+        options: further keyword arguments of the network.
+        rngs: random keys.
+
+    Raises:
+        UsageError: if the network does not have an option, or not for images of this shape.
+    """
+    constructor = getattr(MODELS[name], "func", MODELS[name]).__init__  # of a class, or of a partial one
+    known = {
+        option: parameter.annotation
+        for option, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and option != "rngs"
+    }
+    if unknown := sorted(set(options) - set(known)):
+        numbers = (int, float, int | Sequence[int])  # what a command line can give
+        offered = ", ".join(option for option, kind in known.items() if kind in numbers) or "none"
+        raise UsageError(f"model {name!r} has no option {', '.join(unknown)}; its options are: {offered}")
+    return MODELS[name](image_shape, num_classes, **options, rngs=rngs)

@@ -1,0 +1,1 @@
+"""Result files, and the tables and figures made from them."""

@@ -1,0 +1,107 @@
+"""The look of all pictures: panels side by side, a colour and a marker for each method."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("agg")  # pictures go to files; no display needed
+import matplotlib.pyplot as plt
+
+# Colours: Wong, "Points of view: Color blindness", Nature Methods 2011. Where one comes twice, the rows
+# differ by marker, and by dashes.
+STYLES = {
+    "sgd": {"color": "#000000", "marker": "o"},
+    "sgd_usual": {"color": "#7F7F7F", "marker": "x"},
+    "sgd_40": {"color": "#7F7F7F", "marker": "o", "linestyle": "--"},
+    "sam": {"color": "#0072B2", "marker": "s"},
+    "sam_usual": {"color": "#56B4E9", "marker": "+"},
+    "asam": {"color": "#E69F00", "marker": "D"},
+    "fisher_sam": {"color": "#56B4E9", "marker": "X"},
+    "info_sam": {"color": "#009E73", "marker": "^"},
+    "eigen_sam": {"color": "#CC79A7", "marker": "v"},
+    "xsam": {"color": "#D55E00", "marker": "P"},
+    "xsam3": {"color": "#D55E00", "marker": "*", "linestyle": "--"},
+    "asam_xsam": {"color": "#E69F00", "marker": "p", "linestyle": "--"},
+    "sgd_decay": {"color": "#000000", "marker": "o", "linestyle": ":", "fillstyle": "none"},
+    "sgd_40_decay": {"color": "#7F7F7F", "marker": "o", "linestyle": ":", "fillstyle": "none"},
+    "sam_decay": {"color": "#0072B2", "marker": "s", "linestyle": ":", "fillstyle": "none"},
+    "asam_decay": {"color": "#E69F00", "marker": "D", "linestyle": ":", "fillstyle": "none"},
+}
+
+
+class Style(NamedTuple):
+    """How a row is drawn.
+
+    Attributes:
+        label: in the legend.
+        colour: of line and marker.
+        marker: at the points.
+        line: style of the line.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    line: str = "-"
+
+
+def style(row: str, label: str, line: str = "-") -> Style:
+    """Colour and marker of a row of `STYLES`, with another label and line."""
+    return Style(label, STYLES[row]["color"], STYLES[row]["marker"], line)
+
+
+def tidy(*panels: plt.Axes) -> None:
+    """No frame at the top and at the right, a light grid."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+
+
+def panels(num: int, title: str) -> tuple[plt.Figure, Sequence[plt.Axes]]:
+    """A figure with panels side by side."""
+    figure, axes = plt.subplots(1, num, figsize=(5 * num, 4.6), layout="constrained", squeeze=False)
+    figure.suptitle(title)
+    tidy(*axes[0])
+    return figure, axes[0]
+
+
+def curve(axes: plt.Axes, x: Sequence[float], values: np.ndarray, style: Style) -> None:
+    """Mean over the first axis (seeds) with a band of one standard error."""
+    values = np.asarray(values, float)
+    if not values.size:
+        return
+    mean = values.mean(0)
+    axes.plot(
+        x,
+        mean,
+        label=style.label,
+        color=style.colour,
+        marker=style.marker,
+        linestyle=style.line,
+        markersize=5,
+    )
+    if len(values) > 1:
+        error = values.std(0, ddof=1) / len(values) ** 0.5
+        axes.fill_between(x, mean - error, mean + error, color=style.colour, alpha=0.15, lw=0)
+
+
+def legend(axes: plt.Axes) -> None:
+    """A legend of what was drawn, if anything was."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def legend_below(axes: plt.Axes) -> None:
+    """The same for all panels of the figure, where a panel has no room."""
+    labels = axes.get_legend_handles_labels()
+    axes.figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+
+
+def save(figure: plt.Figure, path: Path, dpi: int = 150) -> None:
+    """Writes the picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)

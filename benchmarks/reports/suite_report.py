@@ -1,0 +1,67 @@
+"""Tables and figures of `RESULTS.md` from the result files of the suite.
+
+    python -m benchmarks.reports.suite_report
+    python -m benchmarks.reports.suite_report --results runs/bench --print
+
+Writes the tables between the marks in `RESULTS.md` (the text around them is by hand) and the figures in
+`docs/`. Nothing is trained here: `python -m benchmarks.experiments.suite tune`, `run` and `time` do that.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from benchmarks.errors import UsageError
+from benchmarks.reports.pages import DOCS, fill_tables
+from benchmarks.reports.records import RESULTS, Record, read_records
+from benchmarks.reports.suite_figures import draw_cost, draw_noise, draw_radius
+from benchmarks.reports.suite_tables import TABLES, accuracy_table, difference_table
+
+PAGE = Path(__file__).parents[1] / "RESULTS.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Tables and figures of the suite."""
+
+    results: Path = RESULTS
+    """Folder of the suite's result files."""
+    tuning_file: Path = RESULTS / "suite_tuning.jsonl"
+    """The trials."""
+    print: bool = False
+    """Print the tables of accuracies instead of writing page and figures."""
+
+
+def read(file: Path, action: str) -> list[Record]:
+    """Reads a result file."""
+    records = read_records(file)
+    if not records:
+        raise UsageError(
+            f"{file} is missing or empty; make it with python -m benchmarks.experiments.suite {action}"
+        )
+    return records
+
+
+def main() -> None:
+    """The command line."""
+    report = tyro.cli(Report, prog="python -m benchmarks.reports.suite_report", description=__doc__)
+    try:
+        records = read(report.results / "suite.jsonl", "run")
+        trials = read(report.tuning_file, "tune")
+        if report.print:
+            print(accuracy_table(records, trials, []), difference_table(records, trials, []), sep="\n\n")
+            return
+        times = read(report.results / "suite_time.jsonl", "time")
+        fill_tables(PAGE, {name: make(records, trials, times) for name, make in TABLES.items()})
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    draw_noise(records, DOCS / "suite_noise.png")
+    draw_radius(trials, DOCS / "suite_radius.png")
+    draw_cost(records, times, DOCS / "suite_cost.png")
+    print(f"{PAGE} and figures in {DOCS} written from {len(records)} networks")
+
+
+if __name__ == "__main__":
+    main()

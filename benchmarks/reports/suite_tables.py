@@ -1,0 +1,111 @@
+"""The tables of `RESULTS.md`, from the suite's records of networks, trials on validation data and times."""
+
+from collections.abc import Callable
+
+from benchmarks.experiments.suite_rows import ROWS, best
+from benchmarks.reports.pages import table
+from benchmarks.reports.records import Record
+from benchmarks.reports.suite_numbers import differences, of, present, spread
+
+Records = list[Record]
+
+
+def by_noise(records: Records, cell: Callable[[str, float], str]) -> str:
+    """A table of rows against noise levels."""
+    rows, levels = present(records)
+    titles = ["", *(f"{100 * noise:.0f} % wrong" for noise in levels)]
+    return table(titles, [[ROWS[row].label, *(cell(row, noise) for noise in levels)] for row in rows])
+
+
+def accuracy_table(records: Records, trials: Records, times: Records) -> str:
+    """Test accuracy in per cent."""
+    return by_noise(
+        records, lambda row, noise: spread([100 * value for value in of(records, row, noise).values()])
+    )
+
+
+def difference_table(records: Records, trials: Records, times: Records) -> str:
+    """Paired differences to SAM, in percentage points."""
+    return differences_to("sam", records)
+
+
+def tuned_difference_table(records: Records, trials: Records, times: Records) -> str:
+    """The same to SGD with its weight decay tuned."""
+    return differences_to("sgd_decay", records)
+
+
+def differences_to(other: str, records: Records) -> str:
+    """Paired differences to a row, in percentage points."""
+
+    def cell(row: str, noise: float) -> str:
+        return "0" if row == other else spread(differences(records, row, noise, other), "{:+.1f} ± {:.1f}")
+
+    return by_noise(records, cell)
+
+
+def settings_table(records: Records, trials: Records, times: Records) -> str:
+    """What was chosen on validation data."""
+    made = {(trial["row"], trial["label_noise"]) for trial in trials}
+
+    def cell(row: str, noise: float) -> str:
+        if (row, noise) not in made:
+            return "-"
+        return ", ".join(f"{name} {value:g}" for name, value in best(trials, row, noise).items())
+
+    return by_noise(trials, cell)
+
+
+def seeds_table(records: Records, trials: Records, times: Records) -> str:
+    """Networks, and how many of them diverged."""
+    seeds = sorted({record["seed"] for record in records})
+    diverged = [record for record in records if record.get("diverged")]
+    lines = [
+        ["networks reported", str(len(records))],
+        ["of these diverged (counted as guessing)", str(len(diverged))],
+        ["seeds of each row and noise level", str(len(seeds))],
+        ["trials on validation data", str(len(trials))],
+        *([name, records[0]["versions"][name]] for name in records[0]["versions"]),
+    ]
+    return table(["", ""], lines)
+
+
+def sharpness_table(records: Records, trials: Records, times: Records) -> str:
+    """Largest Hessian eigenvalue on 1,000 training images."""
+    return by_noise(
+        records,
+        lambda row, noise: spread(
+            list(of(records, row, noise, "largest_hessian_eigenvalue").values()), "{:.2f} ± {:.2f}"
+        ),
+    )
+
+
+def fitted_table(records: Records, trials: Records, times: Records) -> str:
+    """Accuracy on the training labels, wrong ones included, in per cent."""
+    field = "training_accuracy_on_noisy_labels"
+    return by_noise(
+        records, lambda row, noise: spread([100 * value for value in of(records, row, noise, field).values()])
+    )
+
+
+def cost_table(records: Records, trials: Records, times: Records) -> str:
+    """Time of a step and of a training, relative to SGD."""
+    sgd = next(time for time in times if time["row"] == "sgd")
+    lines = []
+    for time in times:
+        a_step = time["seconds_per_step"] / sgd["seconds_per_step"]
+        lines.append(
+            [ROWS[time["row"]].label, f"{a_step:.2f}", f"{a_step * time['steps'] / sgd['steps']:.2f}"]
+        )
+    return table(["", "time of a step, SGD = 1", "time of the training, SGD = 1"], lines)
+
+
+TABLES = {
+    "accuracy": accuracy_table,
+    "differences": difference_table,
+    "differences_to_tuned": tuned_difference_table,
+    "settings": settings_table,
+    "cost": cost_table,
+    "sharpness": sharpness_table,
+    "fitted": fitted_table,
+    "runs": seeds_table,
+}

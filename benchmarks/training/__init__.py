@@ -1,0 +1,1 @@
+"""What a training run consists of beside its loop, `benchmarks/train.py`."""

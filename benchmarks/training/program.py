@@ -1,0 +1,204 @@
+"""The compiled functions of a training run: network and loss, optimizer, one step, evaluation.
+
+The step is compiled twice, with and without the occasional work of Eigen-SAM and XSAM, and the host
+chooses: on CPUs, convolutions inside `lax.cond` or `lax.scan` would be far slower (`cost/step_cost.py`).
+
+What several devices need is in `parallel.py`; on one device the `layout` below does nothing.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import optax
+from flax import nnx
+
+from benchmarks import methods
+from benchmarks.data.arrays import Dataset, Split
+from benchmarks.data.augment import AUGMENTATIONS, Augmentation, augment
+from benchmarks.errors import UsageError
+from benchmarks.models import pretrained, table
+from benchmarks.training.config import Config
+from benchmarks.training.parallel import OneDevice, make_layout
+from optax_sam import diagnostics
+from optax_sam.diagnostics.monitor import QUANTITIES
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        params: trainable variables.
+        rest: all other variables of the model: BatchNorm statistics, random streams.
+        opt_state: state of the method and of SGD.
+    """
+
+    params: nnx.State
+    rest: nnx.State
+    opt_state: optax.OptState
+
+
+class Program(NamedTuple):
+    """The compiled functions of a configuration; all its seeds share them.
+
+    Attributes:
+        init: seed -> state.
+        loss: params, rest, images, labels -> (mean loss, rest after the batch), not compiled.
+        step: state, training data, order, index of the batch, key of the epoch (if images are augmented),
+            refresh, record -> state, mean loss.
+        evaluate: state, images, labels -> sum of losses, number of right answers.
+        steps_per_epoch: whole batches in the training data.
+        num_steps: steps of the whole run.
+        refresh_every: steps between refreshes; None where the method has nothing to refresh.
+        record_every: steps between recordings of the monitor; None where there is none.
+        layout: where the arrays live.
+        like: the abstract state, to restore a checkpoint into.
+    """
+
+    init: Callable[..., TrainState]
+    loss: Callable[..., tuple[jax.Array, nnx.State]]
+    step: Callable[..., tuple[TrainState, jax.Array]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    steps_per_epoch: int
+    num_steps: int
+    refresh_every: int | None
+    record_every: int | None
+    layout: OneDevice
+    like: TrainState
+
+
+def make_program(config: Config, dataset: Dataset) -> Program:
+    """Builds the functions of a run; its seed plays no part here."""
+    steps_per_epoch = whole_batches(config, len(dataset.train.labels))
+    num_steps = config.epochs * steps_per_epoch
+    augmentation = augmentation_of(config)
+    layout = make_layout(config.devices, config.parallel, config.batch_size)
+    tx = make_optimizer(config, num_steps)
+    graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(config, dataset, 0)), nnx.Param, ...)
+
+    def init(seed: jax.Array | int, weights: nnx.State | None = None) -> TrainState:
+        model = make_model(config, dataset, seed)
+        if weights is not None:
+            nnx.update(model, weights)
+        _, params, rest = nnx.split(model, nnx.Param, ...)
+        return TrainState(params, rest, tx.init(params))
+
+    def loss(
+        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
+        # copy=True: without it the second gradient would update BatchNorm and dropout keys again.
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        model.train()
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+        return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
+
+    def step(
+        state: TrainState,
+        train: Split,
+        order: jax.Array,
+        index: int,
+        key: jax.Array | None = None,
+        *,
+        refresh: bool,
+        record: bool = False,
+    ) -> tuple[TrainState, jax.Array]:
+        batch = jax.lax.dynamic_slice_in_dim(order, index * config.batch_size, config.batch_size)
+        batch = layout.part(batch)
+        images, labels = train.images[batch], train.labels[batch]
+        if config.augment != "none":
+            # Once, outside of the loss: all gradients of the step are of the same images.
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch)
+            images = augment(images, keys, dataset.black, augmentation)
+        (value, rest), grads = layout.average(
+            jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, images, labels)
+        )
+        updates, opt_state = tx.update(
+            grads,
+            state.opt_state,
+            state.params,
+            value_fn=lambda params: loss(params, state.rest, images, labels)[0],
+            refresh=refresh,
+            record=record,
+            axis_name=layout.axis_name,
+        )
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, rest, opt_state), value
+
+    @jax.jit
+    def evaluate(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, state.params, state.rest, copy=True)
+        model.eval()
+        logits = model(images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.sum(), (logits.argmax(-1) == labels).sum()
+
+    init, step, like = layout.compile(init, step, tx)
+    if config.pretrained:
+        init = partial(init, weights=pretrained.load(config.pretrained, like.params, dataset))
+    return Program(
+        init,
+        loss,
+        step,
+        evaluate,
+        steps_per_epoch,
+        num_steps,
+        refresh_every=config.refresh_every if methods.METHODS[config.method].occasional else None,
+        record_every=config.monitor,
+        layout=layout,
+        like=like,
+    )
+
+
+def whole_batches(config: Config, num_train: int) -> int:
+    """Number of batches in an epoch; the last, smaller one is left out."""
+    if num_train < config.batch_size:
+        raise UsageError(
+            f"a batch of {config.batch_size} images cannot be drawn from {num_train} training "
+            f"images; use --batch-size {num_train} or less"
+        )
+    return num_train // config.batch_size
+
+
+def augmentation_of(config: Config) -> Augmentation:
+    """What is done to each batch."""
+    augmentation = AUGMENTATIONS[config.augment]
+    if augmentation.cutout_size:
+        augmentation = augmentation._replace(
+            cutout_size=config.cutout_size, cutout_probability=config.cutout_probability
+        )
+    return augmentation
+
+
+def make_model(config: Config, dataset: Dataset, seed: jax.Array | int) -> nnx.Module:
+    """Builds the network."""
+    shape = dataset.train.images.shape[1:]
+    options = config.model_options | ({} if config.dtype == "float32" else {"dtype": config.dtype})
+    rngs = nnx.Rngs(jax.random.key(seed))
+    return table.build(config.model, shape, dataset.num_classes, options, rngs=rngs)
+
+
+def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
+    """The method, then weight decay and SGD with momentum."""
+    given = {} if config.rho is None else {"rho": config.rho}
+    return optax.chain(
+        monitored(methods.build(config.method, config.options | given), config),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(optax.cosine_decay_schedule(config.learning_rate, num_steps), momentum=config.momentum),
+    )
+
+
+def monitored(method: optax.GradientTransformation, config: Config) -> optax.GradientTransformation:
+    """Puts a monitor around the method, if one is asked for."""
+    if config.monitor is None:
+        return method
+    if config.monitor < 1:
+        raise UsageError(f"--monitor is a number of steps, at least 1, got {config.monitor}")
+    quantities = ("gradient_norm", "top_eigenvalue") if config.method == "sgd" else QUANTITIES
+    return diagnostics.monitor(method, interval=config.monitor, quantities=quantities)
+
+
+def recorded(state: TrainState) -> dict[str, float]:
+    """What the monitor recorded last."""
+    values = {name: optax.tree.get(state.opt_state, name) for name in QUANTITIES}
+    return {name: float(value) for name, value in values.items() if not isinstance(value, optax.EmptyState)}
