@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
-.PHONY: help env test test-lowest lint format types check demo bench clean
+.PHONY: help env test quick test-lowest lint format types check demo bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,16 +23,24 @@ $(STAMP): pyproject.toml
 # On a GPU they share its memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# JAX fixes the number of devices when it starts: those with 8 simulated ones have processes of their own.
+MANY := tests/devices
 
 test: $(STAMP)  ## run every test, the README and the docstring examples
-	$(BIN)/$(PYTEST)
+	$(BIN)/$(PYTEST) --ignore $(MANY)
+	$(BIN)/$(PYTEST) $(MANY)
+
+quick: $(STAMP)  ## run the package's tests on one device; about 3 minutes on two cores
+	$(BIN)/$(PYTEST) --ignore $(MANY) --ignore tests/benchmarks --ignore tests/test_notebooks.py \
+	  --ignore tests/test_optax_common.py --deselect tests/test_docs.py::test_block_runs tests
 
 test-lowest: pyproject.toml  ## run every test with the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --resolution lowest-direct \
 	  --python $(VENV)-lowest/bin/python --editable '.[dev]'
-	$(VENV)-lowest/bin/$(PYTEST)
+	$(VENV)-lowest/bin/$(PYTEST) --ignore $(MANY)
+	$(VENV)-lowest/bin/$(PYTEST) $(MANY)
 
 lint: $(STAMP)  ## ruff: style, docstrings, formatting
 	$(BIN)/ruff check .

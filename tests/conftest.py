@@ -11,6 +11,26 @@ settings.register_profile("optax_sam", deadline=None, max_examples=25, derandomi
 settings.load_profile("optax_sam")
 
 
+# Without LLVM's optimizations (XLA's own stay) programs compile in half the time.
+NOT_OPTIMIZED = "jax_disable_most_optimizations"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Saves the tests of the package time; those of the benchmarks run what users run."""
+    jax.config.update(NOT_OPTIMIZED, "benchmarks" not in request.path.parts)
+    yield
+    jax.config.update(NOT_OPTIMIZED, False)
+
+
+@pytest.fixture
+def optimized(quick_compilation: None) -> Iterator[None]:
+    """Compiles as users do: for a test of what a program costs."""
+    jax.config.update(NOT_OPTIMIZED, False)
+    yield
+    jax.config.update(NOT_OPTIMIZED, True)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Runs the test in float64."""

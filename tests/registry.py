@@ -68,6 +68,7 @@ METHODS = [
     Method("combination", combination, has_refresh=True),
     Method("monitored_sam", monitored_sam),
 ]
+BY_NAME = {method.name: method for method in METHODS}
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 every_method_with_refresh = pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What every method promises, checked for every row of the registry."""
 
 import functools
+from collections import Counter
 
 import chex
 import jax
@@ -11,8 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optax_sam
+from optax_sam import diagnostics
+from optax_sam.diagnostics.monitor import QUANTITIES
 from tests.problems import network
-from tests.registry import every_method, every_method_with_refresh
+from tests.registry import BY_NAME, every_method, every_method_with_refresh
 
 PROBLEM = network()
 
@@ -208,6 +211,26 @@ def test_parameter_shaped_state_is_found_by_map_params(method):
     chex.assert_trees_all_equal(
         optax.tree.get(doubled, "ascent_value"), optax.tree.get(state[0], "ascent_value")
     )
+
+
+def test_no_two_states_share_a_field_name():
+    """Users read them by name, with `optax.tree.get`, which refuses a name that occurs twice."""
+    everything = diagnostics.monitor(BY_NAME["combination"].make(), quantities=QUANTITIES)
+    names = Counter()
+
+    def count(node):
+        if isinstance(node, tuple) and hasattr(node, "_fields"):
+            if type(node).__module__.startswith("optax_sam."):
+                names.update(node._fields)
+            for field in node:
+                count(field)
+        elif isinstance(node, tuple):
+            for part in node:
+                count(part)
+
+    count(everything.init(PROBLEM.params))
+    assert {"ascent_count", "noise_count", "tilt_count", "search_count", "monitor_count"} <= set(names)
+    assert set(names.values()) == {1}
 
 
 @every_method

@@ -7,6 +7,8 @@ import optax
 import pytest
 
 import optax_sam
+from optax_sam import diagnostics
+from tests.registry import METHODS, every_method
 
 PARAMS = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
 
@@ -26,15 +28,11 @@ def raises(error, *parts):
     return pytest.raises(error, match="(?s)" + ".*".join(parts))
 
 
-RADII = [
-    ("rho", optax_sam.sam),
-    ("rho", optax_sam.asam),
-    ("rho", optax_sam.fisher_sam),
-    ("rho", optax_sam.presam),
-    ("rho", optax_sam.info_sam),
-    ("rho", optax_sam.eigen_sam),
-    ("rho", optax_sam.xsam),
-    ("rho", optax_sam.steepest_ascent),
+# The published methods as they are built without options, of which the registry sets some.
+PUBLISHED = {
+    method.name: getattr(optax_sam, method.name) for method in METHODS if hasattr(optax_sam, method.name)
+}
+RADII = [("rho", make) for make in [*PUBLISHED.values(), optax_sam.steepest_ascent]] + [
     ("rho_max", optax_sam.spherical_search),
     ("rho_max", lambda rho_max: optax_sam.xsam(0.1, rho_max)),
 ]
@@ -55,13 +53,7 @@ def test_radius_of_a_wrong_type(name, make, radius):
 
 
 NUM_STEPS = [
-    optax_sam.sam,
-    optax_sam.asam,
-    optax_sam.fisher_sam,
-    optax_sam.presam,
-    optax_sam.info_sam,
-    optax_sam.eigen_sam,
-    optax_sam.xsam,
+    *PUBLISHED.values(),
     lambda rho, num_steps: optax_sam.sharpness_aware(optax_sam.steepest_ascent(rho), num_steps=num_steps),
 ]
 COUNTS = [("num_steps", make) for make in NUM_STEPS] + [
@@ -82,7 +74,7 @@ def test_count_under_1(name, make, count):
 @pytest.mark.parametrize("count", [1.0, "1", None, np.ones((), np.int32)], ids=repr)
 def test_count_that_is_no_integer(name, make, count):
     what = f"`{name}` must be a Python integer", "fixes the shape", type(count).__name__
-    with raises(TypeError, *what, "static_args", f'static_args=\\("{name}", "axis_name"\\)'):
+    with raises(TypeError, *what, "static_args", f'static_args=\\("{name}",\\)'):
         make(0.1, **{name: count})
 
 
@@ -90,7 +82,7 @@ def test_count_that_inject_hyperparams_turned_into_an_array():
     tx = optax.inject_hyperparams(optax_sam.sam)(rho=0.1, num_steps=2)
     with raises(TypeError, "`num_steps` must be a Python integer", "static_args"):
         tx.init(PARAMS)
-    static = optax.inject_hyperparams(optax_sam.sam, static_args=("num_steps", "axis_name"))
+    static = optax.inject_hyperparams(optax_sam.sam, static_args=("num_steps",))
     update(static(rho=0.1, num_steps=2), value_fn=loss)
 
 
@@ -153,7 +145,7 @@ def test_number_that_is_a_schedule_or_a_string(name, make, value):
 
 
 def test_remedy_for_a_schedule_of_alpha():
-    static_args = ("interval", "num_iters", "solver", "seed", "num_steps", "axis_name")
+    static_args = ("interval", "num_iters", "solver", "seed", "num_steps")
     method = optax.inject_hyperparams(optax_sam.eigen_sam, static_args=static_args)
     update(method(rho=0.1, alpha=optax.constant_schedule(0.2)), value_fn=loss)
 
@@ -164,32 +156,18 @@ def test_unknown_solver(solver):
         optax_sam.eigen_sam(0.1, solver=solver)
 
 
-METHODS = [
-    optax_sam.sam(),
-    optax_sam.asam(),
-    optax_sam.fisher_sam(),
-    optax_sam.presam(0.1),
-    optax_sam.info_sam(),
-    optax_sam.eigen_sam(),
-    optax_sam.xsam(),
-]
-every_method = pytest.mark.parametrize(
-    "tx", METHODS, ids=["sam", "asam", "fisher_sam", "presam", "info_sam", "eigen_sam", "xsam"]
-)
-
-
 @every_method
-def test_missing_value_fn(tx):
+def test_missing_value_fn(method):
     with raises(ValueError, "got no `value_fn`", r"value_fn=lambda params: loss\(params, batch\)"):
-        update(tx)
+        update(method.make(0.1))
 
 
 @every_method
-def test_missing_params(tx):
+def test_missing_params(method):
     with raises(
         ValueError, "perturb the parameters", r"tx.update\(grads, state, params, value_fn=value_fn\)"
     ):
-        update(tx, params=None, value_fn=loss)
+        update(method.make(0.1), params=None, value_fn=loss)
 
 
 @pytest.mark.parametrize(
@@ -266,11 +244,11 @@ def test_grad_fn_of_other_shapes():
 
 
 @every_method
-def test_gradients_of_another_structure(tx):
+def test_gradients_of_another_structure(method):
     what = "gradients passed to `update` must have the tree structure of the parameters"
     for grads in ({"w": PARAMS["w"]}, (loss(PARAMS), PARAMS), [PARAMS["b"], PARAMS["w"]]):
         with raises(ValueError, what, "with respect to all of `params`"):
-            update(tx, grads, value_fn=loss)
+            update(method.make(0.1), grads, value_fn=loss)
 
 
 def test_gradients_of_other_shapes():
@@ -280,8 +258,8 @@ def test_gradients_of_other_shapes():
 
 
 @every_method
-def test_masked_around_a_method(tx):
-    masked = optax.masked(tx, {"w": True, "b": False})
+def test_masked_around_a_method(method):
+    masked = optax.masked(method.make(0.1), {"w": True, "b": False})
     with raises(
         ValueError, "`optax.MaskedNode`s", "optax.masked", "Mask the", "set_to_zero", "base optimizer"
     ):
@@ -338,10 +316,10 @@ def test_mask_that_selects_nothing(mask):
 
 def test_mask_function_that_inject_hyperparams_took_for_a_schedule():
     mask = lambda params: jax.tree.map(lambda w: jnp.ndim(w) > 1, params)
-    bare = optax.inject_hyperparams(optax_sam.asam, static_args=("num_steps", "axis_name"))
+    bare = optax.inject_hyperparams(optax_sam.asam, static_args=("num_steps",))
     with raises((TypeError, ValueError), "`mask`", "static_args"):
         update(bare(rho=0.5, mask=mask), value_fn=loss)
-    named = optax.inject_hyperparams(optax_sam.asam, static_args=("mask", "num_steps", "axis_name"))
+    named = optax.inject_hyperparams(optax_sam.asam, static_args=("mask", "num_steps"))
     update(named(rho=0.5, mask=mask), value_fn=loss)
 
 
@@ -407,64 +385,32 @@ def test_search_with_grad_fn_alone(refresh):
         update(optax_sam.xsam(), grad_fn=jax.grad(loss), refresh=refresh)
 
 
-def test_grad_fn_alone_is_enough_where_no_loss_is_compared():
-    for tx in METHODS[:-1]:
-        update(tx, grad_fn=jax.grad(loss))
-    update(METHODS[-1], grad_fn=jax.grad(loss), refresh=False)
+@every_method
+def test_grad_fn_alone_is_enough_where_no_loss_is_compared(method):
+    compares = {"refresh": False, "record": False}
+    update(method.make(0.1), grad_fn=jax.grad(loss), **compares)
+    if method.name not in ("xsam", "combination", "monitored_sam"):
+        update(method.make(0.1), grad_fn=jax.grad(loss))
 
 
 def test_axis_name_outside_a_mapped_function():
-    tx = optax_sam.sam(axis_name="batch")
-    w = jnp.ones(2)
-    with pytest.raises(ValueError, match=r"`axis_name='batch'` names an axis.*leave `axis_name` out"):
-        tx.update(w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
-
-
-@pytest.mark.parametrize("summed", ["value_fn", "grad_fn"])
-def test_forgotten_axis_name_is_an_error_and_not_a_sum_over_devices(summed):
-    tx = optax_sam.sam()
-    local_loss = lambda x: lambda w: jnp.sum((w - x) ** 2)
-
-    def update(w, x):
-        kwargs = {"value_fn": local_loss(x), "grad_fn": jax.grad(local_loss(x))}
-        return tx.update(w, tx.init(w), w, **{summed: kwargs[summed]})[0]
-
-    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-    specs = {"in_specs": (jax.P(), jax.P("batch")), "out_specs": jax.P()}
-    with pytest.raises(ValueError, match=f"`{summed}`.*varies over the mesh axis 'batch'.*`axis_name`"):
-        jax.jit(jax.shard_map(update, mesh=mesh, **specs))(jnp.ones(1), jnp.ones(1))
-
-
-def test_grad_fn_that_averages_by_itself_needs_no_axis_name():
-    tx = optax_sam.sam()
-    local_gradient = lambda x: lambda w: jax.lax.pmean(jax.grad(lambda w: jnp.sum((w - x) ** 2))(w), "batch")
-    update = lambda w, x: tx.update(w, tx.init(w), w, grad_fn=local_gradient(x))[0]
-    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-    specs = {"in_specs": (jax.P(), jax.P("batch")), "out_specs": jax.P()}
-    jax.jit(jax.shard_map(update, mesh=mesh, **specs))(jnp.ones(1), jnp.ones(1))
-
-
-@pytest.mark.parametrize("make", [optax_sam.sam, optax_sam.xsam, lambda **kw: optax_sam.presam(0.1, **kw)])
-def test_m_sharpness_without_an_axis(make):
-    what = "`m_sharpness=True` lets each device perturb for itself", "must know the axis"
-    with raises(ValueError, *what, r'optax_sam.sam\(0.05, axis_name="batch", m_sharpness=True\)', "jax.vmap"):
-        make(m_sharpness=True)
-    update(make(m_sharpness=False), value_fn=loss)  # One program for all devices: nothing to average.
-
-
-@pytest.mark.parametrize("value", [1, "local", np.True_, jnp.asarray(False)], ids=repr)
-def test_m_sharpness_that_is_no_bool(value):
-    with raises(TypeError, "`m_sharpness` must be True", "False", "None", "sends between devices; got"):
-        optax_sam.sam(axis_name="batch", m_sharpness=value)
+    with raises(
+        ValueError, "`axis_name='batch'` names an axis", "none of that name", "leave `axis_name` out"
+    ):
+        update(optax_sam.sam(), value_fn=loss, axis_name="batch")
 
 
 def mapped_update(tx, gradient, **extra_args):
-    """Traces an update under `shard_map`, which tracks what varies; `gradient(local loss, params)`."""
+    """Traces an update under `shard_map`, which tracks what varies.
+
+    `gradient` is a function of the local loss and the parameters; the functions in `extra_args` are of the
+    local loss.
+    """
 
     def step(w, x):
         value_fn = lambda w: jnp.sum((w - x) ** 2)
-        inside = {key: make(value_fn) for key, make in extra_args.items()}
-        return tx.update(gradient(value_fn, w), tx.init(w), w, value_fn=value_fn, **inside)[0]
+        made = {key: make(value_fn) if callable(make) else make for key, make in extra_args.items()}
+        return tx.update(gradient(value_fn, w), tx.init(w), w, **({"value_fn": value_fn} | made))[0]
 
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = {"in_specs": (jax.P(), jax.P("batch")), "out_specs": jax.P()}
@@ -479,7 +425,54 @@ def averaged_gradient(value_fn, w):
     return jax.lax.pmean(local_gradient(value_fn, w), "batch")
 
 
-LOCAL = [
+def averaging(value_fn):
+    """A `grad_fn` that averages by itself."""
+    return lambda w: jax.lax.pmean(jax.grad(value_fn)(w), "batch")
+
+
+@every_method
+@pytest.mark.parametrize("summed", ["value_fn", "grad_fn"])
+def test_forgotten_axis_name_is_an_error_and_not_a_sum_over_devices(summed, method):
+    functions = {"value_fn": {}, "grad_fn": {"grad_fn": jax.grad}}[summed]
+    what = f"`{summed}`", "varies over the mesh axis 'batch'", "summed", "Name that axis", "axis_name='batch'"
+    with raises(ValueError, *what, r"jax.lax.pmean\(loss, 'batch'\)"):
+        mapped_update(method.make(0.1), averaged_gradient, **functions, refresh=False, record=False)
+
+
+def test_grad_fn_that_averages_by_itself_needs_no_axis_name():
+    mapped_update(optax_sam.sam(), averaged_gradient, grad_fn=averaging)
+
+
+ALONG_BATCH = {"axis_name": "batch", "m_sharpness": True}
+
+
+@every_method
+def test_m_sharpness_without_an_axis(method):
+    what = "`m_sharpness=True` lets each device perturb for itself", "must know the axis"
+    remedy = r'tx.update\(grads, ..., axis_name="batch", m_sharpness=True\)', "jax.vmap"
+    with raises(ValueError, *what, *remedy):
+        update(method.make(0.1), value_fn=loss, m_sharpness=True)
+
+
+def test_no_m_sharpness_without_an_axis():
+    """One program for all devices: nothing to average."""
+    update(optax_sam.sam(), value_fn=loss, m_sharpness=False)
+
+
+@pytest.mark.parametrize("value", [None, 1, "local", np.True_, jnp.asarray(False)], ids=repr)
+def test_m_sharpness_that_is_no_bool(value):
+    with raises(TypeError, "`m_sharpness` must be True", "False", "sends between devices; got"):
+        update(optax_sam.sam(), value_fn=loss, m_sharpness=value)
+
+
+@pytest.mark.parametrize("name", ["axis_name", "m_sharpness"])
+@every_method
+def test_methods_are_not_built_with_what_a_step_is_told(method, name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        method.make(0.1, **{name: None})
+
+
+AVERAGED_OR_SUMMED = [
     r"jax.grad\(value_fn\)\(jax.lax.pcast\(params, 'batch', to='varying'\)\)",
     "`m_sharpness=False`",
 ]
@@ -488,39 +481,54 @@ LOCAL = [
 @pytest.mark.parametrize("num_steps", [1, 2])
 @pytest.mark.parametrize("gradient", [averaged_gradient, lambda value_fn, w: jax.grad(value_fn)(w)])
 def test_m_sharpness_with_a_gradient_that_is_the_same_on_all_devices(gradient, num_steps):
-    tx = optax_sam.sam(num_steps=num_steps, axis_name="batch", m_sharpness=True)
+    tx = optax_sam.sam(num_steps=num_steps)
     what = "the gradient passed to `update` is the same along the mesh axis 'batch'", "averaged, or summed"
-    with raises(ValueError, *what, *LOCAL):
-        mapped_update(tx, gradient)
-    mapped_update(tx, local_gradient)
+    with raises(ValueError, *what, *AVERAGED_OR_SUMMED):
+        mapped_update(tx, gradient, **ALONG_BATCH)
+    mapped_update(tx, local_gradient, **ALONG_BATCH)
 
 
-def test_m_sharpness_is_let_through_by_inject_hyperparams():
-    method = optax.inject_hyperparams(optax_sam.sam, static_args=("num_steps", "axis_name"))
-    with raises(ValueError, *LOCAL):
-        mapped_update(method(rho=0.1, axis_name="batch", m_sharpness=True), averaged_gradient)
+def test_m_sharpness_is_handed_on_by_inject_hyperparams():
+    method = optax.inject_hyperparams(optax_sam.sam, static_args=("num_steps",))(rho=0.1)
+    with raises(ValueError, *AVERAGED_OR_SUMMED):
+        mapped_update(method, averaged_gradient, **ALONG_BATCH)
+    mapped_update(method, local_gradient, **ALONG_BATCH)
 
 
-@pytest.mark.parametrize("m_sharpness", [True, None])
-def test_m_sharpness_with_a_grad_fn_that_averages(m_sharpness):
-    tx = optax_sam.sam(num_steps=2, axis_name="batch", m_sharpness=m_sharpness)
-    averaging = lambda value_fn: lambda w: jax.lax.pmean(jax.grad(value_fn)(w), "batch")
-    with raises(ValueError, "the result of `grad_fn` is the same along the mesh axis 'batch'", *LOCAL):
-        mapped_update(tx, local_gradient, grad_fn=averaging)
-    mapped_update(tx, local_gradient, grad_fn=jax.grad)
+def test_m_sharpness_with_a_grad_fn_that_averages():
+    tx = optax_sam.sam(num_steps=2)
+    what = "the result of `grad_fn` is the same along the mesh axis 'batch'"
+    with raises(ValueError, what, *AVERAGED_OR_SUMMED):
+        mapped_update(tx, local_gradient, grad_fn=averaging, **ALONG_BATCH)
+    mapped_update(tx, local_gradient, grad_fn=jax.grad, **ALONG_BATCH)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_no_m_sharpness_with_local_gradients(num_steps):
-    tx = optax_sam.sam(num_steps=num_steps, axis_name="batch", m_sharpness=False)
-    what = "`m_sharpness=False` says", "is an average", "varies over the mesh axis 'batch'"
-    with raises(ValueError, *what, r"jax.lax.pmean\(grads, 'batch'\)", "`m_sharpness=True`"):
-        mapped_update(tx, local_gradient)
-    mapped_update(tx, averaged_gradient)
+    tx = optax_sam.sam(num_steps=num_steps)
+    what = "`m_sharpness=False`, the default, says", "is an average", "varies over the mesh axis 'batch'"
+    with raises(ValueError, *what, r"jax.lax.pmean\(grads, 'batch'\)", "m_sharpness=True"):
+        mapped_update(tx, local_gradient, axis_name="batch")
+    mapped_update(tx, averaged_gradient, axis_name="batch")
 
 
 def test_no_m_sharpness_where_the_devices_are_to_be_compared():
-    tx = optax_sam.info_sam(across_devices=True, axis_name="batch", m_sharpness=False)
-    group = lambda w: tx.update(w, tx.init(w), w, value_fn=jnp.sum)[0]
-    with raises(ValueError, "`across_devices` compares", "no `m_sharpness=False`"):
+    tx = optax_sam.info_sam(across_devices=True)
+    group = lambda w: tx.update(w, tx.init(w), w, value_fn=jnp.sum, axis_name="batch")[0]
+    with raises(ValueError, "`across_devices=True` compares", r"m_sharpness=True\)`, no `jax.lax.pmean`"):
         jax.vmap(group, axis_name="batch")(jnp.ones((2, 3)))
+
+
+def on_condition(tx):
+    return optax.conditionally_transform(tx, lambda step, **extra_args: step < 1, forward_extra_args=True)
+
+
+@pytest.mark.parametrize("wrapper", [lambda tx: optax.apply_if_finite(tx, 5), on_condition])
+def test_monitor_around_a_method_in_a_cond(wrapper):
+    what = "`monitor` cannot look at a method that is run inside a `lax.cond`", "around the monitor"
+    remedy = r"optax.apply_if_finite\(optax.chain\(monitor\(optax_sam.sam\(0.05\)\), base\), 5\)"
+    for call in (lambda step: step(), lambda step: jax.jit(step)(), jax.eval_shape):
+        tx = diagnostics.monitor(wrapper(optax_sam.sam()))
+        with raises(ValueError, *what, remedy):
+            call(lambda tx=tx: tx.update(PARAMS, tx.init(PARAMS), PARAMS, value_fn=loss))
+    update(wrapper(diagnostics.monitor(optax_sam.sam())), value_fn=loss)

@@ -9,21 +9,18 @@ import pytest
 
 import optax_sam
 from tests.problems import network, unflat
-from tests.registry import METHODS, every_method
+from tests.registry import BY_NAME, every_method
 from tests.strategies import gradient_and_update
+
+pytestmark = pytest.mark.usefixtures("x64")
 
 RHO = 0.1
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.fixture(scope="module")
-def problem(_float64):
-    return network(dtype=jnp.float64)
+def problem():
+    with jax.enable_x64(True):
+        return network(dtype=jnp.float64)
 
 
 def trajectory(tx, problem, **extra_args):
@@ -127,11 +124,7 @@ def test_info_sam_is_sam_at_the_first_step_and_where_the_noise_is_uniform(num_st
         info.init(problem.params),
         gradient_mean=gradient,
         noise_variance=jax.tree.map(lambda x: jnp.full_like(x, 7.0), gradient),
-    )
-    uniform = uniform._replace(
-        ascent=uniform.ascent._replace(
-            objective=uniform.ascent.objective._replace(count=jnp.asarray(10, jnp.int32))
-        )
+        noise_count=jnp.asarray(10, jnp.int32),
     )
     actual = first_direction(info, problem, state=uniform)
     chex.assert_trees_all_close(actual, expected, rtol=1e-10)
@@ -203,7 +196,8 @@ def grouped_trajectory(tx, problem, *, average):
         grads = jax.grad(value_fn)(params)
         if average:
             grads = jax.lax.pmean(grads, "group")
-        updates, state = chain.update(grads, state, params, value_fn=value_fn)
+        words = {"axis_name": "group", "m_sharpness": not average}
+        updates, state = chain.update(grads, state, params, value_fn=value_fn, **words)
         return optax.apply_updates(params, updates), state
 
     def step(carry, batch):
@@ -216,7 +210,7 @@ def grouped_trajectory(tx, problem, *, average):
 
 @every_method
 def test_groups_with_averaged_gradients_are_the_whole_batch(method, problem):
-    params, _ = grouped_trajectory(method.make(RHO, axis_name="group"), problem, average=True)
+    params, _ = grouped_trajectory(method.make(RHO), problem, average=True)
     expected = jax.tree.map(lambda x: x[-1], trajectory(method.make(RHO), problem))
     for group in range(NUM_GROUPS):
         actual = jax.tree.map(lambda x, group=group: x[group], params)
@@ -225,7 +219,7 @@ def test_groups_with_averaged_gradients_are_the_whole_batch(method, problem):
 
 def test_groups_with_their_own_gradients_are_m_sharpness(problem):
     """ε of each group's own gradient; the direction is the mean of the groups' gradients there."""
-    actual, _ = grouped_trajectory(optax_sam.sam(RHO, axis_name="group"), problem, average=False)
+    actual, _ = grouped_trajectory(optax_sam.sam(RHO), problem, average=False)
 
     def direction(params, group):
         g = jax.grad(problem.loss)(params, group)
@@ -251,11 +245,27 @@ def test_groups_with_their_own_gradients_are_m_sharpness(problem):
 @pytest.mark.parametrize("name", ["info_sam", "combination"])
 def test_groups_with_their_own_gradients_keep_one_state(name, problem):
     """What is kept comes from averages: between them these two methods have every statistic there is."""
-    method = next(method for method in METHODS if method.name == name)
-    carry = grouped_trajectory(method.make(RHO, axis_name="group"), problem, average=False)
+    carry = grouped_trajectory(BY_NAME[name].make(RHO), problem, average=False)
     for group in range(1, NUM_GROUPS):
         first, other = (jax.tree.map(lambda x, i=i: x[i], carry) for i in (0, group))
         chex.assert_trees_all_close(other, first, rtol=1e-10, atol=1e-12)
+
+
+def test_loss_that_is_averaged_inside_is_followed_locally(problem):
+    """`jax.lax.pmean` in `value_fn` changes nothing: each group's gradient is still that of its own loss."""
+    tx = optax_sam.sam(RHO, num_steps=2)
+    state, words = tx.init(problem.params), {"axis_name": "group", "m_sharpness": True}
+
+    def update(batch, average):
+        local = lambda params: problem.loss(params, batch)
+        value_fn = lambda params: jax.lax.pmean(local(params), "group") if average else local(params)
+        return tx.update(jax.grad(local)(problem.params), state, problem.params, value_fn=value_fn, **words)[
+            0
+        ]
+
+    both = lambda batch: (update(batch, False), update(batch, True))
+    local, averaged = jax.jit(jax.vmap(both, axis_name="group"))(problem.batches)
+    chex.assert_trees_all_close(averaged, local, rtol=1e-12, atol=1e-14)
 
 
 def test_combination_of_neutral_stages_is_sam():

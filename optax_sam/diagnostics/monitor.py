@@ -24,6 +24,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import optax
 
@@ -159,8 +160,9 @@ def monitor(
             )
         loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
         seen: dict[str, Any] = {}
+        observe = lambda **what: seen.update(what, trace=_current_trace())
         direction, inner_state = method.update(
-            updates, state.inner_state, params, observe=seen.update, **extra_args | vars(loss)
+            updates, state.inner_state, params, observe=observe, **extra_args | vars(loss)
         )
         if asked & OF_PERTURBATION:
             _check_seen(seen, asked & OF_PERTURBATION)
@@ -216,14 +218,19 @@ def _check_seen(seen: dict[str, Any], names: frozenset[str]) -> None:
             " would make a perturbation. Write `monitor(optax_sam.sam(0.05))`, or ask for other quantities:"
             ' `monitor(method, quantities=("gradient_norm",))`.'
         )
-    try:
-        jax.tree.map(lambda x: x[:0] if x.ndim else x + 0, seen["perturbation"])
-    except jax.errors.UnexpectedTracerError as error:
+    if seen["trace"] != _current_trace():
         raise ValueError(
             "`monitor` cannot look at a method that is run inside a `lax.cond`, as by `optax.apply_if_finite`"
             " and `optax.conditionally_transform`. Put that around the monitor:"
             " `optax.apply_if_finite(optax.chain(monitor(optax_sam.sam(0.05)), base), 5)`."
-        ) from error
+        )
+
+
+def _current_trace() -> Any:
+    """Returns something that is equal for as long as JAX traces the same function."""
+    has_moved = hasattr(jax.extend.core, "get_opaque_trace_state")  # in jax 0.10
+    core: Any = jax.extend.core if has_moved else jax.core
+    return core.get_opaque_trace_state(convention="optax_sam")
 
 
 def _checked_quantities(quantities: Collection[str]) -> frozenset[str]:

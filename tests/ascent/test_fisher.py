@@ -10,13 +10,9 @@ import optax_sam
 from tests.problems import flat, quadratic, unflat
 from tests.strategies import gradient_and_update, nonzero_vectors, positive, read_perturbation
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 QUADRATIC = quadratic([9.0, 4.0, 1.0, 0.5, -2.0])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @jax.jit

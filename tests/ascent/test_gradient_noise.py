@@ -13,6 +13,8 @@ import optax_sam
 from tests.problems import flat, quadratic, unflat
 from tests.strategies import SIZE, gradient_and_update, hundredths, positive
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 QUADRATIC = quadratic([9.0, 4.0, 1.0, 0.5, -2.0])
 STEPS = 6
 EPS = np.finfo(np.float64).eps
@@ -21,19 +23,18 @@ gradients = arrays("float64", (STEPS, SIZE), elements=hundredths)
 fractions = st.integers(0, 99).map(lambda n: n / 100)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 @jax.jit
 def _observe(gradients, **kwargs):
     stage = optax_sam.gradient_noise(**kwargs)
 
     def step(state, gradient):
         diagonal, state = stage.update(unflat(gradient), state)
-        return state, (flat(diagonal), flat(state.gradient_mean), flat(state.noise_variance), state.count)
+        return state, (
+            flat(diagonal),
+            flat(state.gradient_mean),
+            flat(state.noise_variance),
+            state.noise_count,
+        )
 
     return jax.lax.scan(step, stage.init(unflat(gradients[0])), gradients)[1]
 
@@ -145,7 +146,7 @@ def test_statistics_see_the_clean_gradient_once_a_step(num_steps):
         _, state = gradient_and_update(tx, state, w, QUADRATIC.value_fn)
         _, alone = noise.update(jax.grad(QUADRATIC.value_fn)(w), alone)
     chex.assert_trees_all_close(state.ascent.objective, alone, rtol=1e-12)
-    assert alone.count == 3
+    assert alone.noise_count == 3
 
 
 def test_later_ascents_keep_the_diagonal_of_the_clean_gradient():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import optax_sam
+from optax_sam.loss import BatchLoss
 
 NUM_DEVICES, SIZE = 8, 40
 TRUTH = np.geomspace(1e-2, 1e2, SIZE)  # variance of one device's gradient
@@ -19,15 +20,16 @@ def local_gradients(step, seed=0):
     return jnp.asarray(drift + np.sqrt(TRUTH) * noise, jnp.float32)
 
 
-def run(stage, num_steps, *, average_first, axis_name="batch"):
+def run(stage, num_steps, *, average_first):
     """Returns the state after some steps, on every device."""
     state = jax.vmap(stage.init)(local_gradients(0))
+    loss = BatchLoss(axis_name="batch", m_sharpness=not average_first)
 
     @jax.jit
     def update(gradients, state):
         def on_device(gradient, state):
             gradient = jax.lax.pmean(gradient, "batch") if average_first else gradient
-            return stage.update(gradient, state, axis_name=axis_name)[1]
+            return stage.update(gradient, state, loss=loss)[1]
 
         return jax.vmap(on_device, axis_name="batch")(gradients, state)
 
@@ -56,23 +58,18 @@ def test_nearer_the_truth_than_the_estimate_over_time(num_steps):
     assert error(across) < 0.75 * error(over_time)
 
 
+NEEDS = r'each must pass its own.*axis_name="batch", m_sharpness=True.*no `jax.lax.pmean` of the gradients'
+
+
+def test_averaged_gradients_are_refused():
+    with pytest.raises(ValueError, match=NEEDS):
+        run(optax_sam.gradient_noise(across_devices=True), 1, average_first=True)
+
+
 def test_needs_an_axis():
-    with pytest.raises(ValueError, match=r'each must pass its local gradient.*axis_name="batch"'):
-        run(optax_sam.gradient_noise(across_devices=True), 1, average_first=False, axis_name=None)
-
-
-def test_gradients_known_to_be_averaged_are_refused():
     stage = optax_sam.gradient_noise(across_devices=True)
-    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-    gradient = jnp.ones(3)
-    update = jax.shard_map(
-        lambda g: stage.update(g, stage.init(g), axis_name="batch"),
-        mesh=mesh,
-        in_specs=jax.P(),
-        out_specs=jax.P(),
-    )
-    with pytest.raises(ValueError, match=r"no `jax\.lax\.pmean` of the gradients"):
-        jax.jit(update)(gradient)
+    with pytest.raises(ValueError, match=NEEDS):
+        stage.update(jnp.ones(3), stage.init(jnp.ones(3)))
 
 
 def test_small_gradients_leave_no_trace_of_the_initial_variance():

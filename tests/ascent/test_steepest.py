@@ -21,13 +21,9 @@ from tests.strategies import (
     vectors,
 )
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 QUADRATIC = quadratic([9.0, 4.0, 1.0, 0.5, -2.0])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @jax.jit
@@ -85,16 +81,25 @@ def test_schedule_counts_updates():
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_all_ascents_of_a_step_use_the_radius_of_that_step(num_steps):
+@pytest.mark.parametrize(
+    "make",
+    [
+        optax_sam.steepest_ascent,
+        lambda schedule: optax.inject_hyperparams(optax_sam.steepest_ascent)(rho=schedule),
+        lambda schedule: optax.chain(optax_sam.steepest_ascent(1.0), optax.scale_by_schedule(schedule)),
+    ],
+    ids=["own", "inject_hyperparams", "scale_by_schedule"],
+)
+def test_all_ascents_of_a_step_use_the_radius_of_that_step(make, num_steps):
     """A linear loss: the ascents all point the same way and their lengths add up to rho."""
     gradient = jnp.asarray([3.0, 4.0])
-    ascent = optax_sam.steepest_ascent(lambda count: 1.0 + count)
+    ascent = make(lambda count: 1.0 + count)
     tx = optax_sam.sharpness_aware(ascent, read_perturbation(), num_steps=num_steps)
     state = tx.init(gradient)
     for step in range(3):
         epsilon, state = gradient_and_update(tx, state, gradient, lambda w: w @ gradient)
         np.testing.assert_allclose(epsilon, (1.0 + step) * gradient / 5, rtol=1e-12)
-    assert state.ascent.count == 3
+    assert optax.tree.get(state, "ascent_count") == 3
 
 
 @jax.jit

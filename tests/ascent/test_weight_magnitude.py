@@ -13,11 +13,7 @@ import optax_sam
 from tests.problems import flat, network, unflat
 from tests.strategies import nonzero_vectors, positive, vectors
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def adaptive(w):

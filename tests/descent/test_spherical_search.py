@@ -12,16 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import optax_sam
+from optax_sam.loss import BatchLoss
 from tests.problems import flat, quadratic, unflat
 from tests.strategies import SIZE, gradient_and_update, nonzero_vectors
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 ALPHAS = np.linspace(0.0, 2.0, 21)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def unit(x):
@@ -121,7 +118,7 @@ def searched(loss, *, rho_max=0.3, alpha=0.7, **kwargs):
             state,
             params,
             perturbation=unflat(EPSILON),
-            value_fn=lambda params: loss(flat(params)),
+            loss=BatchLoss(lambda params: loss(flat(params))),
             refresh=True,
         )
     )
@@ -144,7 +141,7 @@ def best_alpha(best, offset, rho_max):
     search = optax_sam.spherical_search(rho_max)
     params, perturbation = unflat(W), unflat(EPSILON)
     value_fn = lambda params: offset - (angle(flat(params)) - best) ** 2
-    extra_args = {"perturbation": perturbation, "value_fn": value_fn, "refresh": True}
+    extra_args = {"perturbation": perturbation, "loss": BatchLoss(value_fn), "refresh": True}
     return search.update(unflat(GRADIENT), search.init(params), params, **extra_args)[1].alpha
 
 
@@ -230,7 +227,7 @@ def test_first_search_at_the_first_step_and_schedule_of_rho_max():
     state = search.init(params)
     np.testing.assert_array_equal(state.alpha, 1.0)
     value_fn = lambda params: -((angle(flat(params)) - 5 * jnp.linalg.norm(flat(params) - W)) ** 2)
-    extra_args = {"perturbation": unflat(EPSILON), "value_fn": value_fn}
+    extra_args = {"perturbation": unflat(EPSILON), "loss": BatchLoss(value_fn)}
     update = jax.jit(lambda state: search.update(unflat(GRADIENT), state, params, **extra_args)[1])
     found = []
     for _ in range(4):
@@ -251,7 +248,7 @@ def temporary_bytes(num_alphas, batch_size=None):
     return jax.jit(step).lower(params, tx.init(params)).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_memory_does_not_depend_on_the_number_of_losses():
+def test_memory_does_not_depend_on_the_number_of_losses(optimized):
     few, many = temporary_bytes(5), temporary_bytes(41)
     assert many - few <= 3 * 8 * (41 - 5)  # The losses and the α themselves, a few times.
     assert temporary_bytes(41, batch_size=41) > 2 * many  # The measurement does see memory.

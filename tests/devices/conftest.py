@@ -1,17 +1,31 @@
-"""Starts the worker of each module of tests."""
+"""Eight simulated devices, and float64.
+
+JAX fixes the number of devices when it first computes something. So these tests run in a process in which
+nothing else has been computed before.
+"""
 
 from collections.abc import Iterator
 
+import jax
 import pytest
 
-from tests.devices.processes import Checks, Process, checks_of
+from tests.devices.layouts import NUM_DEVICES
+
+TOO_LATE = "tests/devices run in a process of their own: `make test`, or `pytest tests/devices`"
+
+try:
+    jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
+    jax.config.update("jax_platforms", "cpu")
+except RuntimeError:
+    pass  # Something has been computed; `pytest_collect_file` says so.
 
 
-@pytest.fixture(scope="module")
-def checks(request) -> Iterator[Checks]:
-    """What the worker of the test's module (its `WORKER`) found, by the name of the check."""
-    process = Process(request.module.WORKER)
-    try:
-        yield checks_of(process)
-    finally:
-        process.kill()
+def pytest_collect_file() -> None:
+    if jax.device_count() < NUM_DEVICES or jax.default_backend() != "cpu":
+        raise pytest.UsageError(TOO_LATE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield

@@ -125,15 +125,23 @@ def local_gradient(value_fn, params, axis_name, layout):
     return jax.grad(value_fn)(params)
 
 
-def make_step(tx, layout, *, gradient=averaged_gradient, tell=lambda params, state: (params, state)) -> Step:
-    """Returns the training step of `tx` in a layout; `tell` picks what it returns."""
+def make_step(tx, layout, *, gradient=averaged_gradient) -> Step:
+    """Returns the training step of `tx` in a layout."""
     axis_name = AXIS if layout in PER_DEVICE_VIEW else None
+    tx = optax.with_extra_args_support(tx)
 
     def step(params, state, batch, refresh=None):
         value_fn = lambda params: loss(params, batch)
-        grads = gradient(value_fn, params, axis_name, layout)
-        updates, state = tx.update(grads, state, params, value_fn=value_fn, refresh=refresh)
-        return tell(optax.apply_updates(params, updates), state)
+        updates, state = tx.update(
+            gradient(value_fn, params, axis_name, layout),
+            state,
+            params,
+            value_fn=value_fn,
+            refresh=refresh,
+            axis_name=axis_name,
+            m_sharpness=gradient is local_gradient,
+        )
+        return optax.apply_updates(params, updates), state
 
     if layout == "single":
         return Step(jax.jit(step, static_argnums=3))
@@ -195,9 +203,9 @@ def state_shardings(tx, state, params: optax.Params) -> optax.OptState:
     )
 
 
-def train(tx, layout, refreshes=(None,) * NUM_STEPS, **options) -> list[Any]:
+def train(tx, layout, refreshes=(None,) * NUM_STEPS) -> list[Any]:
     """Returns (params, state) after every step, on the host."""
-    step = make_step(tx, layout, **options)
+    step = make_step(tx, layout)
     carry, trajectory = initial(tx, layout, step), []
     for batch, refresh in zip(batches(), refreshes, strict=True):
         # Simulated devices deadlock when many collectives are in flight.

@@ -1,7 +1,7 @@
 """Starts Python processes with simulated devices of their own, and ends them whatever happens.
 
-The number of devices is fixed when JAX starts, and the process of pytest has one. A worker is a module
-`tests.devices.<name>` that prints one JSON line per check:
+The number of devices is fixed when JAX starts. A worker is a module that prints JSON lines;
+in `tests/benchmarks` one for each check:
 
     {"check": ["sam", "pmap"], "difference": 1e-16}        or, where it raised,        {..., "error": "..."}
 """

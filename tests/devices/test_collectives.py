@@ -3,15 +3,24 @@
 A round is an all-reduce of one gradient, however many operations XLA splits it into.
 """
 
+import functools
+
+import jax
+import numpy as np
+import optax
 import pytest
 
-from tests.devices import collectives
-from tests.devices.layouts import NUM_PARAMETERS
-from tests.devices.processes import result
+from benchmarks.cost.collectives import count
+from tests.devices import layouts
+from tests.devices.layouts import NUM_DEVICES, NUM_PARAMETERS, averaged_gradient, local_gradient
+from tests.registry import BY_NAME
 
-WORKER = "tests.devices.collectives"
 PARAMETER_BYTES = 8 * NUM_PARAMETERS
-METHODS = [name for name in collectives.REFRESHES if name != "sgd"]
+# The other methods differ from these by element-wise operations only.
+METHODS = ("sam", "sam_3_steps", "info_sam", "eigen_sam", "xsam", "combination")
+SHARDED_LAYOUTS = ("fsdp", "tensor", "fsdp and tensor")
+REPLICATED_LAYOUTS = ("data", *layouts.PER_DEVICE_VIEW)
+GRADIENTS = {"averaged": averaged_gradient, "local": local_gradient}
 
 # Second gradients, of which there are `num_steps`.
 INNER_GRADIENTS = {"sam_3_steps": 3, "combination": 2}
@@ -19,95 +28,112 @@ INNER_GRADIENTS = {"sam_3_steps": 3, "combination": 2}
 # perturbation that `spherical_search` starts from.
 AVERAGES = {"info_sam": 1, "xsam": 1, "combination": 2}
 ALPHAS = {"xsam": 21, "combination": 5}
-CASES = [case for case in collectives.cases() if case[1] in collectives.REPLICATED_LAYOUTS]
-PLAIN_CASES = [case for case in CASES if case[0] != "sgd" and case[3] != "True"]
 
 
-def cases(gradients, layouts=collectives.REPLICATED_LAYOUTS):
-    """Returns the steps without a refresh in which one of these gradients is passed in."""
-    return [case for case in PLAIN_CASES if case[2] in gradients and case[1] in layouts]
+def plain(name):
+    """Returns the `refresh` of a step without one."""
+    return False if BY_NAME[name].has_refresh else None
 
 
-def rounds(checks, *case):
-    return result(checks, *case)["collective_bytes"].get("all-reduce", 0) / PARAMETER_BYTES
+PLAIN = {
+    gradient: [(name, layout, gradient, plain(name)) for name in METHODS for layout in where]
+    for gradient, where in (("averaged", REPLICATED_LAYOUTS), ("local", layouts.PER_DEVICE_VIEW))
+}
+SGD = [("sgd", layout, "averaged", None) for layout in REPLICATED_LAYOUTS]
+REFRESH = [
+    (name, layout, "averaged", True)
+    for name in METHODS
+    if BY_NAME[name].has_refresh
+    for layout in REPLICATED_LAYOUTS
+]
+cases = functools.partial(pytest.mark.parametrize, "case", ids=lambda case: ", ".join(map(str, case)))
 
 
-def plain(method):
-    """Returns what a step without a refresh is called."""
-    return "False" if False in collectives.REFRESHES[method] else "None"
+@functools.cache
+def sent(name, layout, gradient, refresh):
+    """Returns what the compiled training step sends between devices."""
+    sgd = optax.sgd(layouts.LEARNING_RATE, momentum=0.9)
+    tx = sgd if name == "sgd" else optax.chain(BY_NAME[name].make(0.1), sgd)
+    step = layouts.make_step(tx, layout, gradient=GRADIENTS[gradient])
+    params, state = layouts.initial(tx, layout, step)
+    batch = step.place_batch(layouts.batches()[0])
+    compiled = step.step
+    if layout in layouts.GLOBAL_VIEW:  # The optimizer's state stays where it is.
+        shardings = jax.tree.map(lambda x: x.sharding, (params, state))
+        compiled = jax.jit(step.step.__wrapped__, static_argnums=3, out_shardings=shardings)
+    return count(compiled.lower(params, state, batch, refresh).compile().as_text(), NUM_DEVICES)
 
 
-def test_count_finds_the_collectives_of_a_known_program(checks):
-    assert result(checks, "example") == {
+def rounds(*case):
+    return sent(*case)["collective_bytes"].get("all-reduce", 0) / PARAMETER_BYTES
+
+
+def test_count_finds_the_collectives_of_a_known_program():
+    spec = layouts.P(layouts.AXIS)
+
+    def function(x):
+        total = jax.lax.psum(x, layouts.AXIS)
+        return total, jax.lax.psum(x.sum(), layouts.AXIS), jax.lax.all_gather(x, layouts.AXIS)
+
+    mapped = jax.shard_map(
+        function, mesh=layouts.mesh_1d(), in_specs=spec, out_specs=layouts.P(), check_vma=False
+    )
+    program = jax.jit(mapped).lower(np.ones((8, 5))).compile().as_text()
+    assert count(program, NUM_DEVICES) == {
         "collective_bytes": {"all-reduce": 5 * 8, "all-gather": 40 * 8},
         "collective_scalars": 1,
         "rounds": 1,
     }
 
 
-@pytest.mark.parametrize("layout", collectives.REPLICATED_LAYOUTS)
-def test_plain_step_reduces_one_gradient(checks, layout):
-    assert rounds(checks, "sgd", layout, collectives.gradients(layout)[0], "None") == 1
+@cases(SGD)
+def test_plain_step_reduces_one_gradient(case):
+    assert rounds(*case) == 1
 
 
-@pytest.mark.parametrize(
-    "case",
-    cases(["averaged"], ["data", "shard_map"]) + cases(["averaged, as said"]),
-    ids=", ".join,
-)
-def test_averaged_gradients_each_gradient_is_reduced_once(checks, case):
-    """No method sends more than SAM with as many ascents, where it is said or JAX knows."""
-    assert rounds(checks, *case) == 1 + INNER_GRADIENTS.get(case[0], 1)
+@cases(PLAIN["averaged"])
+def test_averaged_gradients_each_gradient_is_reduced_once(case):
+    """No method sends more than SAM with as many ascents."""
+    assert rounds(*case) == 1 + INNER_GRADIENTS.get(case[0], 1)
 
 
-@pytest.mark.parametrize("case", cases(["local"], ["shard_map"]) + cases(["local, as said"]), ids=", ".join)
-def test_local_gradients_the_last_gradient_is_reduced(checks, case):
-    """However many ascents there are; and what state needs."""
-    assert rounds(checks, *case) == 1 + AVERAGES.get(case[0], 0)
+@cases(PLAIN["local"])
+def test_local_gradients_the_last_gradient_is_reduced(case):
+    """However many ascents there are; and what state needs. What no descent reads is dropped."""
+    assert rounds(*case) == 1 + AVERAGES.get(case[0], 0)
 
 
-@pytest.mark.parametrize("case", cases(["averaged", "local"], ["pmap"]), ids=", ".join)
-def test_not_known_the_program_serves_both(checks, case):
-    method, _, gradient, _ = case
-    passed_in = gradient == "averaged"
-    expected = passed_in + INNER_GRADIENTS.get(method, 1) + AVERAGES.get(method, 0)
-    assert rounds(checks, *case) == expected
-
-
-@pytest.mark.parametrize("case", CASES, ids=", ".join)
-def test_replicated_parameters_need_nothing_else_but_scalars(checks, case):
-    method, layout, gradient, refresh = case
-    found = result(checks, *case)
+@cases(SGD + PLAIN["averaged"] + PLAIN["local"] + REFRESH)
+def test_replicated_parameters_need_nothing_else_but_scalars(case):
+    name, _, _, refresh = case
+    found = sent(*case)
     assert set(found["collective_bytes"]) == {"all-reduce"}
-    losses = (method != "sgd") + (refresh == "True") * ALPHAS.get(method, 0)
-    # Under pmap it is found out when the program runs what the later ascents follow.
-    is_compared = layout == "pmap" and "said" not in gradient and INNER_GRADIENTS.get(method, 1) > 1
-    assert found["collective_scalars"] == losses + 2 * is_compared
+    losses = (name != "sgd") + (refresh is True) * ALPHAS.get(name, 0)
+    assert found["collective_scalars"] == losses
 
 
-@pytest.mark.parametrize("layout", ["pmap", "shard_map", "shard_map, unchecked"])
-@pytest.mark.parametrize(("method", "products"), [("eigen_sam", 2), ("xsam", 0), ("combination", 2)])
-def test_refresh_reduces_one_vector_per_hessian_product(checks, method, products, layout):
-    gradient = collectives.gradients(layout)[0]
-    with_refresh, without = (rounds(checks, method, layout, gradient, str(r)) for r in (True, False))
+@pytest.mark.parametrize("layout", layouts.PER_DEVICE_VIEW)
+@pytest.mark.parametrize(("name", "products"), [("eigen_sam", 2), ("xsam", 0), ("combination", 2)])
+def test_refresh_reduces_one_vector_per_hessian_product(name, products, layout):
+    with_refresh, without = (rounds(name, layout, "averaged", refresh) for refresh in (True, False))
     assert with_refresh - without == products
 
 
-@pytest.mark.parametrize("layout", collectives.SHARDED_LAYOUTS)
-@pytest.mark.parametrize("method", METHODS)
-def test_sharded_parameters_are_gathered_by_the_model_only(checks, method, layout):
+@pytest.mark.parametrize("layout", SHARDED_LAYOUTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_sharded_parameters_are_gathered_by_the_model_only(name, layout):
     """Each of the step's gradients costs what it costs in plain SGD; the rest is scalars."""
-    gradients = 1 + INNER_GRADIENTS.get(method, 1)
-    found = result(checks, method, layout, "averaged", plain(method))["collective_bytes"]
-    allowed = result(checks, "sgd", layout, "averaged", "None")["collective_bytes"]
+    gradients = 1 + INNER_GRADIENTS.get(name, 1)
+    found = sent(name, layout, "averaged", plain(name))["collective_bytes"]
+    allowed = sent("sgd", layout, "averaged", None)["collective_bytes"]
     assert found == {kind: gradients * size for kind, size in allowed.items()}
 
 
-@pytest.mark.parametrize("layout", collectives.SHARDED_LAYOUTS)
-def test_tracking_an_eigenvector_never_gathers_it(checks, layout):
+@pytest.mark.parametrize("layout", SHARDED_LAYOUTS)
+def test_tracking_an_eigenvector_never_gathers_it(layout):
     """A Hessian-vector product is forward over backward: the model gathers twice as much in it."""
-    found = result(checks, "eigen_sam", layout, "averaged", "True")["collective_bytes"]
-    gradient = result(checks, "sgd", layout, "averaged", "None")["collective_bytes"]
+    found = sent("eigen_sam", layout, "averaged", True)["collective_bytes"]
+    gradient = sent("sgd", layout, "averaged", None)["collective_bytes"]
     products = 2
     for kind in set(found) - {"all-reduce"}:
         assert found[kind] <= (2 + 2 * products) * gradient.get(kind, 0), kind

@@ -1,67 +1,295 @@
-"""What `axis_name` means: m-sharpness for local gradients, one state for all devices, no wrong multiples."""
+"""What `axis_name` means: m-sharpness for local gradients, one state for all devices, no wrong multiples.
 
+The ways to have one group of the batch on each device are the per-device layouts of `layouts.py`, and `vmap`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
-from tests.devices import groups
-from tests.devices.processes import result
+import optax_sam
+from tests.devices import layouts
+from tests.devices.layouts import AXIS, NUM_DEVICES, P, averaged_gradient, local_gradient, loss
+from tests.registry import BY_NAME
 
-WORKER = "tests.devices.groups"
 TOLERANCE = 1e-12
+RHO = 0.1
+STATELESS = ("sam", "asam", "fisher_sam", "presam")
+STATEFUL = ("info_sam", "eigen_sam", "xsam", "combination")
+AXIS_METHODS = ("sam", "eigen_sam", "xsam")
+ON_DEVICES = layouts.PER_DEVICE_VIEW
+WAYS = (*ON_DEVICES, "vmap")
+NUM_STEPS = (1, 2, 3)
+MAKE = {name: method.make for name, method in BY_NAME.items()} | {
+    "presam": functools.partial(
+        optax_sam.presam,
+        objective=optax_sam.fisher_information(),
+        constraint=optax_sam.weight_magnitude(),
+    )
+}
 
 
-@pytest.mark.parametrize("num_steps", groups.NUM_STEPS)
-@pytest.mark.parametrize("said", groups.SAID)
-@pytest.mark.parametrize("way", groups.WAYS)
-@pytest.mark.parametrize("method", groups.STATELESS)
-def test_local_gradients_give_the_mean_of_the_groups_own_gradients(checks, method, way, said, num_steps):
-    difference, spread = result(checks, "m-sharpness", method, way)[f"{said}, {num_steps}"]
-    assert difference <= TOLERANCE
-    assert spread == 0
+def parameters():
+    return jax.tree.map(jnp.asarray, layouts.parameters())
 
 
-@pytest.mark.parametrize("method", groups.STATELESS)
-def test_groups_one_after_the_other_in_one_program(checks, method):
-    assert result(checks, "m-sharpness", method, "scan")["difference"] <= TOLERANCE
+def groups(number=NUM_DEVICES):
+    """Returns the first batch, split into one part per device."""
+    return jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), layouts.batches()[0])
 
 
-@pytest.mark.parametrize("num_steps", groups.NUM_STEPS)
-@pytest.mark.parametrize("is_checked", [True, False])
-def test_devices_that_share_a_gradient_are_one_group(checks, is_checked, num_steps):
-    """Averaged over one axis of the mesh and local along the other."""
-    assert result(checks, "pairs", str(is_checked))[str(num_steps)] <= TOLERANCE
+def take(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
 
 
-@pytest.mark.parametrize("way", groups.WAYS)
-@pytest.mark.parametrize("method", groups.STATEFUL)
-def test_local_gradients_leave_one_state_on_all_devices(checks, method, way):
-    found = result(checks, "state", method, way)
-    assert found["spread"] == 0
-    assert found["difference"] <= TOLERANCE
+def on_groups(way, function, *shared):
+    """Calls `function(*shared, part of the first batch)` on every group; results are stacked."""
+    with_part = lambda part: function(*shared, part)
+    if way == "vmap":
+        return jax.device_get(jax.jit(jax.vmap(with_part, axis_name=AXIS))(groups()))
+    if way == "pmap":
+        return jax.device_get(jax.pmap(with_part, AXIS)(groups()))
+    stacked = lambda shared, part: jax.tree.map(
+        lambda x: jnp.asarray(x)[None], function(*shared, take(part, 0))
+    )
+    mapped = jax.shard_map(
+        stacked,
+        mesh=layouts.mesh_1d(),
+        in_specs=(P(), P(AXIS)),
+        out_specs=P(AXIS),
+        check_vma=way == "shard_map",
+    )
+    return jax.device_get(jax.jit(mapped)(shared, groups()))
 
 
-@pytest.mark.parametrize("way", groups.ON_DEVICES)
-@pytest.mark.parametrize("method", groups.AXIS_METHODS)
-@pytest.mark.parametrize("inside", ["averaged loss", "local grad_fn", "averaged grad_fn"])
-def test_what_the_user_averages_inside_is_not_averaged_twice(checks, method, inside, way):
-    assert result(checks, "axis", method, way, f"given, {inside}")["difference"] <= TOLERANCE
+def update(tx, params, state, part, *, way, gradient, axis_name=AXIS, value_fn=loss, **extra_args):
+    """Returns (gradient, state) of one update on one group; functions are of (params, part)."""
+    extra_args = {name: functools.partial(function, batch=part) for name, function in extra_args.items()}
+    return tx.update(
+        gradient(lambda params: loss(params, part), params, AXIS, way),
+        state,
+        params,
+        value_fn=lambda params: value_fn(params, part),
+        axis_name=axis_name,
+        m_sharpness=gradient is local_gradient,
+        **extra_args,
+    )
 
 
-@pytest.mark.parametrize("method", groups.AXIS_METHODS)
-def test_forgotten_axis_is_named_where_jax_tracks_it(checks, method):
-    line = checks["axis", method, "shard_map", "forgotten"]
-    assert line["error"].startswith("ValueError: The result of `value_fn` varies over the mesh axis 'batch'")
-    assert "axis_name='batch'" in line["error"]
+def difference_to(expected, stacked):
+    return layouts.max_difference(take(stacked, 0), expected)
 
 
-@pytest.mark.parametrize("method", groups.AXIS_METHODS)
-def test_averaged_loss_needs_no_axis_where_jax_tracks_it(checks, method):
-    assert result(checks, "axis", method, "shard_map", "forgotten, averaged loss")["difference"] <= TOLERANCE
+def spread(stacked):
+    """Returns how much the devices differ."""
+    return layouts.max_difference(stacked, jax.tree.map(lambda x: np.broadcast_to(x[:1], x.shape), stacked))
+
+
+# Local gradients are m-sharpness: each group's own perturbation, and the mean of the gradients there.
+
+
+def alone(name, part):
+    """Returns what one device alone computes for a group, by the number of ascents."""
+    value_fn, params = lambda params: loss(params, part), parameters()
+    found = {}
+    for num_steps in NUM_STEPS:
+        tx = MAKE[name](RHO, num_steps=num_steps)
+        found[num_steps], _ = tx.update(
+            jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn
+        )
+    return found
+
+
+@functools.cache
+def group_mean(name, number=NUM_DEVICES):
+    """Returns the mean over groups of what one device alone computes for each, one after the other."""
+    one_group = jax.jit(functools.partial(alone, name))
+    results = [one_group(take(groups(number), i)) for i in range(number)]
+    return jax.tree.map(lambda *leaves: sum(leaves) / number, *results)
+
+
+@functools.cache
+def together(name, way):
+    """Returns what the devices compute together, by the number of ascents, on every group."""
+
+    def function(params, part):
+        found = {}
+        for num_steps in NUM_STEPS:
+            tx = MAKE[name](RHO, num_steps=num_steps)
+            found[num_steps], _ = update(tx, params, tx.init(params), part, way=way, gradient=local_gradient)
+        return found
+
+    return on_groups(way, function, parameters())
+
+
+@pytest.mark.parametrize("num_steps", NUM_STEPS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", STATELESS)
+def test_local_gradients_give_the_mean_of_the_groups_own_gradients(name, way, num_steps):
+    found = together(name, way)[num_steps]
+    assert difference_to(group_mean(name)[num_steps], found) <= TOLERANCE
+    assert spread(found) == 0
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_groups_one_after_the_other_in_one_program(name):
+    def add_group(total, part):
+        return jax.tree.map(lambda t, g: t + g / NUM_DEVICES, total, alone(name, part)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, group_mean(name))
+    found, _ = jax.jit(lambda parts: jax.lax.scan(add_group, zeros, parts))(groups())
+    assert layouts.max_difference(found, group_mean(name)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("num_steps", NUM_STEPS)
+@pytest.mark.parametrize(
+    ("inside", "is_checked"), [("value_fn", True), ("grad_fn", True), ("grad_fn", False)]
+)
+def test_devices_that_share_a_gradient_are_one_group(inside, is_checked, num_steps):
+    """A mesh of four pairs: averaged inside over the two of a pair ("model"), local along "data"."""
+    tx = optax_sam.sam(RHO, num_steps=num_steps)
+
+    def of_pair(params, part):
+        if is_checked:  # JAX sums over the pair by itself.
+            value_fn = lambda params: jax.lax.pmean(loss(params, part), "model")
+            grad_fn = jax.grad(value_fn)
+            params_here = jax.lax.pcast(params, "data", to="varying")
+        else:
+            value_fn = None
+            grad_fn = lambda params: jax.lax.pmean(jax.grad(loss)(params, part), "model")
+            params_here = params
+        functions = {"value_fn": value_fn} if inside == "value_fn" else {"grad_fn": grad_fn}
+        return tx.update(
+            grad_fn(params_here), tx.init(params), params, axis_name="data", m_sharpness=True, **functions
+        )[0]
+
+    mapped = jax.shard_map(
+        of_pair,
+        mesh=layouts.mesh_2d(),
+        in_specs=(P(), P(layouts.BOTH)),
+        out_specs=P(),
+        check_vma=is_checked,
+    )
+    found = jax.jit(mapped)(parameters(), layouts.batches()[0])
+    assert layouts.max_difference(found, group_mean("sam", NUM_DEVICES // 2)[num_steps]) <= TOLERANCE
+
+
+# What is kept in state comes from averages, and so does the direction.
+
+
+@functools.cache
+def trained_on_local_gradients(name, way, num_steps=4):
+    """Returns the copies of parameters and state."""
+    tx = optax.chain(MAKE[name](RHO), optax.sgd(0.1, momentum=0.9))
+
+    def train(params, state, part):
+        def step(carry, _):
+            params, state = carry
+            updates, state = update(tx, params, state, part, way=way, gradient=local_gradient)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), length=num_steps)[0]
+
+    return on_groups(way, train, parameters(), tx.init(parameters()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", STATEFUL)
+def test_local_gradients_leave_one_state_on_all_devices(name, way):
+    copies = trained_on_local_gradients(name, way)
+    assert spread(copies) == 0
+    assert difference_to(take(trained_on_local_gradients(name, "pmap"), 0), copies) <= TOLERANCE
+
+
+# What comes of averaging inside as well, and of forgetting the axis.
+
+
+def averaged_loss(params, batch):
+    return jax.lax.pmean(loss(params, batch), AXIS)
+
+
+def averaged_grad_fn(params, batch):
+    return jax.lax.pmean(jax.grad(loss)(params, batch), AXIS)
+
+
+INSIDE = {
+    "averaged loss": {"value_fn": averaged_loss},
+    "local grad_fn": {"grad_fn": jax.grad(loss)},
+    "averaged grad_fn": {"grad_fn": averaged_grad_fn},
+}
+
+
+def directions(name, way, **options):
+    """Returns the direction of one update on averaged gradients, on every device."""
+    tx = MAKE[name](RHO)
+    function = functools.partial(update, tx, way=way, gradient=averaged_gradient, **options)
+    return on_groups(way, lambda *args: function(*args)[0], parameters(), tx.init(parameters()))
+
+
+@functools.cache
+def truth(name):
+    """Returns the direction for the whole batch on one device."""
+    tx, batch = MAKE[name](RHO), layouts.batches()[0]
+    value_fn = lambda params: loss(params, batch)
+    return jax.jit(
+        lambda params: tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)[0]
+    )(parameters())
+
+
+@pytest.mark.parametrize("way", ON_DEVICES)
+@pytest.mark.parametrize("name", AXIS_METHODS)
+@pytest.mark.parametrize("inside", INSIDE)
+def test_what_the_user_averages_inside_is_not_averaged_twice(name, inside, way):
+    assert difference_to(truth(name), directions(name, way, **INSIDE[inside])) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", AXIS_METHODS)
+def test_forgotten_axis_is_named_where_jax_tracks_it(name):
+    what = r"The result of `value_fn` varies over the mesh axis 'batch'.*axis_name='batch'"
+    with pytest.raises(ValueError, match=what):
+        directions(name, "shard_map", axis_name=None)
+
+
+@pytest.mark.parametrize("name", AXIS_METHODS)
+def test_averaged_loss_needs_no_axis_where_jax_tracks_it(name):
+    found = directions(name, "shard_map", axis_name=None, value_fn=averaged_loss)
+    assert difference_to(truth(name), found) <= TOLERANCE
 
 
 @pytest.mark.parametrize("way", ["pmap", "shard_map, unchecked"])
-def test_forgotten_axis_gives_the_local_gradient_where_jax_does_not_track_it(checks, way):
+def test_forgotten_axis_gives_the_local_gradient_where_jax_does_not_track_it(way):
     """It cannot be told from local gradients on purpose, averaged by the user. It is not N-fold."""
-    found = result(checks, "axis", "sam", way, "forgotten")
-    assert found["difference_of_mean"] <= TOLERANCE
-    assert found["spread"] > 0.1
-    assert found["ratio"] < 2
+    found = directions("sam", way, axis_name=None)
+    mean = jax.tree.map(lambda x: x.mean(0), found)
+    assert layouts.max_difference(mean, truth("sam")) <= TOLERANCE
+    assert spread(found) > 0.1
+    assert optax.tree.norm(take(found, 0)) / optax.tree.norm(truth("sam")) < 2
+
+
+# Where JAX knows what was passed, a wrong word is an error.
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize(
+    ("gradient", "m_sharpness", "message"),
+    [
+        (local_gradient, False, r"is an average, but it varies over the mesh axis 'batch'"),
+        (averaged_gradient, True, r"passed to `update` is the same along the mesh axis 'batch'"),
+    ],
+    ids=["local", "averaged"],
+)
+def test_wrong_word_is_an_error_where_jax_tracks_it(gradient, m_sharpness, message, num_steps):
+    tx = optax_sam.sam(RHO, num_steps=num_steps)
+
+    def function(params, part):
+        grads = gradient(lambda params: loss(params, part), params, AXIS, "shard_map")
+        value_fn = lambda params: loss(params, part)
+        words = {"axis_name": AXIS, "m_sharpness": m_sharpness}
+        return tx.update(grads, tx.init(params), params, value_fn=value_fn, **words)[0]
+
+    with pytest.raises(ValueError, match=message):
+        on_groups("shard_map", function, parameters())

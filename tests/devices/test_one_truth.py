@@ -4,14 +4,39 @@ Parameters and optimizer state after each of six steps, with refreshes, in float
 in `layouts.py`.
 """
 
+import functools
+
+import optax
 import pytest
 
-from tests.devices import one_truth
-from tests.devices.processes import result
+from tests.devices import layouts
+from tests.registry import METHODS
 
-WORKER = "tests.devices.one_truth"
+REFRESHES = {
+    "by interval": (None,) * layouts.NUM_STEPS,  # the registry's 3: steps 0 and 3
+    "as passed": (True, True, False, False, True, False),
+}
+# Compiling takes the time here: what needs two programs is done where most could go wrong.
+LAYOUTS_AS_PASSED = ("fsdp and tensor", "shard_map")
+LAYOUTS_BY_INTERVAL = [layout for layout in layouts.LAYOUTS if layout != "fsdp and tensor"]
+CASES = [
+    (method, layout, refreshes)
+    for method in METHODS
+    for refreshes, where in (("by interval", LAYOUTS_BY_INTERVAL), ("as passed", LAYOUTS_AS_PASSED))
+    for layout in where
+    if refreshes == "by interval" or method.has_refresh
+]
 
 
-@pytest.mark.parametrize(("method", "layout", "refreshes"), list(one_truth.cases()))
-def test_eight_devices_agree_with_one(checks, method, layout, refreshes):
-    assert result(checks, method, layout, refreshes)["difference"] <= 1e-10
+@functools.cache
+def trajectory(method, layout, refreshes):
+    tx = optax.chain(method.make(0.1), optax.sgd(layouts.LEARNING_RATE, momentum=0.9))
+    return layouts.train(tx, layout, REFRESHES[refreshes])
+
+
+@pytest.mark.parametrize(
+    ("method", "layout", "refreshes"), CASES, ids=lambda value: getattr(value, "name", value)
+)
+def test_eight_devices_agree_with_one(method, layout, refreshes):
+    truth = trajectory(method, "single", refreshes)
+    assert layouts.max_difference(trajectory(method, layout, refreshes), truth) <= 1e-10
