@@ -194,7 +194,7 @@ for name in methods:
     long = diagnostics.worst_case_sharpness(loss, params, **ball, num_iters=40, num_restarts=12, seed=1)
     print(
         f"{name:10s} short {float(short.sharpness):6.3f}   used {float(used.sharpness):6.3f}"
-        f"   long {float(long.sharpness):6.3f}   ascents of the one used: {used.ascents.round(2)}"
+        f"   long {float(long.sharpness):6.3f}   ascents of the one used: {[round(float(x), 2) for x in used.ascents]}"
     )
 
 # %% [markdown]

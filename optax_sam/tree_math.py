@@ -19,7 +19,9 @@ T = TypeVar("T")
 def accumulation_dtype(*trees: optax.Params) -> jnp.dtype:
     """Returns float32, or what the widest leaf needs if that is more."""
     dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in jax.tree.leaves(trees)]
-    return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+    # Asked for, so allowed where implicit promotion is not (`jax.numpy_dtype_promotion("strict")`).
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
 def zeros_like(tree: optax.Params) -> optax.Params:
@@ -93,7 +95,8 @@ def add(x: optax.Params, y: optax.Params) -> optax.Params:
     """Returns x + y, each leaf in the dtype of x's."""
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
-        dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, y.dtype))
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, y.dtype))
         return (x.astype(dtype) + y.astype(dtype)).astype(jax.dtypes.canonicalize_dtype(x.dtype))
 
     return jax.tree.map(leaf, x, y)
@@ -142,6 +145,6 @@ def random_signs(key: jax.Array, like: optax.Params) -> optax.Params:
         sharding = jax.typeof(leaf).sharding
         key_i = jax.random.fold_in(key, i)
         heads = jax.random.bernoulli(key_i, shape=leaf.shape, out_sharding=sharding)
-        return (2 * heads - 1).astype(leaf.dtype)  # `rademacher`, which takes no sharding in jax 0.8
+        return jnp.where(heads, 1, -1).astype(leaf.dtype)  # `rademacher`, which takes no sharding in jax 0.8
 
     return jax.tree.unflatten(treedef, [signs(i, leaf) for i, leaf in enumerate(leaves)])

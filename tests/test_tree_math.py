@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_sam import tree_math
 from optax_sam.tree_math import random_vector
 
 
@@ -14,3 +15,15 @@ def test_random_vectors_differ_between_leaves_and_follow_the_key(x64):
     assert vector["b"].dtype == jnp.float32
     assert not np.allclose(vector["a"], vector["b"])
     assert not np.allclose(vector["a"], random_vector(jax.random.key(1), like)["a"])
+
+
+def test_mixed_dtypes_without_implicit_promotion():
+    mixed = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.float16), "c": jnp.ones(2)}
+    other = {"a": jnp.ones(2), "b": jnp.ones(2, jnp.bfloat16), "c": jnp.ones(2, jnp.float16)}
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert tree_math.vdot(mixed, other) == 6
+        added = tree_math.add(mixed, other)
+        signs = tree_math.random_signs(jax.random.key(0), mixed)
+        full = tree_math.full_precision(mixed)
+    assert {k: x.dtype for k, x in added.items()} == {k: x.dtype for k, x in mixed.items()}
+    assert {x.dtype for x in jax.tree.leaves((signs, full))} == {jnp.dtype("float32")}

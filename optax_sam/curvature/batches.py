@@ -8,7 +8,8 @@ wider, whatever the dtype of the parameters.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any, TypeVar
 
 import jax
@@ -109,8 +110,19 @@ def compiled(
 
     It is compiled once for all calls with the same `value_fn` if that is wrapped in `jax.jit`.
     """
-    build = _compiled_once if isinstance(value_fn, jax.stages.Wrapped) else _compile
-    return build(form, compute, value_fn)
+    if not isinstance(value_fn, jax.stages.Wrapped):
+        return jax.jit(functools.partial(form, compute, value_fn))
+    programs = _PROGRAMS.setdefault(value_fn, {})
+    if (form, compute) not in programs:
+        function = weakref.ref(value_fn)
+        programs[form, compute] = jax.jit(lambda *args: form(compute, function(), *args))
+    # Holds `value_fn` for as long as it may be called.
+    return lambda *args, value_fn=value_fn: programs[form, compute](*args)
+
+
+# The programs of each jitted loss. They hold it weakly: with the last reference to a loss go its programs and
+# the data that it closes over.
+_PROGRAMS: MutableMapping[Callable[..., Any], dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
 def of_loss(compute: Callable[..., T], value_fn: Callable[..., jax.Array], *args: Any) -> T:
@@ -134,13 +146,6 @@ def plus_batch(
     """Returns `total` and `weight` times what is computed of the loss of a batch."""
     found = of_batch(compute, value_fn, batch, *args)
     return tree_math.combine(jnp.ones_like(weight), total, weight, found)
-
-
-def _compile(form: Callable[..., T], *args: Any) -> Callable[..., T]:
-    return jax.jit(functools.partial(form, *args))
-
-
-_compiled_once = functools.lru_cache(maxsize=16)(_compile)
 
 
 def count_examples(batch: Any) -> int:

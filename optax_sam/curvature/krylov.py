@@ -88,9 +88,11 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
         basis.append(tree_math.scale(factor, rest))
 
     # A vector after the end of the space is 0; an entry under the first one, itself at most the top
-    # Ritz value, keeps it from being picked.
+    # Ritz value, keeps it from being picked. Derivatives of `eigh` need entries that are all different.
     exists = jnp.stack([jnp.asarray(True)] + [beta > 0 for beta in off_diagonal])
-    entries = jnp.where(exists, jnp.stack(diagonal), diagonal[0] - 1 - jnp.abs(diagonal[0]))
+    below = 0.618 + jnp.arange(num_iters, dtype=diagonal[0].dtype)
+    lower = diagonal[0] - (1 + jnp.abs(diagonal[0])) * below
+    entries = jnp.where(exists, jnp.stack(diagonal), lower)
     ritz_values, ritz_vectors = ritz_pairs(entries, jnp.stack(off_diagonal) if off_diagonal else None)
     value, coordinates = ritz_values[-1], ritz_vectors[:, -1]
     shift = jnp.maximum(0, -2 * ritz_values[0])
@@ -190,7 +192,9 @@ def orthogonalise(
     length = tree_math.norm(product)
     for _ in range(2):
         product = project(product)
-    residual = tree_math.norm(product)
+    square = tree_math.vdot(product, product)
+    # ‖r‖, with the derivative 0 rather than NaN where the space ends.
+    residual = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
     return product, residual, residual > 100 * jnp.finfo(residual.dtype).eps * length
 
 

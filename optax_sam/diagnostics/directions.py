@@ -167,8 +167,8 @@ def gradient_plane(
 ) -> Plane:
     """Returns the plane of the gradients at w and at w + ε: where SAM's step and the loss around it are seen.
 
-    That of figure 1 in Chen and Zhou: it shows whether the worst nearby point really lies in the direction of
-    the second gradient.
+    That of figure 1 in Chen and Zhou, with its axes: g₀ points up, and what g₁ has besides to the right. It
+    shows whether the worst nearby point really lies in the direction of the second gradient.
 
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
@@ -178,8 +178,8 @@ def gradient_plane(
 
     Returns:
       `Plane` with origin w and the coordinates of the vectors ε, g₀ = ∇L(w) and g₁ = ∇L(w + ε), in that
-      order. e₁ is the direction of g₀; where ε is not a multiple of it, as with another T, those of ε are
-      of its projection.
+      order. e₂ is the direction of g₀, e₁ that of the part of g₁ orthogonal to it, 0 where there is none.
+      Where ε is not in the plane, as with another T, its coordinates are those of its projection.
 
     Raises:
       ValueError: if `perturbation` is not like `params`.
@@ -194,7 +194,7 @@ def gradient_plane(
       >>> epsilon = diagnostics.sharpness(loss, w, 0.1).perturbation
       >>> plane = diagnostics.gradient_plane(loss, w, epsilon)
       >>> epsilon, g_0, g_1 = plane.coordinates
-      >>> round(float(epsilon[0]), 3), bool(g_1[0] > g_0[0])  # steeper there
+      >>> round(float(epsilon[1]), 3), bool(g_1[1] > g_0[1])  # steeper there
       (0.1, True)
 
     References:
@@ -205,8 +205,9 @@ def gradient_plane(
     w, epsilon = tree_math.full_precision(params), tree_math.full_precision(perturbation)
     evaluate = value_and_gradient_over(value_fn, w, batches)
     first, second = evaluate(w)[1], evaluate(tree_math.add(w, epsilon))[1]
-    plane = _span(params, [first, second])
-    return plane._replace(coordinates=jnp.stack([_coordinates(epsilon, plane), *plane.coordinates]))
+    up, right = _span(params, [first, second]).directions
+    plane = Plane(params, (right, up), jnp.zeros((3, 2)))
+    return plane._replace(coordinates=jnp.stack([_coordinates(v, plane) for v in (epsilon, first, second)]))
 
 
 def _span(origin: optax.Params, vectors: Sequence[optax.Params]) -> Plane:

@@ -90,3 +90,13 @@ def test_the_flanks_of_the_density_are_not_rounded():
     found = curvature.spectral_density(loss, jnp.ones(3), width=1.0, num_iters=1, num_samples=1)
     expected = np.exp(-0.5 * (np.asarray(found.grid) - 1) ** 2) / (2 * np.pi) ** 0.5
     np.testing.assert_allclose(found.density, expected, rtol=1e-3)
+
+
+def test_mixed_dtypes_without_implicit_promotion():
+    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float16)}
+    loss = lambda w: sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in w.values())
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        pairs = curvature.top_eigenpairs(loss, params, num_iters=2)
+        density = curvature.spectral_density(loss, params, num_iters=2, num_samples=1)
+    np.testing.assert_allclose(pairs.eigenvalues, 2, rtol=1e-2)
+    np.testing.assert_allclose(density.nodes, 2, rtol=1e-2)

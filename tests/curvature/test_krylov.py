@@ -184,3 +184,20 @@ def test_a_step_of_lanczos_makes_no_second_array_as_large_as_the_basis():
     results = [line for line in program.splitlines() if " = " in line and "tensor<7x3x5xf32>" in line]
     assert results
     assert not [line for line in results if line.endswith("tensor<7x3x5xf32>")]
+
+
+@jax.jit
+def top_eigenvalue(hessian, start):
+    return lanczos(lambda v: hessian @ v, start, 7)
+
+
+@pytest.mark.parametrize(
+    "spectrum", [[4.0, -1.0, 3.0, 0.5, 1.0], [2.0, 1.0, 1.0, 2.0, 1.0], [0.0] * 5], ids=str
+)
+def test_derivatives_with_more_products_than_the_space_has_dimensions(spectrum):
+    """That of λ = vᵀ H v with respect to H is v vᵀ; that of v is finite."""
+    hessian, start = jnp.diag(jnp.array(spectrum)), jnp.arange(1.0, 6.0)
+    _, vector = top_eigenvalue(hessian, start)
+    of_value, of_vector = jax.jacrev(top_eigenvalue)(hessian, start)
+    np.testing.assert_allclose((of_value + of_value.T) / 2, np.outer(vector, vector), atol=1e-6)
+    assert np.isfinite(of_vector).all()

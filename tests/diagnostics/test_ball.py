@@ -57,6 +57,15 @@ def test_bfloat16_parameters_are_perturbed_in_float32(notion):
     chex.assert_trees_all_close(found, notion(LOSS, full, batches=[DATA]), rtol=1e-5)
 
 
+@every_notion
+def test_mixed_dtypes_without_implicit_promotion(notion):
+    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float16)}
+    value_fn = lambda w: sum(jnp.sum(x**2) for x in w.values())
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        found = notion(value_fn, params)
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))
+
+
 def test_progress_bars(capsys):
     shown = {"progress": True}
     diagnostics.worst_case_sharpness(LOSS, NETWORK.params, 0.1, num_iters=2, batches=BATCHES, **shown)

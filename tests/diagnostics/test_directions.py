@@ -109,9 +109,10 @@ def test_the_gradient_plane_contains_both_gradients_and_the_step():
     zero = jax.tree.map(jnp.zeros_like, first)
     for vector, point in zip((epsilon, first, second), plane.coordinates, strict=True):
         chex.assert_trees_all_close(at(zero, plane.directions, point), vector, atol=1e-5)
-    # SAM's ε lies along the first axis, with its own length; the second gradient turns away from it.
-    np.testing.assert_allclose(plane.coordinates[0], [0.5, 0], atol=1e-5)
-    assert plane.coordinates[2, 1] > 0.01
+    # As in the paper's figure 1: SAM's ε points up, with its own length; the second gradient turns right.
+    np.testing.assert_allclose(plane.coordinates[0], [0, 0.5], atol=1e-5)
+    np.testing.assert_allclose(plane.coordinates[1, 0], 0, atol=1e-5)
+    assert plane.coordinates[2, 0] > 0.01
 
 
 def test_the_gradient_plane_of_a_data_set():

@@ -60,14 +60,45 @@ def test_contours_have_the_first_direction_to_the_right():
     assert highest >= 0.5 + 0.5 * 4 * 9
 
 
-def test_arrows_end_inside_the_picture_in_their_own_direction():
+def test_arrows_end_inside_the_picture_all_shortened_by_one_factor():
     axes = plotting.plot_loss_surface(
-        plane(np.linspace(-1, 1, 5)), arrows={"long": (30.0, -10.0), "short": (0.2, 0.1)}
+        plane(np.linspace(-1, 1, 5)), arrows={"long": (30.0, -10.0), "short": (3.0, 6.0)}
     )
+    assert axes.get_aspect() == 1
     ends = {text.get_text(): text.xy for text in axes.texts if text.get_text()}
     assert abs(ends["long"][0]) < 1
-    np.testing.assert_allclose(ends["long"][1] / ends["long"][0], -1 / 3)
-    np.testing.assert_allclose(ends["short"], (0.2, 0.1))
+    factor = ends["long"][0] / 30
+    np.testing.assert_allclose(ends["long"], (30 * factor, -10 * factor))
+    np.testing.assert_allclose(ends["short"], (3 * factor, 6 * factor))
+    assert axes.get_title(loc="right") == f"arrows × {factor:.2g}"
+
+
+def test_names_do_not_cover_each_other():
+    places = {"w": (0.0, 0.0), "w + ε": (0.05, 0.02), "minimum": (0.02, -0.04), "edge": (1.0, 1.0)}
+    axes = plotting.plot_loss_surface(plane(np.linspace(-1, 1, 5)), points=places, arrows={"g₀": (0.1, 0.05)})
+    axes.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == 5
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(axes.get_window_extent().count_contains(box.corners()) == 4 for box in boxes)
+
+
+def test_the_highest_loss_on_a_circle_is_marked():
+    surface = plane(np.linspace(-1, 1, 41))
+    axes = plotting.plot_loss_surface(surface, circle=0.5)
+    star = axes.get_lines()[-1]
+    found = np.abs([star.get_xdata()[0], star.get_ydata()[0]])
+    np.testing.assert_allclose(found, [0, 0.5], atol=0.01)
+
+
+def test_contours_at_chosen_losses_and_on_a_logarithmic_scale():
+    surface = plane(np.linspace(-1, 1, 5))
+    above = surface._replace(values=surface.values + 0.01)
+    for options in ({"levels": [0.1, 1.0, 2.0]}, {"log": True}):
+        norm = plotting.plot_loss_surface(above, **options).collections[0].norm
+        assert isinstance(norm, mpl.colors.LogNorm) == ("log" in options)
+    with pytest.raises(ValueError, match="needs positive losses"):
+        plotting.plot_loss_surface(surface, log=True)
 
 
 def test_a_line_has_no_places_in_a_plane():
@@ -84,3 +115,36 @@ def test_density_is_drawn_on_a_logarithmic_axis_down_to_the_lowest():
     np.testing.assert_array_equal(shown[expected >= 1e-3], expected[expected >= 1e-3])
     assert axes.get_yscale() == "log"
     assert axes.get_ylim()[0] == pytest.approx(1e-3)
+
+
+def density_of(*eigenvalues):
+    nodes = jnp.array([sorted(eigenvalues)])
+    shares = jnp.where(jnp.abs(nodes) > 100, 1e-5, 1.0)
+    empty = jnp.linspace(0.0, 1.0, 500)
+    return curvature.SpectralDensity(empty, empty, nodes, shares / shares.sum())
+
+
+def test_an_outlier_neither_widens_the_others_nor_is_it_lost():
+    density = density_of(*np.linspace(0, 1, 21), 1000.0)
+    axes = plotting.plot_spectral_density(density, lowest=1e-9)
+    shown = axes.get_lines()[0]
+    places = shown.get_xdata()[np.isfinite(shown.get_ydata())]
+    assert -1 < places.min() < 0  # no eigenvalues far below the lowest one
+    assert places.max() > 1000
+    assert axes.get_xscale() == "asinh"
+    marked = axes.collections[0].get_offsets()
+    np.testing.assert_allclose(sorted(marked[:, 0])[-1], 1000)
+    np.testing.assert_allclose(
+        np.trapezoid(np.nan_to_num(shown.get_ydata()), shown.get_xdata()), 1, atol=0.02
+    )
+    assert plotting.plot_spectral_density(density, linear=np.inf).get_xscale() == "linear"
+
+
+def test_a_second_and_taller_density_is_not_cut_off():
+    first = curvature.spectral_density(loss, jnp.ones(2), num_iters=2, num_samples=1)
+    second = first._replace(density=1e4 * first.density)
+    axes = plotting.plot_spectral_density(first)
+    plotting.plot_spectral_density(second, ax=axes)
+    low, high = axes.get_ylim()
+    assert low == pytest.approx(1e-6)
+    assert high > second.density.max()
