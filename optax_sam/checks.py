@@ -140,6 +140,12 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
             " frozen), steepest_ascent(rho)))`, and put the mask or partition on the base optimizer"
             " behind it."
         )
+    if isinstance(params, optax.LookaheadParams):
+        raise ValueError(
+            "`optax.lookahead` keeps two sets of parameters, and a method needs the one of which the gradient"
+            " is taken. Call the two one after the other: `direction, method_state = method.update(grads,"
+            " method_state, params.fast, value_fn=value_fn)`, `lookahead.update(direction, state, params)`."
+        )
     check_gradient("The gradients passed to `update`", updates, params)
     for leaf in jax.tree.leaves(params):
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -147,6 +153,11 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
                 "The parameters must be arrays of real floating-point numbers, got"
                 f" {getattr(leaf, 'dtype', type(leaf).__name__)}. Complex parameters: hand over their real"
                 " and imaginary parts. Integers: keep them out of `params`."
+            )
+        if jnp.finfo(leaf.dtype).bits < 16:
+            raise TypeError(
+                f"The parameters must have at least 16 bits, got {leaf.dtype}, in which a perturbation is"
+                " rounded away. Keep float32 parameters and cast them in the loss."
             )
 
 

@@ -54,3 +54,28 @@ def test_intervals(interval):
 def test_one_alpha_is_no_search():
     with pytest.raises(ValueError, match=r"must be at least 2.*α = 0.*`optax_sam.sam\(rho\)`"):
         optax_sam.xsam(num_alphas=1)
+
+
+def test_float8_parameters():
+    params = jnp.ones(3, jnp.float8_e4m3fn)
+    with pytest.raises(TypeError, match=r"at least 16 bits, got float8_e4m3fn.*cast them in the loss"):
+        optax_sam.sam().update(params, optax_sam.sam().init(jnp.ones(3)), params, value_fn=jnp.sum)
+
+
+def test_lookahead_and_its_remedy():
+    value_fn = lambda w: jnp.sum(w**4)
+    method, lookahead = optax_sam.sam(0.1), optax.lookahead(optax.sgd(0.1), 2, 0.5)
+    params, grads = optax.LookaheadParams.init_synced(W), jax.grad(value_fn)(W)
+    chain = optax.chain(method, lookahead)
+    with pytest.raises(ValueError, match=r"`optax.lookahead` keeps two sets.*method_state, params.fast"):
+        chain.update(grads, chain.init(params), params, value_fn=value_fn)
+    direction, _ = method.update(grads, method.init(params.fast), params.fast, value_fn=value_fn)
+    updates, _ = lookahead.update(direction, lookahead.init(params), params)
+    assert updates.fast[0] == -0.1 * direction[0]
+
+
+@pytest.mark.parametrize("make", [optax_sam.sam, optax_sam.info_sam, optax_sam.eigen_sam, optax_sam.xsam])
+def test_no_parameters(make):
+    with jax.debug_nans(True):
+        updates, _ = make(0.1).update({}, make(0.1).init({}), {}, value_fn=lambda params: jnp.ones(()))
+    assert updates == {}

@@ -161,7 +161,8 @@ def gradient_noise(
         return GradientNoiseState(count, gradient_mean, noise_variance)
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
-        mean = tree_math.computed_once(tree_math.total(noise_variance)) / optax.tree.size(noise_variance)
+        size = max(optax.tree.size(noise_variance), 1)
+        mean = tree_math.computed_once(tree_math.total(noise_variance)) / size
         delta = relative_damping * mean if damping is None else damping
 
         def leaf(variance: jax.Array) -> jax.Array:
