@@ -24,7 +24,9 @@ def check_number(name: str, value: Any, *, low: float = 0.0, below: float = floa
     check_scalar(name, value)
     if isinstance(value, jax.core.Tracer):
         return
-    if not low <= value < below:
+    # An array may have been rounded up to the bound, as 0.999 is in bfloat16.
+    is_below = value < below or (value == below and not isinstance(value, Number))
+    if not (low <= value and is_below):
         bounds = f"at least {low:g}" if below == float("inf") else f"in [{low:g}, {below:g})"
         raise ValueError(f"`{name}` must be {bounds}, got {value}.")
 

@@ -15,7 +15,7 @@ Symbols: g' `updates`, ε `perturbation`, ρ_m `rho_max`, α* `alpha`.
 
 Deviations from the authors' code (Cccjl219/XSAM): a negative loss can win (theirs starts the running maximum
 at 0) and a non-finite one cannot; where v₀ = −v₁, which spans no arc, d = g' (theirs: d = 0); of losses that
-are equal but for rounding the one nearest to the last α* wins (theirs: the first), so that α* stays where
+are equal but for rounding the last α* wins, then the first (theirs: the first), so that α* stays where
 nothing can be compared: on no arc, as for ρ = 0, and where the loss is too coarse.
 
 A loss computed in 16 bits *is* too coarse: its 21 values are often the same number. Compute the model in
@@ -161,13 +161,14 @@ def spherical_search(
 
 
 def _worst(alphas: jax.Array, losses: jax.Array, last: jax.Array) -> jax.Array:
-    """Returns the α of the largest loss; of those equal but for rounding, the nearest to the last."""
+    """Returns the α of the largest loss, the first of equal ones, or the last α if its loss is as large."""
     is_finite = jnp.isfinite(losses)
     largest = jnp.max(jnp.where(is_finite, losses, -jnp.inf))
-    is_largest = losses >= largest - 4 * jnp.finfo(losses.dtype).eps * jnp.abs(largest)
-    distance = jnp.where(is_finite & is_largest, jnp.abs(alphas - last), jnp.inf)
-    is_compared = jnp.any(is_finite & ~is_largest)
-    return jnp.where(is_compared, alphas[jnp.argmin(distance)], last)
+    rounding = 4 * jnp.finfo(losses.dtype).eps * jnp.abs(largest)
+    is_as_large = is_finite & (losses >= largest - rounding)
+    stays = jnp.all(is_as_large) | jnp.any(is_as_large & (jnp.abs(alphas - last) < 1e-6))
+    best = jnp.argmax(jnp.where(is_finite, losses, -jnp.inf))
+    return jnp.where(stays | ~jnp.any(is_finite), last, alphas[best])
 
 
 def _slerp(alpha: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -189,16 +190,16 @@ def test_float32_statistics_are_close_to_float64():
     np.testing.assert_allclose(state.noise_variance, expected[2][-1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("variance_decay", [0.99999999, jnp.asarray(0.999, jnp.bfloat16)])
-def test_a_variance_decay_that_rounds_to_1_gives_the_plain_mean(variance_decay):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_variance_decay_that_rounds_to_1_gives_the_plain_mean(dtype):
+    """0.99999999 in float32, or 0.999 in bfloat16, to which `inject_hyperparams` casts."""
+    make = optax.inject_hyperparams(optax_sam.gradient_noise, static_args=("across_devices",))
     with jax.enable_x64(False):
-        stage = optax_sam.gradient_noise(decay=0.0, variance_decay=variance_decay)
-        assert jnp.asarray(variance_decay, jnp.float32) == 1
-        state = stage.init(jnp.zeros(2))
-        squares = []
+        stage = make(decay=0.5, variance_decay=0.999 if dtype == jnp.bfloat16 else 0.99999999)
+        state, squares = stage.init(jnp.zeros(2, dtype)), []
         for i in range(5):
-            # Without a running mean the deviation is of the last gradient: here, from a mean set by hand.
-            state = state._replace(gradient_mean=jnp.zeros(2))
-            _, state = stage.update(jnp.array([1.0, 2.0]) * i, state)
-            squares.append((state.gradient_mean - jnp.array([1.0, 2.0]) * i) ** 2)
-        np.testing.assert_allclose(state.noise_variance, np.mean(squares[1:], axis=0), rtol=1e-6)
+            gradient = jnp.array([1.0, 2.0], dtype) * i
+            _, state = stage.update(gradient, state)
+            squares.append((optax.tree.get(state, "gradient_mean") - gradient) ** 2)
+        found = optax.tree.get(state, "noise_variance")
+        np.testing.assert_allclose(found, np.mean(squares[1:], axis=0), rtol=1e-5)
