@@ -148,7 +148,8 @@ def gradient_noise(
         else:
             square = finite(square)
             num_squares = state.noise_count + 1
-        log_decay = jnp.log(variance_decay)
+        ratio = jnp.asarray(variance_decay)
+        log_decay = jnp.log(ratio.astype(tree_math.accumulation_dtype(ratio)))
         n = num_squares.astype(log_decay.dtype)
         # Exactly 0 and 1 at first: a rounding error here would leave a trace of the initial σ² = 1, which
         # is large beside the variance of small gradients. A λ that rounds to 1 gives the plain mean.
