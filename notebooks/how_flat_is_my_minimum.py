@@ -300,8 +300,8 @@ left.set(xlabel="along a random direction", ylim=(0, 4))
 right.set(xlabel="along the top eigenvector", ylabel="")
 
 # %% [markdown]
-# The plane through the three solutions shows that they lie in different basins, although they began at the same point
-# and saw the same batches:
+# The plane through the three solutions, which began at the same point and saw the same batches: SGD's lies in a deep and
+# narrow basin, SAM's and Eigen-SAM's in a wide and shallow one.
 
 # %%
 plane = diagnostics.plane_through(list(compared.values()))
