@@ -300,8 +300,8 @@ left.set(xlabel="along a random direction", ylim=(0, 4))
 right.set(xlabel="along the top eigenvector", ylabel="")
 
 # %% [markdown]
-# The plane through the three solutions shows that they lie in different basins, although they began at the same point
-# and saw the same batches:
+# The plane through the three solutions, which began at the same point and saw the same batches: SGD's lies in a deep and
+# narrow basin, SAM's and Eigen-SAM's in a wide and shallow one.
 
 # %%
 plane = diagnostics.plane_through(list(compared.values()))
@@ -309,19 +309,21 @@ reach = np.asarray(plane.coordinates)
 margin = 0.3 * np.ptp(reach)
 grids = [np.linspace(reach[:, i].min() - margin, reach[:, i].max() + margin, 31) for i in (0, 1)]
 surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, grids)
-plotting.plot_loss_surface(surface, points=dict(zip(compared, plane.coordinates, strict=True)))
+plotting.plot_loss_surface(surface, points=dict(zip(compared, plane.coordinates, strict=True)), log=True)
 
 # %% [markdown]
 # And the plane in which XSAM looks for the worst point (Chen and Zhou, 2026, figure 1), at the initial weights: g₀ is the
-# gradient there, g₁ the gradient at w + ε. SAM steps along g₁. Is that where the loss rises most?
+# gradient there, g₁ the gradient at w + ε. SAM steps along g₁. Is that where the loss rises most? The star is the highest
+# loss on the circle of radius ρ in this plane.
 
 # %%
 start = init(0)
 epsilon = diagnostics.sharpness(loss, start, 1.0).perturbation
 plane = diagnostics.gradient_plane(loss, start, epsilon)
 surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, np.linspace(-2, 2, 31))
-_, g_0, g_1 = plane.coordinates
-plotting.plot_loss_surface(surface, arrows={"g₀": g_0, "g₁": g_1})
+place, g_0, g_1 = plane.coordinates
+places, gradients = {"w": (0, 0), "w + ε": place}, {"g₀": g_0, "g₁": g_1}
+plotting.plot_loss_surface(surface, points=places, arrows=gradients, circle=1.0)
 
 # %% [markdown]
 # ## How good is an ascent?
