@@ -64,7 +64,7 @@ METHODS = [
         EIGEN,
         has_refresh=True,
     ),
-    Method("xsam", partial(optax_sam.xsam, 0.05, interval=3), SEARCH, has_refresh=True),
+    Method("xsam", partial(optax_sam.xsam, interval=3), SEARCH, has_refresh=True),
     Method("combination", combination, has_refresh=True),
     Method("monitored_sam", monitored_sam),
 ]
