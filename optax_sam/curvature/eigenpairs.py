@@ -20,7 +20,7 @@ class Eigenpairs(NamedTuple):
     """Result of `top_eigenpairs`.
 
     Attributes:
-      eigenvalues: the k algebraically largest, in descending order, (k,).
+      eigenvalues: the k algebraically largest, in descending order, or smallest, in ascending order, (k,).
       eigenvectors: of unit length, like the parameters with a first axis k, float32 or wider.
       residuals: ‖H v − λ v‖, (k,), up to rounding errors of about eps ‖H‖. There is an eigenvalue within
         that distance of λ.
@@ -37,6 +37,8 @@ def top_eigenpairs(
     k: int = 1,
     *,
     num_iters: int = 20,
+    tolerance: float | None = None,
+    smallest: bool = False,
     seed: int = 0,
     start: optax.Params | None = None,
     batches: Iterable[Any] | None = None,
@@ -44,14 +46,17 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """Finds the k algebraically largest eigenvalues of the Hessian ∇²L(w), by Lanczos.
 
-    The smallest ones are those of −L, negated. A repeated eigenvalue is found once, unless `num_iters` is
-    large enough to exhaust the Krylov space.
+    A repeated eigenvalue is found once, unless `num_iters` is large enough to exhaust the Krylov space.
 
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
       params: parameters w, a pytree.
       k: number of eigenpairs.
       num_iters: number of Hessian-vector products, at least k; the more, the smaller the residuals.
+      tolerance: stop before `num_iters` when every residual is at most this part of its eigenvalue; None:
+        never.
+      smallest: whether to find the algebraically smallest eigenvalues instead, which are negative unless w
+        is a minimum.
       seed: of the random start vector.
       start: start vector instead, a pytree like `params`, such as an eigenvector found before, or the sum of
         several.
@@ -62,7 +67,8 @@ def top_eigenpairs(
       `Eigenpairs`.
 
     Raises:
-      ValueError: if k is larger than `num_iters` or than the number of parameters.
+      ValueError: if k is larger than `num_iters` or than the number of parameters, or on a negative
+        `tolerance`.
 
     Cost: `num_iters` Hessian-vector products, of about two gradients each; as many vectors of memory.
 
@@ -73,6 +79,8 @@ def top_eigenpairs(
       >>> pairs = curvature.top_eigenpairs(loss, jnp.ones(3), k=2)
       >>> [round(float(x), 3) for x in pairs.eigenvalues]
       [9.0, 1.0]
+      >>> float(curvature.top_eigenpairs(loss, jnp.ones(3), smallest=True).eigenvalues[0].round(3))
+      -4.0
     """
     checks.check_count("k", k)
     checks.check_count("num_iters", num_iters)
@@ -86,9 +94,26 @@ def top_eigenpairs(
     start_key, restart_key = jax.random.split(jax.random.key(seed))
     if start is None:
         start = tree_math.random_vector(start_key, tree_math.zeros_like(params))
-    matvec = hessian_operator(value_fn, params, batches=batches)
-    title = "eigenpairs" if progress else ""
-    return _top(tridiagonalise(matvec, start, num_iters, restart_key, progress=title), k)
+    if tolerance is not None:
+        checks.check_number("tolerance", tolerance)
+    product = hessian_operator(value_fn, params, batches=batches)
+    found = tridiagonalise(
+        (lambda v: jax.tree.map(jnp.negative, product(v))) if smallest else product,
+        start,
+        num_iters,
+        restart_key,
+        is_done=None if tolerance is None else functools.partial(_is_converged, k=k, tolerance=tolerance),
+        progress="eigenpairs" if progress else "",
+    )
+    pairs = _top(found, k)
+    return pairs._replace(eigenvalues=-pairs.eigenvalues) if smallest else pairs
+
+
+def _is_converged(diagonal: jax.Array, off_diagonal: jax.Array, k: int, tolerance: float) -> bool:
+    """Whether the residuals of the top k Ritz pairs are small enough."""
+    values, vectors = ritz_pairs(diagonal, off_diagonal[:-1])
+    residuals = off_diagonal[-1] * jnp.abs(vectors[-1, -k:])
+    return len(diagonal) >= k and bool(jnp.all(residuals <= tolerance * jnp.abs(values[-k:])))
 
 
 @functools.partial(jax.jit, static_argnames="k")

@@ -134,7 +134,13 @@ class Tridiagonal(NamedTuple):
 
 
 def tridiagonalise(
-    matvec: MatVec, start: optax.Params, num_iters: int, key: jax.Array, *, progress: str = ""
+    matvec: MatVec,
+    start: optax.Params,
+    num_iters: int,
+    key: jax.Array,
+    *,
+    is_done: Callable[[jax.Array, jax.Array], bool] | None = None,
+    progress: str = "",
 ) -> Tridiagonal:
     """Returns T and Q of the Krylov space of `start`.
 
@@ -143,6 +149,7 @@ def tridiagonalise(
       start: a non-zero vector, of any length.
       num_iters: number m of products, and of vectors held in memory; no more than H has dimensions.
       key: of the random vectors that start another space.
+      is_done: maps what is found of `diagonal` and `off_diagonal` to whether that is enough; None: never.
       progress: title of a progress bar; "" is none.
     """
     vector, basis = _first(start, num_iters)
@@ -153,6 +160,9 @@ def tridiagonalise(
         alpha, beta, vector, basis = _next(basis, k, vector, product, jax.random.fold_in(key, k))
         diagonal.append(alpha)
         off_diagonal.append(beta)
+        if is_done is not None and is_done(jnp.stack(diagonal), jnp.stack(off_diagonal)):
+            basis = jax.tree.map(lambda rows: rows[: len(diagonal)], basis)
+            break
     return Tridiagonal(jnp.stack(diagonal), jnp.stack(off_diagonal), basis)
 
 

@@ -26,10 +26,13 @@ class Trace(NamedTuple):
     Attributes:
       estimate: of tr H, a scalar.
       standard_error: of the estimate: the standard deviation of the samples over the root of their number.
+      layers: the part of each parameter array: the trace of its diagonal block of H. A scalar for each leaf
+        of the parameters; their sum is `estimate`.
     """
 
     estimate: jax.Array
     standard_error: jax.Array
+    layers: optax.Params
 
 
 def trace(
@@ -52,7 +55,7 @@ def trace(
       progress: whether to show a progress bar; needs tqdm.
 
     Returns:
-      `Trace`, with the standard error.
+      `Trace`, with the standard error and the part of each parameter array.
 
     Raises:
       ValueError: if there are fewer than two samples, which give no standard error.
@@ -65,6 +68,10 @@ def trace(
       >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 9.0, -4.0]) * w**2)
       >>> float(curvature.trace(loss, jnp.ones(3)).estimate)  # exact for a diagonal Hessian
       6.0
+      >>> loss = lambda w: w["a"] ** 2 + 3 * w["b"] ** 2
+      >>> layers = curvature.trace(loss, {"a": jnp.ones(()), "b": jnp.ones(())}).layers
+      >>> {name: float(part) for name, part in layers.items()}
+      {'a': 2.0, 'b': 6.0}
     """
     checks.check_count("num_samples", num_samples)
     if num_samples < 2:
@@ -74,9 +81,14 @@ def trace(
     for i in steps(num_samples, "trace" if progress else ""):
         vector = tree_math.random_signs(sample_key(seed, i), params)
         # One product at a time: what is enqueued takes memory, and simulated devices can deadlock.
-        samples.append(jax.block_until_ready(tree_math.vdot(vector, matvec(vector))))
-    values = jnp.stack(samples)
-    return Trace(jnp.mean(values), jnp.std(values, ddof=1) / num_samples**0.5)
+        samples.append(jax.block_until_ready(jax.tree.map(tree_math.vdot, vector, matvec(vector))))
+    layers = jax.tree.map(lambda *leaf: jnp.stack(leaf), *samples)
+    values = sum(jax.tree.leaves(layers))
+    return Trace(
+        estimate=jnp.mean(values),
+        standard_error=jnp.std(values, ddof=1) / num_samples**0.5,
+        layers=jax.tree.map(jnp.mean, layers),
+    )
 
 
 def sample_key(seed: int, i: int) -> jax.Array:

@@ -18,6 +18,7 @@ from optax_sam.diagnostics.directions import (
     Plane,
     filter_normalised,
     gradient_plane,
+    path_plane,
     plane_through,
     random_directions,
 )
@@ -60,5 +61,6 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "filter_normalised",
     "gradient_plane",
     "plane_through",
+    "path_plane",
     "Plane",
 ]

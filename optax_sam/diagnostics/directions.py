@@ -158,6 +158,52 @@ def plane_through(solutions: Sequence[optax.Params]) -> Plane:
     return plane._replace(coordinates=jnp.concatenate([jnp.zeros((1, 2)), plane.coordinates]))
 
 
+def path_plane(path: Sequence[optax.Params]) -> Plane:
+    """Returns the plane in which a path, such as the checkpoints of a run, is seen best.
+
+    That of the two principal components of the steps from the last point, as in Li et al. (section 7).
+
+    Args:
+      path: at least three pytrees of parameters, in the order of the training; the last is the origin.
+
+    Returns:
+      `Plane`, with the coordinates of the projections of all points; the first axis has the largest variance.
+
+    Raises:
+      ValueError: if there are fewer than three points, or if they differ in structure or shapes.
+
+    Cost: n² inner products for n points, and memory for n + 2 copies of the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import diagnostics
+      >>> plane = diagnostics.path_plane([jnp.array(w) for w in ([4.0, 0, 1], [2.0, 1, 1], [0.0, 0, 1])])
+      >>> jnp.abs(plane.coordinates).round(3).tolist()
+      [[4.0, 0.0], [2.0, 1.0], [0.0, 0.0]]
+
+    References:
+      Li et al., `Visualizing the loss landscape of neural nets <https://arxiv.org/abs/1712.09913>`_, 2018
+    """
+    if len(path) < 3:
+        raise ValueError(
+            f"A path in a plane needs at least three points, got {len(path)}. Along the line through two of"
+            " them: `loss_surface(value_fn, w_0, [jax.tree.map(jnp.subtract, w_1, w_0)])`."
+        )
+    origin = path[-1]
+    for point in path:
+        checks.check_gradient("Each point of `path`", point, origin)
+    steps = [
+        jax.tree.map(jnp.subtract, tree_math.full_precision(x), tree_math.full_precision(origin))
+        for x in path
+    ]
+    products = jnp.stack([jnp.stack([tree_math.vdot(a, b) for b in steps]) for a in steps])
+    centred = jnp.eye(len(path)) - 1 / len(path)
+    _, components = jnp.linalg.eigh(centred @ products @ centred)
+    sums = [_weighted_sum(centred @ components[:, -i], steps) for i in (1, 2)]
+    plane = _span(origin, sums)
+    return plane._replace(coordinates=jnp.stack([_coordinates(step, plane) for step in steps]))
+
+
 def gradient_plane(
     value_fn: Callable[..., jax.Array],
     params: optax.Params,
@@ -219,6 +265,11 @@ def _span(origin: optax.Params, vectors: Sequence[optax.Params]) -> Plane:
     e_2 = tree_math.scale(jnp.where(is_new, 1.0, 0.0), tree_math.unit(rest))
     plane = Plane(origin, (e_1, e_2), jnp.zeros((2, 2)))
     return plane._replace(coordinates=jnp.stack([_coordinates(vector, plane) for vector in vectors]))
+
+
+def _weighted_sum(weights: jax.Array, vectors: Sequence[optax.Params]) -> optax.Params:
+    add = lambda *leaves: sum(w.astype(x.dtype) * x for w, x in zip(weights, leaves, strict=True))
+    return jax.tree.map(add, *vectors)
 
 
 def _coordinates(vector: optax.Params, plane: Plane) -> jax.Array:

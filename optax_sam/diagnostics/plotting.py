@@ -144,6 +144,47 @@ def plot_loss_surface(
     return ax
 
 
+def plot_loss_surface_3d(surface: LossSurface, *, ax: Any = None, log: bool = False) -> Any:
+    """Draws a slice of the loss along two directions as a surface in three dimensions.
+
+    Args:
+      surface: from `loss_surface` with two directions. Losses that are not finite are left blank.
+      ax: axes with `projection="3d"` to draw into. None makes a figure.
+      log: whether the height is the decimal logarithm of the loss, which has to be positive.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: on a slice along one direction, or on `log` of a loss that is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import diagnostics
+      >>> from optax_sam.diagnostics import plotting
+      >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 9.0]) * w**2)
+      >>> surface = diagnostics.loss_surface(loss, jnp.zeros(2), list(jnp.eye(2)))
+      >>> plotting.plot_loss_surface_3d(surface).get_zlabel()
+      'loss'
+    """
+    values = _finite(surface.values)
+    if values.ndim == 1:
+        raise ValueError("This `surface` is a line: `plot_loss_surface` draws it as a curve.")
+    if log and not values.min() > 0:
+        raise ValueError(f"`log=True` needs positive losses, but the lowest is {values.min()}.")
+    with mpl.rc_context(STYLE):
+        if ax is None:
+            figure = plt.figure(figsize=(3.3, 3.0), layout="constrained")
+            ax = figure.add_subplot(projection="3d")
+            ax.set_box_aspect(None, zoom=0.85)  # The label of the height lies outside otherwise.
+        first, second = np.meshgrid(*map(np.asarray, surface.coordinates), indexing="ij")
+        height = np.ma.log10(values) if log else values
+        ax.plot_surface(first, second, height.filled(np.nan), cmap="viridis", linewidth=0)
+        ax.set(xlabel="first direction", ylabel="second direction")
+        ax.set_zlabel("log₁₀ of the loss" if log else "loss")
+    return ax
+
+
 def plot_spectral_density(
     density: SpectralDensity,
     *,

@@ -123,3 +123,23 @@ def test_progress_bar(capsys, monkeypatch):
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         curvature.top_eigenpairs(lambda w: jnp.sum(w**2), jnp.ones(3), **arguments)
+
+
+def test_smallest_eigenvalues():
+    loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 9.0, -4.0, -2.0]) * w**2)
+    found = curvature.top_eigenpairs(loss, jnp.ones(4), k=2, smallest=True)
+    np.testing.assert_allclose(found.eigenvalues, [-4.0, -2.0], rtol=1e-5)
+    np.testing.assert_allclose(jnp.abs(found.eigenvectors), jnp.eye(4)[2:], atol=1e-3)
+
+
+def test_stops_at_a_tolerance():
+    """With the first residuals that are small enough: one product fewer is not enough."""
+    spectrum = jnp.append(jnp.linspace(0.0, 1.0, 50), jnp.array([5.0, 9.0]))
+    loss = lambda w: 0.5 * jnp.sum(spectrum * w**2)
+    find = lambda **options: curvature.top_eigenpairs(loss, jnp.ones(52), k=2, **options)
+    small_enough = lambda pairs: bool(jnp.all(pairs.residuals <= 1e-2 * pairs.eigenvalues))
+    count = next(n for n in range(2, 40) if small_enough(find(num_iters=n)))
+    assert 3 < count < 39
+    found, expected = find(num_iters=40, tolerance=1e-2), find(num_iters=count)
+    np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-5)
+    np.testing.assert_allclose(found.residuals, expected.residuals, rtol=1e-3)

@@ -53,3 +53,11 @@ def test_value_fn_is_checked():
         curvature.trace(lambda w: (jnp.sum(w), 0), jnp.ones(3))
     with pytest.raises(TypeError, match="`value_fn` must be a function"):
         curvature.trace(1.0, jnp.ones(3))
+
+
+def test_layers_are_the_traces_of_the_diagonal_blocks():
+    """Exact where the blocks are diagonal, whatever couples them is noise of mean zero."""
+    loss = lambda w: jnp.sum(jnp.arange(1.0, 4.0) * w["a"] ** 2) + 5 * w["b"] ** 2
+    found = curvature.trace(loss, {"a": jnp.ones(3), "b": jnp.ones(())}, num_samples=2)
+    assert found.layers == {"a": 12.0, "b": 10.0}
+    assert found.estimate == 22.0

@@ -142,3 +142,17 @@ W = jnp.ones(2)
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_path_plane_has_the_principal_components_of_the_path():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(6, 5)) * np.array([9.0, 4.0, 1.0, 0.5, 0.1])
+    plane = diagnostics.path_plane([{"a": jnp.asarray(p[:2]), "b": jnp.asarray(p[2:])} for p in points])
+    _, _, components = np.linalg.svd(points - points.mean(0))
+    expected = (points - points[-1]) @ components[:2].T
+    np.testing.assert_allclose(jnp.abs(plane.coordinates), np.abs(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_path_plane_of_two_points():
+    with pytest.raises(ValueError, match=r"at least three points, got 2.*loss_surface"):
+        diagnostics.path_plane([jnp.ones(2)] * 2)

@@ -148,3 +148,15 @@ def test_a_second_and_taller_density_is_not_cut_off():
     low, high = axes.get_ylim()
     assert low == pytest.approx(1e-6)
     assert high > second.density.max()
+
+
+def test_surface_in_three_dimensions(tmp_path):
+    loss = lambda w: 0.1 + 0.5 * jnp.sum(jnp.array([1.0, 9.0]) * w**2)
+    surface = diagnostics.loss_surface(loss, jnp.zeros(2), list(jnp.eye(2)), jnp.linspace(-1, 1, 21))
+    for log in (False, True):
+        ax = plotting.plot_loss_surface_3d(surface, log=log)
+        heights = np.log10(surface.values) if log else surface.values
+        np.testing.assert_allclose(ax.get_zlim(), (heights.min(), heights.max()), atol=0.3)
+    line = diagnostics.loss_surface(loss, jnp.zeros(2), [jnp.eye(2)[0]])
+    with pytest.raises(ValueError, match="`plot_loss_surface` draws it as a curve"):
+        plotting.plot_loss_surface_3d(line)
