@@ -30,7 +30,7 @@ test: $(STAMP)  ## run every test, the README and the docstring examples
 	$(BIN)/$(PYTEST) --ignore $(MANY)
 	$(BIN)/$(PYTEST) $(MANY)
 
-quick: $(STAMP)  ## run the package's tests on one device; about 3 minutes on two cores
+quick: $(STAMP)  ## run the package's tests on one device; under 3 minutes on two cores from the second time on
 	$(BIN)/$(PYTEST) --ignore $(MANY) --ignore tests/benchmarks --ignore tests/test_notebooks.py \
 	  --ignore tests/test_optax_common.py -k "not block_runs and not first_script" tests
 
