@@ -32,7 +32,7 @@ test: $(STAMP)  ## run every test, the README and the docstring examples
 
 quick: $(STAMP)  ## run the package's tests on one device; about 3 minutes on two cores
 	$(BIN)/$(PYTEST) --ignore $(MANY) --ignore tests/benchmarks --ignore tests/test_notebooks.py \
-	  --ignore tests/test_optax_common.py --deselect tests/test_docs.py::test_block_runs tests
+	  --ignore tests/test_optax_common.py -k "not block_runs and not first_script" tests
 
 test-lowest: pyproject.toml  ## run every test with the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -25,8 +25,9 @@ def check_number(name: str, value: Any, *, low: float = 0.0, below: float = floa
     if isinstance(value, jax.core.Tracer):
         return
     # An array may have been rounded up to the bound, as 0.999 is in bfloat16.
-    is_below = value < below or (value == below and not isinstance(value, Number))
-    if not (low <= value and is_below):
+    known = np.asarray(value)
+    is_below = known < below or (known == below and not isinstance(value, Number))
+    if not (low <= known and is_below):
         bounds = f"at least {low:g}" if below == float("inf") else f"in [{low:g}, {below:g})"
         raise ValueError(f"`{name}` must be {bounds}, got {value}.")
 
@@ -51,7 +52,7 @@ def check_radius(name: str, radius: Any) -> None:
             f" {type(radius).__name__}."
         )
     check_scalar(name, radius)
-    if not isinstance(radius, jax.core.Tracer) and not radius >= 0:
+    if not isinstance(radius, jax.core.Tracer) and not np.asarray(radius) >= 0:
         raise ValueError(
             f"`{name}` is the radius of a ball and must be at least 0, got {radius}: a negative radius"
             " would turn the ascent into a descent. To descend on purpose (Reverse-SAM), chain"
@@ -108,7 +109,7 @@ def check_interval(interval: Any, argument: str = "refresh") -> None:
             f" {interval!r}."
         )
     check_scalar("interval", interval)
-    if not isinstance(interval, jax.core.Tracer) and interval < 1:
+    if not isinstance(interval, jax.core.Tracer) and np.asarray(interval) < 1:
         raise ValueError(
             f"`interval` is the number of steps from one {argument} to the next and must be at least 1, got"
             f" {interval}. To never {argument}, pass `{argument}=False` to `update`."

@@ -60,7 +60,7 @@ METHODS = [
     Method("eigen_sam", partial(optax_sam.eigen_sam, interval=3, num_iters=2), EIGEN, has_refresh=True),
     Method(
         "eigen_sam_lanczos",
-        partial(optax_sam.eigen_sam, interval=3, num_iters=3, solver="lanczos"),
+        partial(optax_sam.eigen_sam, interval=3, num_iters=2, solver="lanczos"),
         EIGEN,
         has_refresh=True,
     ),

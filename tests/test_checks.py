@@ -36,7 +36,9 @@ def test_numbers_for_each_coordinate_are_errors(name, shape):
 def test_arrays_of_one_number_are_let_through(name):
     for number in (np.array(0.1), jnp.array(0.1)):
         MAKE[name](number).init(W)
-    jax.jit(lambda number: MAKE[name](number).init(W))(-0.1)  # Not known when it is traced.
+    known = jnp.array(0.1)
+    jax.jit(lambda number: MAKE[name](number + known).init(W))(-0.2)  # Not known when it is traced.
+    jax.jit(lambda w: MAKE[name](known).init(w))(W)  # Known when something else is.
 
 
 def test_inject_hyperparams_with_a_negative_radius():

@@ -18,14 +18,15 @@ from tests.problems import network
 from tests.registry import BY_NAME, every_method, every_method_with_refresh
 
 PROBLEM = network()
+RHO = 0.07  # No method's default.
 
 
-def make_step(tx, problem=PROBLEM, **update_kwargs):
+def make_step(tx, **update_kwargs):
     """Returns (params, state), batch ↦ (params, state): the training step of a user, not jitted."""
 
     def step(carry, batch):
         params, state = carry
-        value_fn = lambda params: problem.loss(params, batch)
+        value_fn = lambda params: PROBLEM.loss(params, batch)
         grads = jax.grad(value_fn)(params)
         updates, state = tx.update(grads, state, params, value_fn=value_fn, **update_kwargs)
         return optax.apply_updates(params, updates), state
@@ -41,48 +42,77 @@ def batches(problem=PROBLEM):
     return [take(problem.batches, i) for i in range(len(problem.batches[0]))]
 
 
-def update(tx, state, value_fn, params=PROBLEM.params, grads=None, **update_kwargs):
-    """One jitted call of `tx.update` with the gradient of `value_fn`."""
-
-    @jax.jit
-    def jitted(grads, state, params):
-        grads = jax.grad(value_fn)(params) if grads is None else grads
-        return tx.update(grads, state, params, value_fn=value_fn, **update_kwargs)
-
-    return jitted(grads, state, params)
+def with_base(method, rho=RHO):
+    return optax.chain(method.make(rho), optax.sgd(0.1, momentum=0.9))
 
 
-def batch_loss(index=0, problem=PROBLEM):
-    batch = batches(problem)[index]
-    return lambda params: problem.loss(params, batch)
-
-
-def train(tx, problem=PROBLEM, *, params=None, jit=jax.jit, **update_kwargs):
-    step = jit(make_step(tx, problem, **update_kwargs))
-    params = problem.params if params is None else params
+def run(step, tx, params=PROBLEM.params, problem=PROBLEM):
     carry = params, tx.init(params)
     for batch in batches(problem):
         carry = step(carry, batch)
     return carry
 
 
-def with_base(method, rho=0.05):
-    return optax.chain(method.make(rho), optax.sgd(0.1, momentum=0.9))
+# Compiling takes the time here, so tests share what they compile.
+
+
+@functools.cache
+def training_step(method, refresh=None):
+    """Returns the training step with a base optimizer, jitted, which may be traced once only."""
+    step, traces = make_step(with_base(method), refresh=refresh), []
+
+    @jax.jit
+    def traced_once(carry, batch):
+        traces.append(jax.tree.map(jax.typeof, carry))
+        assert len(traces) == 1, traces
+        return step(carry, batch)
+
+    return traced_once
+
+
+@functools.cache
+def trained(method):
+    """Returns (params, state) after all batches."""
+    return run(training_step(method), with_base(method))
+
+
+loss = jax.jit(PROBLEM.loss)
+gradient = jax.jit(jax.grad(PROBLEM.loss))
+
+
+def jitted_update(tx, **update_kwargs):
+    """Returns grads, state, params, batch ↦ updates, state, jitted."""
+
+    @jax.jit
+    def update(grads, state, params, batch):
+        value_fn = lambda params: PROBLEM.loss(params, batch)
+        return tx.update(grads, state, params, value_fn=value_fn, **update_kwargs)
+
+    return update
+
+
+@functools.cache
+def compiled_update(method, refresh):
+    return jitted_update(method.make(RHO), refresh=refresh)
+
+
+def update(method, *args, refresh=True):
+    """Returns the result of `tx.update(*args)` for the method alone."""
+    return compiled_update(method, refresh if method.has_refresh else None)(*args)
 
 
 @every_method
 def test_steps_lower_the_loss(method):
     problem = network(num_batches=60)
     whole = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), problem.batches)
-    params, state = train(with_base(method), problem)
+    params, state = run(training_step(method), with_base(method), problem=problem)
     chex.assert_tree_all_finite((params, state))
-    assert problem.loss(params, whole) < problem.loss(problem.params, whole)
+    assert loss(params, whole) < loss(problem.params, whole)
 
 
 @every_method
 def test_second_call_does_not_retrace(method):
-    chex.clear_trace_counter()
-    train(with_base(method), jit=lambda step: jax.jit(chex.assert_max_traces(step, n=1)))
+    trained(method)  # `training_step` asserts it.
 
 
 @every_method
@@ -93,7 +123,7 @@ def test_scan_equals_loop(method):
         (PROBLEM.params, tx.init(PROBLEM.params)),
         PROBLEM.batches,
     )
-    chex.assert_trees_all_close(scanned, train(tx), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(scanned, trained(method), rtol=1e-4, atol=1e-5)
 
 
 @every_method
@@ -106,16 +136,16 @@ def test_vmap_over_seeds_equals_single_runs(method):
     for batch in batches():
         carry = step(carry, batch)
     for i, params in enumerate(seeds):
-        single, _ = train(tx, params=params)
+        single, _ = run(training_step(method), tx, params)
         chex.assert_trees_all_close(take(carry[0], i), single, rtol=1e-4, atol=1e-5)
 
 
 @every_method
 def test_donated_buffers(method):
     tx = with_base(method)
-    copy = jax.tree.map(jnp.copy, PROBLEM.params)
-    donated = train(tx, params=copy, jit=functools.partial(jax.jit, donate_argnums=0))
-    chex.assert_trees_all_close(donated, train(tx), rtol=1e-6)
+    step = jax.jit(make_step(tx), donate_argnums=0)
+    donated = run(step, tx, jax.tree.map(jnp.copy, PROBLEM.params))
+    chex.assert_trees_all_close(donated, trained(method), rtol=1e-6)
 
 
 @every_method
@@ -123,10 +153,12 @@ def test_donated_buffers(method):
 def test_dtypes_are_stable(method, dtype):
     with jax.enable_x64(dtype == "float64"):
         problem = network(dtype=jnp.dtype(dtype))
-        tx = method.make(0.05)
+        tx = method.make(RHO)
         state = tx.init(problem.params)
-        for index in range(2):
-            updates, new_state = update(tx, state, batch_loss(index, problem), problem.params)
+        step = jitted_update(tx)
+        for batch in batches(problem)[:2]:
+            grads = gradient(problem.params, batch)
+            updates, new_state = step(grads, state, problem.params, batch)
             chex.assert_trees_all_equal_shapes_and_dtypes(updates, problem.params)
             chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
             chex.assert_tree_all_finite((updates, new_state))
@@ -147,44 +179,60 @@ def test_float16_norms_neither_overflow_nor_vanish(size):
 @every_method
 def test_zero_gradient_is_finite_and_leaves_the_parameters(method):
     tx = with_base(method)
-    params, state = PROBLEM.params, tx.init(PROBLEM.params)
     constant = lambda params: 0.0 * jnp.sum(params["layer1"]["weight"])
+    zeros = jax.tree.map(jnp.zeros_like, PROBLEM.params)
+    step = jax.jit(lambda state, params: tx.update(zeros, state, params, value_fn=constant))
+    params, state = PROBLEM.params, tx.init(PROBLEM.params)
     for _ in range(2):
-        updates, state = update(tx, state, constant, params)
+        updates, state = step(state, params)
         params = optax.apply_updates(params, updates)
     chex.assert_tree_all_finite(state)
     chex.assert_trees_all_equal(params, PROBLEM.params)
 
 
+@functools.cache
+def trained_without_method():
+    base = optax.with_extra_args_support(optax.sgd(0.1, momentum=0.9))
+    return run(jax.jit(make_step(base)), base)
+
+
 @every_method
 def test_zero_rho_is_the_base_optimizer(method):
     tx = with_base(method, rho=0.0)
-    base = optax.with_extra_args_support(optax.sgd(0.1, momentum=0.9))
-    chex.assert_trees_all_close(train(tx)[0], train(base)[0], rtol=2e-6, atol=1e-7)
+    params, _ = run(jax.jit(make_step(tx)), tx)
+    chex.assert_trees_all_close(params, trained_without_method()[0], rtol=2e-6, atol=1e-7)
 
 
 @every_method
 def test_nan_in_the_second_gradient_can_be_skipped(method):
-    tx = optax.chain(method.make(0.05), optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5))
-    params, state = train(tx)
+    base = optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5)
+    tx = optax.chain(method.make(RHO), base)
+    params, trained_state = trained(method)
+    state = trained_state[0], base.init(params)
     is_here = lambda p: jnp.all(
         jnp.stack(jax.tree.leaves(jax.tree.map(lambda x, y: (x == y).all(), p, params)))
     )
-    broken = lambda p: batch_loss()(p) * jnp.where(is_here(p), 1.0, jnp.nan)
-    for refresh in (False, True):
-        updates, state = update(tx, state, broken, params, refresh=refresh)
+    broken = lambda p: PROBLEM.loss(p, batches()[0]) * jnp.where(is_here(p), 1.0, jnp.nan)
+    for refresh in (False, True) if method.has_refresh else (None,):
+        step = jax.jit(
+            lambda state, refresh=refresh: tx.update(
+                jax.grad(broken)(params), state, params, value_fn=broken, refresh=refresh
+            )
+        )
+        updates, state = step(state)
         chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
         chex.assert_tree_all_finite(state)
 
 
 @every_method
 def test_non_finite_gradients_leave_the_state_finite(method):
-    tx = method.make(0.05)
-    _, state = train(optax.chain(tx, optax.sgd(0.1)))
-    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), PROBLEM.params)
-    value_fn = lambda p: jnp.nan * p["layer1"]["bias"].sum()
+    """Those that a batch with NaNs gives."""
+    params, state = trained(method)
+    batch = take(jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), PROBLEM.batches), 0)
+    grads = gradient(params, batch)
+    assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(grads))
     for refresh in (False, True):
-        _, new_state = update(tx, state[0], value_fn, grads=nan, refresh=refresh)
+        _, new_state = update(method, grads, state[0], params, batch, refresh=refresh)
         chex.assert_tree_all_finite(new_state)
 
 
@@ -200,16 +248,16 @@ def test_init_on_abstract_parameters(method):
 
 @every_method
 def test_parameter_shaped_state_is_found_by_map_params(method):
-    tx = method.make(0.05)
-    _, state = train(optax.chain(tx, optax.sgd(0.1)))
-    doubled = optax.tree.map_params(tx, lambda x: 2 * x, state[0])
+    tx = method.make(RHO)
+    state = trained(method)[1][0]
+    doubled = optax.tree.map_params(tx, lambda x: 2 * x, state)
     for name in ("eigenvector", "top_eigenvector", "gradient_mean", "noise_variance"):
-        before = optax.tree.get(state[0], name)
+        before = optax.tree.get(state, name)
         if before is not None:
             expected = jax.tree.map(lambda x: 2 * x, before)
             chex.assert_trees_all_equal(optax.tree.get(doubled, name), expected)
     chex.assert_trees_all_equal(
-        optax.tree.get(doubled, "ascent_value"), optax.tree.get(state[0], "ascent_value")
+        optax.tree.get(doubled, "ascent_value"), optax.tree.get(state, "ascent_value")
     )
 
 
@@ -235,23 +283,30 @@ def test_no_two_states_share_a_field_name():
 
 @every_method
 def test_inject_hyperparams(method):
-    injected = optax.inject_hyperparams(method.make, static_args=method.static_args)(rho=0.07)
-    expected = train(optax.chain(method.make(0.07), optax.sgd(0.1)))
-    params, state = train(optax.chain(injected, optax.sgd(0.1)))
-    chex.assert_trees_all_close(params, expected[0], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(optax.tree.get(state, "rho"), 0.07, rtol=1e-6)
+    injected = optax.inject_hyperparams(method.make, static_args=method.static_args)(rho=RHO)
+    tx = optax.chain(injected, optax.sgd(0.1, momentum=0.9))
+    params, state = run(jax.jit(make_step(tx)), tx)
+    chex.assert_trees_all_close(params, trained(method)[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(optax.tree.get(state, "rho"), RHO, rtol=1e-6)
 
 
 @every_method
 def test_rho_schedule_follows_our_own_count(method):
     schedule = optax.piecewise_constant_schedule(0.1, {3: 0.5})
-    tx = method.make(schedule)
+    tx, batch = method.make(schedule), batches()[0]
+    grads = gradient(PROBLEM.params, batch)
+
+    @functools.partial(jax.jit, static_argnames="refresh")
+    def both(state, rho, refresh):
+        """A method with the constant radius of this step, in the same state, must agree."""
+        extra_args = {"value_fn": lambda params: PROBLEM.loss(params, batch), "refresh": refresh}
+        expected, _ = method.make(rho).update(grads, state, PROBLEM.params, **extra_args)
+        return expected, *tx.update(grads, state, PROBLEM.params, **extra_args)
+
     state = tx.init(PROBLEM.params)
     for step in range(5):
-        # A method with the constant radius of this step, in the same state, must agree.
-        constant = method.make(float(schedule(step)))
-        expected, _ = update(constant, state, batch_loss(), refresh=step == 0)
-        updates, state = update(tx, state, batch_loss(), refresh=step == 0)
+        refresh = step == 0 if method.has_refresh else None
+        expected, updates, state = both(state, schedule(step), refresh)
         chex.assert_trees_all_close(updates, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -264,59 +319,62 @@ def test_unknown_extra_arguments_pass_through(method):
         return updates, state
 
     spy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), record)
-    tx = optax.chain(method.make(0.05), spy)
-    train(tx, value=1.0, another="argument")
+    tx = optax.chain(method.make(RHO), spy)
+    step = make_step(tx, value=1.0, another="argument")
+    jax.eval_shape(step, (PROBLEM.params, tx.init(PROBLEM.params)), batches()[0])
     assert seen["value"] == 1.0
     assert seen["another"] == "argument"
 
 
 @every_method
 def test_grad_fn_replaces_the_gradient(method):
-    tx = method.make(0.05)
+    tx, batch = method.make(RHO), batches()[0]
     state = tx.init(PROBLEM.params)
-    halves = [take(batches()[0], part) for part in (slice(0, 8), slice(8, 16))]
+    halves = [take(batch, part) for part in (slice(0, 8), slice(8, 16))]
 
     def grad_fn(params):
         grads = [jax.grad(PROBLEM.loss)(params, half) for half in halves]
         return jax.tree.map(lambda *g: sum(g) / 2, *grads)
 
-    expected, _ = update(tx, state, batch_loss())
-    updates, new = update(tx, state, batch_loss(), grad_fn=grad_fn)
+    arguments = gradient(PROBLEM.params, batch), state, PROBLEM.params, batch
+    expected, _ = update(method, *arguments)
+    updates, new = jitted_update(tx, grad_fn=grad_fn)(*arguments)
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-6)
     assert optax.tree.get(new, "ascent_value") == 0  # Not a by-product here, so not measured.
 
 
 @every_method
 def test_ascent_value_is_the_loss_at_the_perturbed_point(method):
-    points = []
+    points, batch = [], batches()[0]
 
     def value_fn(params):
         # The last point at which the loss is taken outside a search is w + ε.
         jax.debug.callback(points.append, params)
-        return batch_loss()(params)
+        return PROBLEM.loss(params, batch)
 
-    tx = method.make(0.05)
-    _, state = update(tx, tx.init(PROBLEM.params), value_fn, refresh=False)
+    tx = method.make(RHO)
+    grads, state = gradient(PROBLEM.params, batch), tx.init(PROBLEM.params)
+    step = jax.jit(lambda: tx.update(grads, state, PROBLEM.params, value_fn=value_fn, refresh=False))
+    _, state = step()
     jax.effects_barrier()
-    losses = [float(batch_loss()(params)) for params in points]
+    losses = [float(loss(params, batch)) for params in points]
     ascent_value = optax.tree.get(state, "ascent_value")
-    assert any(np.isclose(ascent_value, loss, rtol=1e-6) for loss in losses)
-    assert ascent_value > batch_loss()(PROBLEM.params)
+    assert any(np.isclose(ascent_value, value, rtol=1e-6) for value in losses)
+    assert ascent_value > loss(PROBLEM.params, batch)
 
 
 @every_method
 def test_multi_steps_behind_the_method_averages_the_directions(method):
     """The right way: each micro-batch has its own perturbation, the base sees the mean direction."""
-    tx = optax.chain(
-        method.make(0.05), optax.MultiSteps(optax.sgd(0.1), every_k_schedule=2).gradient_transformation()
-    )
-    alone = method.make(0.05)
-    state, alone_state = tx.init(PROBLEM.params), alone.init(PROBLEM.params)
-    directions = []
-    for index in range(2):
-        direction, alone_state = update(alone, alone_state, batch_loss(index))
+    base = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=2).gradient_transformation()
+    tx = optax.chain(method.make(RHO), base)
+    step, state = jitted_update(tx, refresh=True), tx.init(PROBLEM.params)
+    directions, alone = [], method.make(RHO).init(PROBLEM.params)
+    for batch in batches()[:2]:
+        grads = gradient(PROBLEM.params, batch)
+        direction, alone = update(method, grads, alone, PROBLEM.params, batch)
         directions.append(direction)
-        updates, state = update(tx, state, batch_loss(index))
+        updates, state = step(grads, state, PROBLEM.params, batch)
     expected = jax.tree.map(lambda a, b: -0.1 * (a + b) / 2, *directions)
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-7)
 
@@ -324,22 +382,21 @@ def test_multi_steps_behind_the_method_averages_the_directions(method):
 @every_method
 def test_multi_steps_around_the_method_takes_the_last_micro_batch_only(method):
     """The wrong way, which the README warns of: runs, with the second gradient of one micro-batch."""
-    tx = optax.MultiSteps(optax.chain(method.make(0.05), optax.sgd(0.1)), every_k_schedule=2)
-    state = tx.init(PROBLEM.params)
-    grads = [jax.grad(batch_loss(index))(PROBLEM.params) for index in range(2)]
-    for index in range(2):
-        updates, state = update(tx, state, batch_loss(index), grads=grads[index])
-    alone = method.make(0.05)
+    tx = optax.MultiSteps(optax.chain(method.make(RHO), optax.sgd(0.1)), every_k_schedule=2)
+    step, state = jitted_update(tx, refresh=True), tx.init(PROBLEM.params)
+    grads = [gradient(PROBLEM.params, batch) for batch in batches()[:2]]
+    for g, batch in zip(grads, batches(), strict=False):
+        updates, state = step(g, state, PROBLEM.params, batch)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
-    direction, _ = update(alone, alone.init(PROBLEM.params), batch_loss(1), grads=mean)
+    start = method.make(RHO).init(PROBLEM.params)
+    direction, _ = update(method, mean, start, PROBLEM.params, batches()[1])
     expected = jax.tree.map(lambda d: -0.1 * d, direction)
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-6)
 
 
 @every_method
 def test_orbax_resumes_bit_for_bit_in_the_middle_of_an_interval(method, tmp_path):
-    tx = with_base(method)
-    step = jax.jit(make_step(tx))
+    tx, step = with_base(method), training_step(method)
     carry = PROBLEM.params, tx.init(PROBLEM.params)
     for batch in batches()[:2]:
         carry = step(carry, batch)
@@ -356,36 +413,32 @@ def test_orbax_resumes_bit_for_bit_in_the_middle_of_an_interval(method, tmp_path
 
 @every_method_with_refresh
 def test_static_refresh_gives_programs_without_control_flow(method):
-    tx = method.make(0.05)
-    state = tx.init(PROBLEM.params)
-    lower = lambda refresh: jax.jit(make_step(tx, refresh=refresh)).lower(
-        (PROBLEM.params, state), batches()[0]
-    )
-    text = lower(False).compile().as_text()
+    arguments = (PROBLEM.params, with_base(method).init(PROBLEM.params)), batches()[0]
+    program = lambda refresh: training_step(method, refresh).lower(*arguments).compile().as_text()
+    text = program(False)
     assert " while(" not in text
     assert " conditional(" not in text
-    assert " conditional(" in lower(None).compile().as_text()
+    assert " conditional(" in program(None)
 
 
 @every_method_with_refresh
 def test_refresh_none_follows_the_interval(method):
-    tx = with_base(method)
-    automatic = PROBLEM.params, tx.init(PROBLEM.params)
-    static = traced = automatic
-    steps = {refresh: jax.jit(make_step(tx, refresh=refresh)) for refresh in (None, True, False)}
-    by_array = jax.jit(lambda carry, batch, refresh: make_step(tx, refresh=refresh)(carry, batch))
+    static = traced = PROBLEM.params, with_base(method).init(PROBLEM.params)
+    by_array = jax.jit(
+        lambda carry, batch, refresh: make_step(with_base(method), refresh=refresh)(carry, batch)
+    )
     for i, batch in enumerate(batches()):
-        automatic = steps[None](automatic, batch)
-        static = steps[i % 3 == 0](static, batch)
+        static = training_step(method, i % 3 == 0)(static, batch)
         traced = by_array(traced, batch, jnp.asarray(i % 3 == 0))
-    chex.assert_trees_all_close(automatic, static, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(automatic, traced, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(trained(method), static, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(trained(method), traced, rtol=1e-4, atol=1e-5)
 
 
 @every_method
 def test_strict_dtype_promotion(method):
     """Our stages cast on purpose only (`optax.sgd` with momentum would not pass, so it is left out)."""
     with jax.numpy_dtype_promotion("strict"):
-        tx = method.make(0.05)
-        updates, _ = update(tx, tx.init(PROBLEM.params), batch_loss())
-    chex.assert_tree_all_finite(updates)
+        tx, batch = method.make(RHO), batches()[0]
+        value_fn = lambda params: PROBLEM.loss(params, batch)
+        step = lambda params: tx.update(params, tx.init(params), params, value_fn=value_fn)
+        jax.eval_shape(step, PROBLEM.params)

@@ -1,20 +1,32 @@
-"""Every notebook runs from top to bottom, in a fresh kernel."""
+"""Every notebook runs from top to bottom, in a fresh kernel, and each cell that draws shows its picture."""
 
+import base64
+import io
 from pathlib import Path
 
 import jupytext
+import numpy as np
 import pytest
+from matplotlib.image import imread
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
+
+
+def pictures(cell):
+    """Returns the pictures that a cell shows, as arrays (height, width, colour)."""
+    shown = (output.get("data", {}).get("image/png") for output in cell.get("outputs", []))
+    return [imread(io.BytesIO(base64.b64decode(picture)), format="png") for picture in shown if picture]
 
 
 @pytest.mark.parametrize("source", sorted(FOLDER.glob("*.py")), ids=lambda source: source.stem)
 def test_notebook_runs_and_every_picture_is_drawn(source, tmp_path):
     notebook = jupytext.read(source)
     NotebookClient(notebook, resources={"metadata": {"path": tmp_path}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    assert pictures == sum(
-        "plotting.plot_" in cell.source or "plt." in cell.source for cell in notebook.cells
-    )
+    drawing = [cell for cell in notebook.cells if "plotting.plot_" in cell.source or "plt." in cell.source]
+    assert drawing
+    for cell in notebook.cells:
+        found = pictures(cell)
+        assert len(found) == (cell in drawing), cell.source
+        # Empty axes are black on white, curves and surfaces are not.
+        assert all(np.ptp(picture[..., :3], axis=-1).max() > 0.1 for picture in found), cell.source

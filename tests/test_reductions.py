@@ -1,5 +1,7 @@
 """The limits in which one method is another one: design by slots makes these exact."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,12 @@ def trajectory(tx, problem, **extra_args):
     )
 
 
+@pytest.fixture(scope="module")
+def sam(problem):
+    """The trajectory of SAM, by the number of ascents."""
+    return functools.cache(lambda num_steps: trajectory(optax_sam.sam(RHO, num_steps=num_steps), problem))
+
+
 def first_direction(tx, problem, params=None, state=None, **extra_args):
     params = problem.params if params is None else params
     batch = jax.tree.map(lambda x: x[0], problem.batches)
@@ -63,8 +71,8 @@ steps = pytest.mark.parametrize("num_steps", [1, 3])
         ),
     ],
 )
-def test_exactly_sam(method, num_steps, problem):
-    expected = trajectory(optax_sam.sam(RHO, num_steps=num_steps), problem)
+def test_exactly_sam(method, num_steps, problem, sam):
+    expected = sam(num_steps)
     actual = trajectory(method(RHO, num_steps=num_steps), problem)
     chex.assert_trees_all_close(actual, expected, rtol=1e-10, atol=1e-13)
 
@@ -83,8 +91,8 @@ def test_exactly_sam(method, num_steps, problem):
         ),
     ],
 )
-def test_sam_in_a_limit(method, num_steps, problem):
-    expected = trajectory(optax_sam.sam(RHO, num_steps=num_steps), problem)
+def test_sam_in_a_limit(method, num_steps, problem, sam):
+    expected = sam(num_steps)
     actual = trajectory(method(RHO, num_steps=num_steps), problem)
     chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-7)
     assert not np.array_equal(actual["layer1"]["weight"], expected["layer1"]["weight"])
@@ -131,11 +139,10 @@ def test_info_sam_is_sam_at_the_first_step_and_where_the_noise_is_uniform(num_st
 
 
 @steps
-def test_xsam_with_alpha_fixed_at_1_is_sam(num_steps, problem):
+def test_xsam_with_alpha_fixed_at_1_is_sam(num_steps, problem, sam):
     """Before the first search α = 1; `refresh=False` never searches."""
-    expected = trajectory(optax_sam.sam(RHO, num_steps=num_steps), problem)
     actual = trajectory(optax_sam.xsam(RHO, num_steps=num_steps), problem, refresh=False)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-8, atol=1e-11)
+    chex.assert_trees_all_close(actual, sam(num_steps), rtol=1e-8, atol=1e-11)
 
 
 @steps
@@ -158,7 +165,7 @@ def test_xsam_with_alpha_0_is_sgd_plus(num_steps, problem):
 
 
 @steps
-def test_sam_is_that_of_optax(num_steps, problem):
+def test_sam_is_that_of_optax(num_steps, problem, sam):
     """Optax's normalised adversary ascends by rho/k each time and is restarted at every step."""
     adversary = optax.chain(optax.contrib.normalize(), optax.sgd(RHO / num_steps))
     base = optax.sgd(0.5, momentum=0.9)
@@ -173,8 +180,7 @@ def test_sam_is_that_of_optax(num_steps, problem):
 
     carry = problem.params, theirs.init(problem.params)
     _, expected = jax.jit(lambda carry: jax.lax.scan(step, carry, problem.batches))(carry)
-    actual = trajectory(optax_sam.sam(RHO, num_steps=num_steps), problem)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-9, atol=1e-12)
+    chex.assert_trees_all_close(sam(num_steps), expected, rtol=1e-9, atol=1e-12)
 
 
 NUM_GROUPS = 4
@@ -217,7 +223,7 @@ def test_groups_with_averaged_gradients_are_the_whole_batch(method, problem):
         chex.assert_trees_all_close(actual, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_groups_with_their_own_gradients_are_m_sharpness(problem):
+def test_groups_with_their_own_gradients_are_m_sharpness(problem, sam):
     """ε of each group's own gradient; the direction is the mean of the groups' gradients there."""
     actual, _ = grouped_trajectory(optax_sam.sam(RHO), problem, average=False)
 
@@ -227,18 +233,22 @@ def test_groups_with_their_own_gradients_are_m_sharpness(problem):
         return jax.grad(problem.loss)(jax.tree.map(lambda w, g: w + scale * g, params, g), group)
 
     base = optax.sgd(0.5, momentum=0.9)
-    params, state = problem.params, base.init(problem.params)
-    for i in range(len(problem.batches[0])):
-        batch = jax.tree.map(lambda x, i=i: x[i], groups(problem))
+
+    @jax.jit
+    def step(params, state, batch):
         directions = jax.vmap(direction, in_axes=(None, 0))(params, batch)
         mean = jax.tree.map(lambda x: x.mean(0), directions)
         updates, state = base.update(mean, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    params, state = problem.params, base.init(problem.params)
+    for i in range(len(problem.batches[0])):
+        params, state = step(params, state, jax.tree.map(lambda x, i=i: x[i], groups(problem)))
     for group in range(NUM_GROUPS):
         chex.assert_trees_all_close(
             jax.tree.map(lambda x, group=group: x[group], actual), params, rtol=1e-9, atol=1e-11
         )
-    whole = trajectory(optax_sam.sam(RHO), problem)
+    whole = sam(1)
     assert not np.allclose(params["layer1"]["weight"], whole["layer1"]["weight"][-1], rtol=1e-4)
 
 

@@ -20,7 +20,8 @@ but by a separate argument, `record`, so that measuring never affects training:
     a traced bool         a `lax.cond` on it
 """
 
-from collections.abc import Collection
+import functools
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -128,6 +129,7 @@ def monitor(
     checks.check_count("num_iters", num_iters)
     asked = _checked_quantities(quantities)
     method = optax.with_extra_args_support(method)
+    track = functools.partial(track_eigenpair, solver="lanczos", num_iters=num_iters, seed=seed)
 
     def init(params: optax.Params) -> MonitorState:
         # One array for each: a buffer that appears twice in the state cannot be donated.
@@ -167,30 +169,16 @@ def monitor(
         if asked & OF_PERTURBATION:
             _check_seen(seen, asked & OF_PERTURBATION)
 
-        def measure() -> tuple[dict[str, jax.Array], optax.Params]:
-            value, vector = kept[0].get("top_eigenvalue", jnp.zeros(())), state.top_eigenvector
-            if asked & OF_CURVATURE:
-                value, vector = track_eigenpair(
-                    (value, vector),
-                    loss.curvature_gradient,
-                    params,
-                    solver="lanczos",
-                    num_iters=num_iters,
-                    seed=seed,
-                )
-            epsilon, ascent_value = seen.get("perturbation"), seen.get("ascent_value")
-            quantities = {
-                "gradient_norm": lambda: tree_math.norm(loss.average(updates)),
-                "perturbation_norm": lambda: loss.average(tree_math.norm(epsilon)),
-                "sharpness": lambda: _rise(loss, params, epsilon, ascent_value),
-                "alignment": lambda: loss.average(alignment(epsilon, vector)),
-                "top_eigenvalue": lambda: value,
-            }
-            return {
-                name: tree_math.finite_or(quantities[name](), old) for name, old in kept[0].items()
-            }, vector
-
         kept = {name: getattr(state, name) for name in sorted(asked)}, state.top_eigenvector
+
+        def measure() -> tuple[dict[str, jax.Array], optax.Params]:
+            old, vector = kept
+            value = old.get("top_eigenvalue", jnp.zeros(()))
+            if asked & OF_CURVATURE:
+                value, vector = track((value, vector), loss.curvature_gradient, params)
+            found = _quantities(loss, params, updates, seen, value, vector)
+            return {name: tree_math.finite_or(found[name](), old[name]) for name in old}, vector
+
         recorded, eigenvector = refreshed(record, state.monitor_count, interval, measure, kept)
         return direction, state._replace(
             monitor_count=optax.safe_increment(state.monitor_count),
@@ -200,6 +188,25 @@ def monitor(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _quantities(
+    loss: BatchLoss,
+    params: optax.Params,
+    gradient: optax.Updates,
+    seen: dict[str, Any],
+    eigenvalue: jax.Array,
+    eigenvector: optax.Params,
+) -> dict[str, Callable[[], jax.Array]]:
+    """Returns how each quantity is computed."""
+    epsilon, ascent_value = seen.get("perturbation"), seen.get("ascent_value")
+    return {
+        "gradient_norm": lambda: tree_math.norm(loss.average(gradient)),
+        "perturbation_norm": lambda: loss.average(tree_math.norm(epsilon)),
+        "sharpness": lambda: _rise(loss, params, epsilon, ascent_value),
+        "alignment": lambda: loss.average(alignment(epsilon, eigenvector)),
+        "top_eigenvalue": lambda: eigenvalue,
+    }
 
 
 def _rise(
