@@ -3,7 +3,7 @@
     tx = optax.chain(optax_sam.sam(rho=0.05), optax.sgd(0.1, momentum=0.9))
     updates, state = tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))
 
-Start at `optax_sam.sharpness_aware`: its module holds the one idea that all of this is made of.
+Start at `optax_sam.sharpness_aware`: its module explains the idea behind all of this.
 """
 
 from optax_sam.ascent.fisher import fisher_information

@@ -1,7 +1,7 @@
 """Errors that say what was wrong, why it matters, and what to write instead.
 
-`optax.inject_hyperparams` hands numbers over as arrays. Under `jit` their values are not known and let
-through, except where the number fixes the shape of the program.
+`optax.inject_hyperparams` passes numbers as arrays. Under `jit` their values are unknown and not checked,
+except for numbers that fix the shape of the program, which must be Python integers.
 """
 
 from typing import Any
@@ -36,14 +36,14 @@ def check_scalar(name: str, value: Any) -> None:
     """Raises if `value` is an array with axes."""
     if np.shape(value) != ():
         raise ValueError(
-            f"`{name}` must be one number for all parameters, got an array of shape {np.shape(value)}. For"
-            " parameters that count differently write a stage that maps a gradient to a diagonal:"
-            " `steepest_ascent(rho, constraint=stage)`, as `weight_magnitude` is one."
+            f"`{name}` must be one number for all parameters, got an array of shape {np.shape(value)}. To"
+            " weight parameters differently, write a stage that maps a gradient to a diagonal, like"
+            " `weight_magnitude`: `steepest_ascent(rho, constraint=stage)`."
         )
 
 
 def check_radius(name: str, radius: Any) -> None:
-    """Raises unless `radius` is a number or scalar array that is not negative, or a schedule."""
+    """Raises unless `radius` is a number or scalar array of at least 0, or a schedule."""
     if callable(radius):
         return
     if not isinstance(radius, Number | jax.Array | np.ndarray):
@@ -66,8 +66,8 @@ def check_count(name: str, value: Any) -> None:
     if not isinstance(value, int | np.integer):
         raise TypeError(
             f"`{name}` must be a Python integer, because it fixes the shape of the compiled program;"
-            f" got {type(value).__name__}. With `optax.inject_hyperparams` name it in `static_args`,"
-            " like every argument that is no number of the method's equation:"
+            f" got {type(value).__name__}. With `optax.inject_hyperparams` list it in `static_args`,"
+            " like every argument that is not a number in the method's equation:"
             f' `optax.inject_hyperparams(method, static_args=("{name}",))(rho=rho)`.'
         )
     if value < 1:
@@ -79,20 +79,20 @@ def check_m_sharpness(m_sharpness: Any, axis_name: Any) -> None:
     if not isinstance(m_sharpness, bool):
         raise TypeError(
             "`m_sharpness` must be True (the gradients passed to `update` are each device's own) or False"
-            " (they are averaged over the devices), because it decides what the compiled program sends"
+            " (they are averaged over the devices), because it determines what the compiled program sends"
             f" between devices; got {m_sharpness!r}."
         )
     if m_sharpness and axis_name is None:
         raise ValueError(
             "`m_sharpness=True` lets each device perturb for itself, so `update` must know the axis of"
-            " `jax.pmap`, `jax.shard_map` or `jax.vmap` along which they lie:"
+            " `jax.pmap`, `jax.shard_map` or `jax.vmap` over which the step is mapped:"
             ' `tx.update(grads, ..., axis_name="batch", m_sharpness=True)`. Under `jax.jit` alone there are'
-            " no programs of single devices: put `jax.vmap` over groups of the batch."
+            " no programs of single devices: use `jax.vmap` over groups of the batch."
         )
 
 
 def check_not_a_stage(extra_args: dict[str, Any]) -> None:
-    """Raises if a whole method gets the extra arguments of a stage."""
+    """Raises if a whole method is given the extra arguments of a stage."""
     if "ascent_step" in extra_args or "perturbation" in extra_args:
         raise ValueError(
             "A whole method, such as `sam(rho)`, was used as a stage of `sharpness_aware`. Stages map a"
@@ -102,7 +102,7 @@ def check_not_a_stage(extra_args: dict[str, Any]) -> None:
 
 
 def check_interval(interval: Any, argument: str = "refresh") -> None:
-    """Raises unless `interval` is an integer of at least 1, or an array. `argument` is what overrules it."""
+    """Raises unless `interval` is an integer of at least 1, or an array. `argument` is what overrides it."""
     if not isinstance(interval, int | np.integer | jax.Array | np.ndarray):
         raise TypeError(
             f"`interval` is the number of steps from one {argument} to the next and must be an integer, got"
@@ -140,13 +140,13 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
             "The parameters contain `optax.MaskedNode`s, so `value_fn` cannot be evaluated at them:"
             " `optax.masked` or `optax.partition` was put around a sharpness-aware method. Mask the"
             " perturbation instead, `sharpness_aware(optax.chain(optax.masked(optax.set_to_zero(),"
-            " frozen), steepest_ascent(rho)))`, and put the mask or partition on the base optimizer"
-            " behind it."
+            " frozen), steepest_ascent(rho)))`, and put the mask or partition around the base optimizer"
+            " that follows."
         )
     if isinstance(params, optax.LookaheadParams):
         raise ValueError(
-            "`optax.lookahead` keeps two sets of parameters, and a method needs the one of which the gradient"
-            " is taken. Call the two one after the other: `direction, method_state = method.update(grads,"
+            "`optax.lookahead` keeps two sets of parameters, and a method needs the set at which the gradient"
+            " was taken. Call the two one after the other: `direction, method_state = method.update(grads,"
             " method_state, params.fast, value_fn=value_fn)`, `lookahead.update(direction, state, params)`."
         )
     check_gradient("The gradients passed to `update`", updates, params)
@@ -154,7 +154,7 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 "The parameters must be arrays of real floating-point numbers, got"
-                f" {getattr(leaf, 'dtype', type(leaf).__name__)}. Complex parameters: hand over their real"
+                f" {getattr(leaf, 'dtype', type(leaf).__name__)}. Complex parameters: pass their real"
                 " and imaginary parts. Integers: keep them out of `params`."
             )
         if jnp.finfo(leaf.dtype).bits < 16:

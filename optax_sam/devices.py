@@ -1,8 +1,8 @@
-"""What JAX knows of the devices along which a step is mapped.
+"""What JAX knows about the devices over which a step is mapped.
 
 Inside `jax.pmap`, `jax.shard_map` or `jax.vmap(axis_name=...)` each device (or group) runs the step on its
-own part of the batch. Under `shard_map(check_vma=True)` JAX tracks along which axes of the mesh a value
-varies; elsewhere nothing is known, and the user's word counts.
+own part of the batch. Under `shard_map(check_vma=True)` JAX tracks along which mesh axes a value varies;
+elsewhere nothing is known, and what the user says is used unchecked.
 """
 
 from collections.abc import Hashable
@@ -15,14 +15,14 @@ AxisName = Hashable | tuple[Hashable, ...] | None
 
 
 def axis_names(axis_name: AxisName) -> tuple[Hashable, ...]:
-    """Returns the names: none, one or several."""
+    """Returns the names as a tuple: none, one or several."""
     if axis_name is None:
         return ()
     return axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
 
 def varies_over(tree: Any) -> frozenset[Hashable]:
-    """Returns the mesh axes along which `shard_map(check_vma=True)` knows a leaf to vary; elsewhere none."""
+    """Returns the mesh axes along which a leaf is known to vary; none outside `shard_map(check_vma=True)`."""
 
     def axes(leaf: Any) -> frozenset[Hashable]:
         kind: Any = jax.typeof(leaf)
@@ -34,19 +34,19 @@ def varies_over(tree: Any) -> frozenset[Hashable]:
 
 
 def tracked(axis_name: AxisName) -> frozenset[Hashable]:
-    """Returns those of the axes along which JAX tracks what varies: the index along them does."""
+    """Returns the axes that JAX tracks: those along which their own index is known to vary."""
     names = axis_names(axis_name)
     try:
         return frozenset[Hashable]().union(*(varies_over(jax.lax.axis_index(name)) for name in names))
     except NameError as error:
         raise ValueError(
-            f"`axis_name={axis_name!r}` names an axis of `jax.pmap`, `jax.shard_map` or `jax.vmap`, and there"
+            f"`axis_name={axis_name!r}` names an axis of `jax.pmap`, `jax.shard_map` or `jax.vmap`, but there"
             " is none of that name here. Under `jax.jit` with sharded arrays leave `axis_name` out."
         ) from error
 
 
 def varying(tree: Any, axis_name: AxisName) -> Any:
-    """Marks the leaves as varying along the axis, where JAX tracks that."""
+    """Marks the leaves as varying along the axis if JAX tracks it."""
     axes = tracked(axis_name)
     if not axes:
         return tree

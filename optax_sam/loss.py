@@ -5,10 +5,10 @@ of the batch, and `value_fn` is the loss of that part. The mean over the axis is
 
     L(w) = mean_i L_i(w)        ∇L(w) = mean_i ∇L_i(w)
 
-Under `shard_map(check_vma=True)` JAX tracks which values vary over the axis, and the gradient of a
-varying loss with respect to parameters that do not vary is *summed* over the axis already; a mean taken
-afterwards would change nothing and the result would be N times too large. So the parameters are marked
-as varying before the gradient is taken, which leaves one all-reduce, the mean's own.
+Under `shard_map(check_vma=True)` JAX tracks which values vary over the axis, and it *sums*
+the gradient of a varying loss with respect to parameters that do not vary. A mean taken afterwards would
+change nothing, and the result would be N times too large. So the parameters are marked as varying before
+the gradient is taken; the only all-reduce is then that of the mean.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ GradFn = Callable[[optax.Params], optax.Updates]
 
 @dataclasses.dataclass(frozen=True)
 class BatchLoss:
-    """The loss L of this step's batch, made once a step of the extra arguments of `update`.
+    """The loss L of this step's batch, made once per step from the extra arguments of `update`.
 
     Attributes:
       value_fn: w ↦ L(w), a scalar; on several devices, the loss of this device's part of the batch.
-      grad_fn: w ↦ ∇L(w), in the place of `jax.grad(value_fn)`.
-      curvature_fn: the loss whose Hessian is meant; None: L.
+      grad_fn: w ↦ ∇L(w), in place of `jax.grad(value_fn)`.
+      curvature_fn: the loss whose Hessian is used; None: L.
       axis_name: mapped axis, or axes, over which the batch is split; parameters are the same along it.
       m_sharpness: whether the gradient passed to `update` is each device's own.
     """
@@ -59,7 +59,7 @@ class BatchLoss:
         return self._mean(_checked(self.value_fn, "value_fn", self.axis_name)(self._varying(params)))
 
     def value_and_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
-        """Returns L(w) and ∇L(w). With `grad_fn` the value, which would cost a forward pass, is None."""
+        """Returns L(w) and ∇L(w). With `grad_fn` the value is None: it would cost a forward pass."""
         return self._mean(self._own_value_and_gradient(params))
 
     def gradient(self, params: optax.Params) -> optax.Updates:
@@ -67,7 +67,7 @@ class BatchLoss:
         return self.value_and_gradient(params)[1]
 
     def ascent_gradient(self, params: optax.Params) -> optax.Updates:
-        """Returns what a later ascent follows: ∇L(w), in m-sharpness that of this device's part alone."""
+        """Returns the gradient for a later ascent: ∇L(w), with m-sharpness that of this device's part."""
         if not self.m_sharpness:
             return self.gradient(params)
         _, gradient = self._own_value_and_gradient(params)
@@ -82,9 +82,9 @@ class BatchLoss:
         return self._mean(jax.grad(checked)(self._varying(params)))
 
     def average(self, tree: Any) -> Any:
-        """Returns the mean over the devices of what comes from the gradient passed to `update`.
+        """Returns the mean over the devices of what was computed from the gradient passed to `update`.
 
-        That is `tree` itself, unless each device passed its own.
+        That is `tree` itself, unless each device passed its own gradient.
         """
         return self._mean(tree) if self.m_sharpness else tree
 
@@ -92,8 +92,8 @@ class BatchLoss:
         if self.grad_fn is None:
             checked = _checked(self.value_fn, "value_fn", self.axis_name)
             return jax.value_and_grad(checked)(self._varying(params))
-        # Taken at parameters marked as varying over all mapped axes, a gradient that would have been summed
-        # shows by varying as well.
+        # The gradient is taken at parameters marked as varying over all mapped axes. One that JAX would
+        # otherwise have summed then varies too, which can be detected.
         axes = self.axis_name or tuple(jax.sharding.get_abstract_mesh().manual_axes)
         gradient = self.grad_fn(varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
@@ -108,12 +108,12 @@ class BatchLoss:
         return tree if self.axis_name is None else jax.lax.pmean(tree, self.axis_name)
 
 
-# For a stage that is used alone: there is no loss, and nothing to average.
+# For a stage used on its own: there is no loss and nothing to average.
 NO_LOSS = BatchLoss()
 
 
 def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueFn:
-    """Returns `value_fn` with errors for what would otherwise fail far from its cause, or silently."""
+    """Returns `value_fn` with checks for mistakes that would otherwise go undetected or fail elsewhere."""
     if value_fn is None:
         raise ValueError(
             "Sharpness-aware methods evaluate the loss at perturbed parameters, but `update` got no"
@@ -142,21 +142,22 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
         _check_same(f"The result of `{name}`", value, params)
-        # A loss that `value_fn` averaged itself does not vary, and its gradient with respect to parameters
-        # that do would be the N-th part. Marked as well, it is that of the local loss, as under `pmap`.
+        # If `value_fn` averages the loss itself, the loss does not vary, and its gradient with respect to
+        # varying parameters would be N times too small. Marking the loss as varying gives the gradient
+        # of the local loss, as under `pmap`.
         return varying(value, axis_name)
 
     return checked
 
 
 def _check_same(name: str, result: Any, params: optax.Params) -> None:
-    """Raises where `result` varies over a mesh axis over which the parameters do not."""
+    """Raises if `result` varies over a mesh axis over which the parameters do not."""
     unaveraged = varies_over(result) - varies_over(params)
     if unaveraged:
         names = ", ".join(sorted(map(repr, unaveraged)))
         raise ValueError(
-            f"{name} varies over the mesh axis {names} and the parameters do not, so that the gradient would"
-            " be summed over the devices instead of averaged. Name that axis,"
+            f"{name} varies over the mesh axis {names} and the parameters do not, so the gradient would be"
+            " summed over the devices instead of averaged. Name that axis,"
             f" `tx.update(grads, state, params, value_fn=value_fn, axis_name={names})`, or average inside the"
             f" function: `jax.lax.pmean(loss, {names})` in `value_fn`, `jax.lax.pmean(gradient, {names})` in"
             " `grad_fn`."

@@ -1,13 +1,13 @@
-"""The one idea: a sharpness-aware method is an ascent and a descent, both gradient transformations.
+"""The idea: a sharpness-aware method is an ascent and a descent, both gradient transformations.
 
 At parameters w with the gradient g of a batch loss L, every such method
 
-    finds a perturbation         ε = ascent(g)          what "the worst nearby point" means
-    looks at the loss there      g' = ∇L(w + ε)
-    and hands on a direction     d = descent(g')        what to do with what was learnt there
+    computes a perturbation      ε = ascent(g)          which defines "the worst nearby point"
+    takes the gradient there     g' = ∇L(w + ε)
+    and returns a direction      d = descent(g')        which uses that gradient
 
-and the base optimizer behind it in the chain applies d at w. The published methods are choices of the
-two slots (`optax_sam.methods` spells each one out):
+and the base optimizer that follows in the chain applies d at w. The published methods are choices of the
+two (each is written out in `optax_sam.methods`):
 
     method        ascent                                                descent
     sam           steepest_ascent(rho)                                  identity
@@ -28,16 +28,16 @@ and any other combination is a method too:
         num_steps=2,
     )
 
-A stage is an Optax gradient transformation, ours or Optax's own, that may read these extra arguments:
+A stage is an Optax gradient transformation, from here or from Optax, that may read these extra arguments:
 
     loss           the batch loss, an `optax_sam.loss.BatchLoss`: `loss.value(w)`, `loss.gradient(w)`, ...
     grad           the clean gradient g
     perturbation   ε (descent only)
-    refresh        whether the occasional work is done now: `optax_sam.refresh`
-    ascent_step    0, 1, ..., num_steps - 1 (ascent only). What is learnt is learnt at 0.
+    refresh        whether the periodic work is done in this step: `optax_sam.refresh`
+    ascent_step    0, 1, ..., num_steps - 1 (ascent only). Statistics are updated at 0 only.
 
-On several devices, what a descent reads is averaged over them. What an ascent reads may be the device's own
-(`m_sharpness=True`): what it keeps in state it averages first, `loss.average(x)`.
+On several devices, the arguments of a descent are averages over them. With `m_sharpness=True` those of an
+ascent are the device's own, and it must average what it keeps in its state: `loss.average(x)`.
 """
 
 from collections.abc import Callable
@@ -57,8 +57,8 @@ class SharpnessAwareState(NamedTuple):
 
     Attributes:
       ascent_value: the loss at w + ε of the last update, a by-product of the second gradient: SAM's
-        estimate of the worst loss nearby. A scalar, float32 or wider; 0 before the first update. A
-        non-finite loss leaves it as it was, and so does `grad_fn`, which returns no loss.
+        estimate of the worst loss nearby. A scalar, float32 or wider; 0 before the first update. It keeps
+        its value if the loss is not finite, or with `grad_fn`, which returns no loss.
       ascent: state of the ascent stage.
       descent: state of the descent stage.
     """
@@ -76,12 +76,12 @@ def sharpness_aware(
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a sharpness-aware method from an ascent g ↦ ε and a descent g' ↦ d.
 
-    With k = `num_steps` the perturbation is made of k shorter ascents, without projection,
+    With k = `num_steps` the perturbation is the sum of k shorter ascents, without projection,
 
         w_0 = w,    w_{j+1} = w_j + ascent(∇L(w_j)) / k,    ε = w_k − w,    g' = ∇L(w_k)
 
-    so that its length is at most that of one ascent. The result goes *first* in a chain, in front of
-    clipping, weight decay and any base optimizer, and `update` takes one more argument:
+    so its length is at most that of one ascent. The result goes *first* in a chain, in front of
+    clipping, weight decay and the base optimizer, and `update` takes one more argument:
 
         tx = optax.chain(sharpness_aware(steepest_ascent(0.05)), optax.sgd(0.1, momentum=0.9))
         updates, state = tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))
@@ -90,29 +90,29 @@ def sharpness_aware(
     axis_name=None, m_sharpness=False, **extra_args)`:
 
       updates: gradient of the batch loss at `params`.
-      value_fn: the loss of the same batch as a function of the parameters, a scalar. The same dropout
-        key as in the first gradient; BatchNorm statistics not updated inside.
-      grad_fn: replaces `jax.grad(value_fn)`: micro-batched gradients, loss scaling, own reductions.
-      curvature_fn: the loss whose Hessian is looked at; None: `value_fn`.
-      refresh: whether the occasional work (top eigenvector, α-search) is done now; see
+      value_fn: the loss of the same batch as a function of the parameters, a scalar. Use the same dropout
+        key as in the first gradient, and do not update BatchNorm statistics inside.
+      grad_fn: replaces `jax.grad(value_fn)`: for micro-batches, loss scaling, or your own reductions.
+      curvature_fn: the loss whose Hessian is used; None: `value_fn`.
+      refresh: whether the periodic work (top eigenvector, α-search) is done in this step; see
         `optax_sam.refresh`. None: every `interval` steps.
       axis_name: name (or tuple of names) of the `pmap`, `shard_map` or `vmap` axis over which the batch is
         split; parameters are the same along it. Gradients and losses taken inside are averaged over it.
         Not needed under `jit` with sharded arrays.
       m_sharpness: False: the gradients passed in are averages over `axis_name`, and there is one
-        perturbation for all devices. True: they are each device's own, which it follows in all ascents
-        without communication; the last gradient is averaged, as is what is kept in state. Where JAX knows
-        better, under `shard_map(check_vma=True)`, a wrong word is an error. Under `pmap`, `vmap` and
-        `check_vma=False` it goes undetected: averages called local cost redundant communication, local
-        gradients called averages let the states of the devices drift apart.
-      observe: function called while the step is traced, with what else is gone after it: the keyword
-        arguments `perturbation` (ε) and `ascent_value` (the loss there, None with `grad_fn`). What
-        `optax_sam.diagnostics.monitor` looks through.
-      Other extra arguments are handed on to the stages.
+        perturbation for all devices. True: they are each device's own, and each device makes its own
+        perturbation without communication; the last gradient is averaged, and so is what is kept in the
+        state. Under `shard_map(check_vma=True)` a wrong value is an error. Under `pmap`, `vmap` and
+        `check_vma=False` it goes undetected: with True, averaged gradients cost redundant communication,
+        and later ascents are local; with False, local gradients let the devices' states drift apart.
+      observe: function called while the step is traced, with values that `update` does not return: the
+        keyword arguments `perturbation` (ε) and `ascent_value` (the loss there, None with `grad_fn`). Used
+        by `optax_sam.diagnostics.monitor`.
+      Other extra arguments are passed on to the stages.
 
     Args:
       ascent: transformation of a gradient into a perturbation, such as `steepest_ascent`.
-      descent: transformation of the gradient at w + ε into the direction of the base optimizer.
+      descent: transformation of the gradient at w + ε into the direction for the base optimizer.
       num_steps: number k of ascents; Foret et al. use 1.
 
     Returns:
@@ -180,8 +180,8 @@ def sharpness_aware(
         )
         perturbation = _divide(epsilon, num_steps)
         for step in range(1, num_steps):
-            # The later ascents see what the first one learnt (an eigenvector, a variance) and add nothing
-            # to it; their schedules stay at this step.
+            # The later ascents use the statistics of the first one (an eigenvector, a variance) without
+            # updating them; their schedules stay at this step.
             learnt = jax.tree.map(_unless_count, state.ascent, ascent_state)
             gradient = loss.ascent_gradient(tree_math.add(params, perturbation))
             epsilon, _ = ascent.update(
@@ -211,5 +211,5 @@ def _divide(tree: optax.Params, divisor: int) -> optax.Params:
 
 
 def _unless_count(old: jax.Array, new: jax.Array) -> jax.Array:
-    """Returns what a stage has learnt, but the number of steps, an integer, as it was."""
+    """Returns the new value of a statistic, but the old one of a step count, which is an integer."""
     return old if jnp.issubdtype(new.dtype, jnp.integer) else new

@@ -2,8 +2,9 @@
 
 A float16 norm overflows at 256 entries of size 16 and a bfloat16 sum stalls after 256 equal terms, so
 every reduction here is carried out in at least float32, whatever the dtype of the parameters. The
-products are element-wise (no `ravel`, no dot): a sharded leaf is reduced where it lies. Gradients whose
-entries are all under 1e-19 or one of which is over 1e19 leave the range of float32 squares: norm 0 or inf.
+products are element-wise (no `ravel`, no dot), so a sharded leaf is reduced without being gathered. If all
+entries of a gradient are under 1e-19, or one is over 1e19, float32 cannot hold their squares: the norm is
+0 or inf.
 """
 
 import functools
@@ -17,15 +18,15 @@ T = TypeVar("T")
 
 
 def accumulation_dtype(*trees: optax.Params) -> jnp.dtype:
-    """Returns float32, or what the widest leaf needs if that is more."""
+    """Returns float32, or the dtype of the widest leaf if that is wider."""
     dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in jax.tree.leaves(trees)]
-    # Asked for, so allowed where implicit promotion is not (`jax.numpy_dtype_promotion("strict")`).
+    # Explicit promotion, which is wanted also under `jax.numpy_dtype_promotion("strict")`.
     with jax.numpy_dtype_promotion("standard"):
         return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
 def zeros_like(tree: optax.Params) -> optax.Params:
-    """Returns zeros shaped and sharded like `tree`, in float32 or wider: the start of a statistic."""
+    """Returns zeros shaped and sharded like `tree`, in float32 or wider: the initial value of a statistic."""
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=accumulation_dtype(x)), tree)
 
 
@@ -43,11 +44,11 @@ def vdot(a: optax.Params, b: optax.Params) -> jax.Array:
 
 
 def computed_once(scalar: jax.Array) -> jax.Array:
-    """Returns the scalar, which the program then computes once and not for every leaf that it is used in.
+    """Returns the scalar, computed once in the program and not again for every leaf that uses it.
 
-    XLA for CPU fuses, that is repeats, what an operand is made of into each operation that reads it: the n
-    additions that end a norm into each of n leaves. A cumulative sum is not fused (and, unlike
-    `jax.lax.optimization_barrier`, still there when fusion begins).
+    On CPU, XLA fuses the computation of an operand into each operation that reads it, and so repeats it: the
+    n additions at the end of a norm, for each of n leaves. It does not fuse a cumulative sum (which, unlike
+    `jax.lax.optimization_barrier`, is still there when fusion begins).
     """
     return jnp.cumsum(jnp.stack([scalar, jnp.zeros_like(scalar)]))[0]
 
@@ -113,13 +114,13 @@ def finite_or(value: jax.Array, kept: jax.Array) -> jax.Array:
 
 
 def where(condition: jax.Array, yes: T, no: T) -> T:
-    """Returns `yes` or `no`, two trees of the same structure, as a scalar condition has it."""
+    """Returns one of two trees of the same structure: `yes` if the scalar condition is true, else `no`."""
     condition = computed_once(condition.astype(jnp.int32)) == 1
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
 
 def full_precision(tree: optax.Params) -> optax.Params:
-    """Returns `tree` in float32, or wider where it is."""
+    """Returns `tree` in float32, or wider where it is wider."""
     return jax.tree.map(lambda x: jnp.asarray(x, accumulation_dtype(jnp.asarray(x))), tree)
 
 
@@ -128,7 +129,7 @@ def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
     leaves, treedef = jax.tree.flatten(like)
 
     def normal(i: int, leaf: jax.Array) -> jax.Array:
-        # The sharding is a part of the type on a mesh with explicit axes, and no constraint elsewhere.
+        # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
         sharding = jax.typeof(leaf).sharding
         return jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, out_sharding=sharding)
 
@@ -141,7 +142,7 @@ def random_signs(key: jax.Array, like: optax.Params) -> optax.Params:
     leaves, treedef = jax.tree.flatten(zeros_like(like))
 
     def signs(i: int, leaf: jax.Array) -> jax.Array:
-        # The sharding is a part of the type on a mesh with explicit axes, and no constraint elsewhere.
+        # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
         sharding = jax.typeof(leaf).sharding
         key_i = jax.random.fold_in(key, i)
         heads = jax.random.bernoulli(key_i, shape=leaf.shape, out_sharding=sharding)

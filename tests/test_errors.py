@@ -515,7 +515,9 @@ def test_no_m_sharpness_with_local_gradients(num_steps):
 def test_no_m_sharpness_where_the_devices_are_to_be_compared():
     tx = optax_sam.info_sam(across_devices=True)
     group = lambda w: tx.update(w, tx.init(w), w, value_fn=jnp.sum, axis_name="batch")[0]
-    with raises(ValueError, "`across_devices=True` compares", r"m_sharpness=True\)`, no `jax.lax.pmean`"):
+    with raises(
+        ValueError, "`across_devices=True` compares", r"m_sharpness=True\)`, without `jax.lax.pmean`"
+    ):
         jax.vmap(group, axis_name="batch")(jnp.ones((2, 3)))
 
 
@@ -525,7 +527,7 @@ def on_condition(tx):
 
 @pytest.mark.parametrize("wrapper", [lambda tx: optax.apply_if_finite(tx, 5), on_condition])
 def test_monitor_around_a_method_in_a_cond(wrapper):
-    what = "`monitor` cannot look at a method that is run inside a `lax.cond`", "around the monitor"
+    what = "`monitor` cannot observe a method that runs inside a `lax.cond`", "around the monitor"
     remedy = r"optax.apply_if_finite\(optax.chain\(monitor\(optax_sam.sam\(0.05\)\), base\), 5\)"
     for call in (lambda step: step(), lambda step: jax.jit(step)(), jax.eval_shape):
         tx = diagnostics.monitor(wrapper(optax_sam.sam()))

@@ -2,8 +2,8 @@
 
     F = 1 + η g²,   T = F^(-1/2)        ‖T⁻¹ ε‖² = εᵀ F ε
 
-the ball is one of the statistical manifold, of the change of the model's predictions, measured by the
-diagonal of the empirical Fisher information of one batch.
+The ball measures how much the model's predictions change, by the diagonal of the empirical Fisher
+information of one batch.
 
 Symbols: g `updates` (the clean gradient), η `eta`.
 
@@ -27,7 +27,7 @@ def fisher_information(eta: float = 1.0) -> optax.GradientTransformationExtraArg
     """Maps a gradient g to the diagonal T = (1 + η g²)^(-1/2) of the ball ‖T⁻¹ ε‖ ≤ ρ.
 
     Args:
-      eta: η, weight of the information against the Euclidean metric; 1 in the community's code, 0 is SAM.
+      eta: η, weight of the information relative to the Euclidean metric; 1 in the community's code, 0 is SAM.
 
     Returns:
       A gradient transformation without state, for `steepest_ascent(rho, constraint=...)`. The diagonal has
@@ -36,7 +36,7 @@ def fisher_information(eta: float = 1.0) -> optax.GradientTransformationExtraArg
     Raises:
       ValueError: if `eta` is negative.
 
-    Cost: no gradient, no memory.
+    Cost: no gradient and no memory.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

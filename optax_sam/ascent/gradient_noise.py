@@ -7,15 +7,15 @@ of g by its information, the inverse noise variance, turns it back:
     σ²_t = mean of b_2 ... b_t with weights λ^(t-s)               (σ²_1 = 1: the first step is SAM's)
     C = (σ² + δ)^(-p)
 
-Where each device passes its own gradient g_i (m-sharpness), one step is enough to see the noise: with
-`across_devices`, b_t = mean over i of (g_i − ḡ)², which the drift of the gradient does not enter.
+If each device passes its own gradient g_i (m-sharpness), one step is enough to measure the noise: with
+`across_devices`, b_t = mean over i of (g_i − ḡ)², which does not contain the drift of the gradient.
 
 Symbols: a `decay`, m `gradient_mean`, λ `variance_decay`, σ² `noise_variance`, δ `damping`, p `power`.
 
 Deviations from the authors' code (BingcongLi/VaSSO, first commit), which λ = 0, δ = 0, p = 1 reproduces: by
 default the variance is averaged and damped, because one squared deviation is a very noisy estimate and
-its inverse blows up where it happens to be small. The estimator of the published version could not be
-confirmed. Where σ² + δ is 0 or under the rounding error of its mean, that bound is used (theirs: NaN).
+its inverse is huge where it happens to be small. The estimator of the published version could not be
+confirmed. Where σ² + δ is below the rounding error of the mean σ², that bound is used instead (theirs: NaN).
 
 References:
   Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization: unifying analysis
@@ -57,27 +57,26 @@ def gradient_noise(
 ) -> optax.GradientTransformationExtraArgs:
     """Maps a gradient to the diagonal C = (σ² + δ)^(-p) of the objective ⟨C g, ε⟩.
 
-    The scale of C does not matter to `steepest_ascent`. By default the estimate is of the noise over *time*:
-    it mixes the noise of the batches with the drift of the gradient, slow for small learning rates.
+    The scale of C does not matter to `steepest_ascent`. By default the noise is estimated over *time*: this
+    mixes the noise of the batches with the drift of the gradient, which is slow for small learning rates.
 
     The defaults come from `benchmarks/experiments/info_sam_defaults.py` (MNIST, 3,000 images, 40 % wrong
-    labels, accuracy on validation images): averaging and a damping as large as the mean variance matter most
-    (0.67 without either, as in the authors' code, 0.83 with both); `power=0.5` did better than the paper's 1
+    labels, accuracy on validation images). Averaging and a damping as large as the mean variance matter most
+    (0.67 without either, as in the authors' code, 0.83 with both). `power=0.5` was better than the paper's 1
     (0.85; SAM 0.84; all at the largest radius tried, two seeds), and `decay` hardly mattered.
 
     Args:
-      decay: a in [0, 1), of the running mean of the gradient; 0.9 in the authors' code.
-      variance_decay: λ in [0, 1), of the running mean of the squared deviations (free of the bias of its
-        start). 0 in the authors' code.
+      decay: a in [0, 1), decay of the running mean of the gradient; 0.9 in the authors' code.
+      variance_decay: λ in [0, 1), decay of the running mean of the squared deviations, which is corrected
+        for its initial value. 0 in the authors' code.
       damping: δ, in units of a squared gradient. None: `relative_damping` times the mean of σ² over all
-        parameters, which no change of scale of the loss can spoil. 0 in the authors' code.
+        parameters, which adapts to the scale of the loss. 0 in the authors' code.
       relative_damping: see `damping`.
-      power: p; 1 is the inverse variance, 1/2 the inverse standard deviation, 0 is SAM. Over 1, gradients
-        under 1e-6 overflow float32.
+      power: p; 1 is the inverse variance, 1/2 the inverse standard deviation, 0 is SAM. Above 1,
+        gradients under 1e-6 overflow float32.
       across_devices: whether b is the variance over the devices, each of which passes its own gradient
-        (`m_sharpness=True` at `update`), instead of the squared deviation from the running mean; σ² is that
-        of one device's gradient (divided by the number of devices, not one less). `decay` then plays no
-        part.
+        (`m_sharpness=True` at `update`), instead of the squared deviation from the running mean. σ² is then
+        the variance of one device's gradient (a mean over N devices, not N − 1), and `decay` is not used.
 
     Returns:
       A gradient transformation for `steepest_ascent(rho, objective=...)` with `GradientNoiseState`. The
@@ -88,7 +87,7 @@ def gradient_noise(
         `across_devices` without `m_sharpness=True`.
 
     Cost: no gradient; memory for m and σ², two copies of the parameters. With `m_sharpness=True` one
-    all-reduce more, with `across_devices` two.
+    more all-reduce, with `across_devices` two.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -132,7 +131,7 @@ def gradient_noise(
     def observe(
         gradient: optax.Updates, square: optax.Updates | None, state: GradientNoiseState
     ) -> GradientNoiseState:
-        # A gradient that is not finite, as in mixed precision with too large a loss scale, is not seen.
+        # A gradient that is not finite, as in mixed precision with too large a loss scale, is ignored.
         is_seen = jnp.isfinite(tree_math.computed_once(tree_math.norm(gradient)))
         finite = lambda tree: jax.tree.map(lambda x: jnp.where(is_seen, x, 0), tree)
 
@@ -140,8 +139,8 @@ def gradient_noise(
         gradient = finite(gradient)
         gradient_mean = _mix(jnp.where(is_seen, a, 1.0), state.gradient_mean, gradient)
 
-        # (1 − λ)/(1 − λ^n) is the weight of the n-th of n squares. A first gradient has no deviation from
-        # its own running mean, so over time the n-th comes with gradient n + 1.
+        # (1 − λ)/(1 − λ^n) is the weight of the n-th of n squares. The first gradient does not deviate from
+        # its own running mean, so over time the n-th square comes with gradient n + 1.
         if square is None:
             square = jax.tree.map(lambda m, g: (m - g.astype(m.dtype)) ** 2, gradient_mean, gradient)
             num_squares = state.noise_count
@@ -151,8 +150,8 @@ def gradient_noise(
         ratio = jnp.asarray(variance_decay)
         log_decay = jnp.log(ratio.astype(tree_math.accumulation_dtype(ratio)))
         n = num_squares.astype(log_decay.dtype)
-        # Exactly 0 and 1 at first: a rounding error here would leave a trace of the initial σ² = 1, which
-        # is large beside the variance of small gradients. A λ that rounds to 1 gives the plain mean.
+        # Exactly 0 and 1 at first: a rounding error here would keep a part of the initial σ² = 1, which
+        # is large compared with the variance of small gradients. A λ that rounds to 1 gives the plain mean.
         is_one = log_decay == 0
         log_decay = jnp.where(is_one, -1, log_decay)
         weight = jnp.expm1(log_decay) / jnp.expm1(jnp.maximum(n, 1) * log_decay)
@@ -169,7 +168,7 @@ def gradient_noise(
         def leaf(variance: jax.Array) -> jax.Array:
             smallest = jnp.finfo(variance.dtype).eps * mean.astype(variance.dtype)
             damped = jnp.maximum(variance + jnp.asarray(delta, variance.dtype), smallest)
-            # No noise anywhere: nothing to prefer, C = 1.
+            # Without any noise no coordinate is preferred: C = 1.
             return jnp.where(damped == 0, 1, jnp.where(damped == 0, 1, damped) ** -power)
 
         return jax.tree.map(leaf, noise_variance)
@@ -181,9 +180,9 @@ def variance_across_devices(gradient: optax.Updates, mean: optax.Updates, loss: 
     """Returns the mean over the devices of (g_i − ḡ)², in float32 or wider."""
     if not loss.m_sharpness:
         raise ValueError(
-            "`across_devices=True` compares the gradients of the devices, so each must pass its own, and"
-            ' say so: `tx.update(grads, ..., axis_name="batch", m_sharpness=True)`, no `jax.lax.pmean` of the'
-            " gradients before."
+            "`across_devices=True` compares the gradients of the devices, so each must pass its own:"
+            ' `tx.update(grads, ..., axis_name="batch", m_sharpness=True)`, without `jax.lax.pmean` of the'
+            " gradients."
         )
     dtype = tree_math.accumulation_dtype(gradient)
     square = lambda g, m: (g.astype(dtype) - m.astype(dtype)) ** 2

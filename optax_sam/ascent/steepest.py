@@ -6,9 +6,8 @@ Solves the preconditioned linear model of the loss on a preconditioned ball,
 
 with diagonal, positive C (objective) and T (constraint); C = T = I is SAM.
 
-"Precondition, then normalise" would be wrong for T: the metric of the constraint acts twice, with a dual
-norm in between. So a preconditioner is a stage of its own that returns a *diagonal*, and this stage
-applies it.
+Multiplying the gradient by T and then normalising would be wrong: T acts twice, with a dual norm in
+between. So a preconditioner is a separate stage that returns a *diagonal*, and this stage applies it.
 
 Symbols: g `updates`, ρ `rho`, C `objective`, T `constraint`; D = T⁻¹ in Zhang et al.
 
@@ -68,7 +67,7 @@ def steepest_ascent(
     Raises:
       ValueError: if `rho` is negative.
 
-    Cost: no gradient; one norm, no memory. Preconditioners add their own.
+    Cost: one norm; no gradient and no memory. Preconditioners add their own.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -97,7 +96,7 @@ def steepest_ascent(
     ) -> tuple[optax.Updates, SteepestAscentState]:
         c, objective_state = objective.update(updates, state.objective, params, **extra_args)
         t, constraint_state = constraint.update(updates, state.constraint, params, **extra_args)
-        # Compiled, a schedule that ends at 0 may end at −1e-9, and the ascent would be a descent.
+        # Compiled, a schedule that ends at 0 may end at −1e-9, which would turn the ascent into a descent.
         radius = jnp.maximum(rho(state.ascent_count), 0) if callable(rho) else jnp.asarray(rho)
 
         tcg = _multiply(t, _multiply(c, updates))

@@ -1,13 +1,14 @@
 """Tilt to the top eigenvector: what Eigen-SAM adds to SAM's perturbation.
 
-SAM lowers the top eigenvalue of the Hessian as far as its ε lies along the top eigenvector v, and mostly it
-does not. Eigen-SAM keeps an estimate of v, refreshed now and then, and turns ε towards it:
+SAM lowers the top eigenvalue of the Hessian to the extent that its ε is aligned with the top eigenvector v,
+and the alignment is usually small. Eigen-SAM keeps an estimate of v, refreshes it periodically, and turns ε
+towards it:
 
     every `interval` steps, `num_iters` times, from the last v:   v ← H v / ‖H v‖       H = ∇²L(w)
     s = sign⟨ε₀, v⟩,   v⊥ = v − ⟨ε̂₀, v⟩ ε̂₀,   ε = ε₀ + α s ‖ε₀‖ v⊥        ε̂₀ = ε₀/‖ε₀‖
 
-Behind `steepest_ascent(rho)`, where ε₀ = ρ ĝ, this is the authors' ε = ρ (ĝ + α s v⊥). Neither v⊥ nor ε is
-normalised again: ‖ε‖ = ρ (1 + α² ‖v⊥‖²)^(1/2). Behind another ascent the tilt is relative to that one.
+After `steepest_ascent(rho)`, where ε₀ = ρ ĝ, this is the authors' ε = ρ (ĝ + α s v⊥). Neither v⊥ nor ε is
+normalised again: ‖ε‖ = ρ (1 + α² ‖v⊥‖²)^(1/2). After another ascent the tilt is relative to its ε₀.
 
 Symbols: ε₀ `updates`, α `alpha`, v `eigenvector`; H v is `jax.jvp` over the gradient.
 
@@ -56,31 +57,31 @@ def tilt_to_top_eigenvector(
     solver: str = "power",
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Tilts a perturbation ε₀ to the top eigenvector of the Hessian: ε = ε₀ + α s ‖ε₀‖ v⊥.
+    """Tilts a perturbation ε₀ towards the top eigenvector of the Hessian: ε = ε₀ + α s ‖ε₀‖ v⊥.
 
     Args:
       alpha: strength α of the tilt; 0.2 is the authors' default, tuned over 0.05, 0.1 and 0.2. 0 is SAM.
-      interval: steps from one refresh of v to the next where `refresh=None`; 100 in the paper. The first
+      interval: steps from one refresh of v to the next with `refresh=None`; 100 in the paper. The first
         update refreshes.
-      num_iters: Hessian-vector products at a refresh; 5 in the paper.
-      solver: "power", the authors', which converges to the eigenvalue of largest *magnitude*, be it
-        negative; or "lanczos", which returns the algebraically largest one, the one that the
-        regulariser is about, with `num_iters` vectors of memory. Four products gave a better vector than
-        five power iterations along a training (docs/curvature.md).
+      num_iters: Hessian-vector products per refresh; 5 in the paper.
+      solver: "power", the authors', which converges to the eigenvalue of largest *magnitude*, which may be
+        negative; or "lanczos", which returns the algebraically largest one, the one that the method is
+        meant to lower, and needs memory for `num_iters` vectors. During a training, four Lanczos products
+        gave a better vector than five power iterations (docs/curvature.md).
       seed: of the random start vector of the first refresh.
 
     Returns:
       A gradient transformation ε₀ ↦ ε with `TiltToTopEigenvectorState`. The Hessian is that of the extra
-      argument `curvature_fn(params) -> scalar`, by default `value_fn`: such as the loss of a part of the
-      batch, or with BatchNorm in evaluation mode.
+      argument `curvature_fn(params) -> scalar`, by default `value_fn`. It may be the loss of a part of the
+      batch, or use BatchNorm in evaluation mode.
 
     Raises:
-      ValueError: on an unknown solver, an interval or a number of iterations under 1, a negative alpha.
+      ValueError: if the solver is unknown, the interval or number of iterations below 1, or alpha negative.
       TypeError: if `num_iters` is not a Python integer.
 
     Cost: on refresh steps `num_iters` Hessian-vector products, of about two gradients each. On other steps
-    nothing but two inner products. Memory for v, one copy of the parameters. A refresh that yields no
-    finite vector keeps the last one.
+    two inner products. Memory for v, one copy of the parameters. If a refresh gives no finite vector, the
+    last one is kept.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam

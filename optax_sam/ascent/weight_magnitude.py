@@ -2,8 +2,8 @@
 
     T = |w| + η   where the mask is true,   T = 1 elsewhere
 
-so that a large weight may be perturbed more than a small one, and the sharpness measured does not change
-when a layer is scaled up and the next one scaled down.
+A large weight may then be perturbed more than a small one, and the measured sharpness does not change when
+one layer is scaled up and the next one scaled down.
 
 Symbols: w `params`, η `eta`.
 
@@ -32,11 +32,11 @@ def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.Gr
     """Maps a gradient to the diagonal T = |w| + η of the ball ‖T⁻¹ ε‖ ≤ ρ.
 
     Args:
-      eta: η, keeps weights at 0 perturbable; 0.01 in the authors' code.
+      eta: η, which lets weights at 0 be perturbed; 0.01 in the authors' code.
       mask: a pytree of bools with the structure of the parameters or a prefix of it, or a function from
-        the parameters to one: where T = |w| + η. 1 elsewhere. None: everywhere. The authors' is all but
-        the biases (scales of normalisation layers are named "weight", too, in PyTorch). Weight matrices
-        only: `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
+        the parameters to one. True: T = |w| + η; False: T = 1. None: true everywhere. The authors select all
+        but the biases (in PyTorch, scales of normalisation layers are named "weight" too). For weight
+        matrices only: `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
 
     Returns:
       A gradient transformation without state, for `steepest_ascent(rho, constraint=...)`. The diagonal has
@@ -45,7 +45,7 @@ def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.Gr
     Raises:
       ValueError: if `eta` is negative; at trace time if the mask does not fit the parameters.
 
-    Cost: no gradient, no memory.
+    Cost: no gradient and no memory.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -98,7 +98,7 @@ def _check_mask(mask: Any, params: optax.Params) -> None:
             f" {jax.tree.structure(mask)} for parameters with {jax.tree.structure(params)}.{remedy}"
         ) from error
     if not any(leaves):
-        raise ValueError(f"`mask` selects no parameter, so that T = 1 and ASAM is SAM.{remedy}")
+        raise ValueError(f"`mask` selects no parameter, so T = 1 everywhere and ASAM is SAM.{remedy}")
 
 
 def _magnitude(w: jax.Array, eta: float) -> jax.Array:

@@ -6,8 +6,8 @@
 `value_fn(params)` is the loss; with `batches`, the loss is the mean of `value_fn(params, batch)` over all
 examples. For the Gauss-Newton matrix instead of the Hessian pass a `gauss_newton_loss`.
 
-All is done in float32, or wider where the parameters are; a model in bfloat16 still rounds each product to
-three digits, so cast its parameters to float32 where eigenvalues near zero matter.
+Everything is computed in float32, or wider if the parameters are wider. A model in bfloat16 still rounds
+each product to three digits, so cast its parameters to float32 if eigenvalues near zero matter.
 """
 
 from optax_sam.curvature.batches import Batches

@@ -2,9 +2,9 @@
 
     H v = Σ_b n_b H_b v / Σ_b n_b        H_b the Hessian of batch b, of n_b examples
 
-One compiled function is called in a Python loop, in constant memory: nothing is traced but a single batch,
-batches may come from a disk, and on CPU convolutions stay outside loops of XLA. The sum is kept in float32 or
-wider, whatever the dtype of the parameters.
+One compiled function is called in a Python loop, in constant memory: only a single batch is traced, batches
+may come from a disk, and convolutions, slow in loops of XLA on CPU, stay outside them. The sum is kept in
+float32 or wider, whatever the dtype of the parameters.
 """
 
 import functools
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 class Batches:
-    """A data set in memory as batches: slices along the first axis, made when they are asked for.
+    """A data set in memory as batches: slices along the first axis, made when needed.
 
     Args:
       data: array or pytree of arrays with the same first axis.
-      batch_size: examples per batch; the last one may have fewer. None: `data` is stacked already, of shapes
-        (number of batches, batch size, ...).
+      batch_size: examples per batch; the last one may have fewer. None: `data` is already split into
+        batches, with shapes (number of batches, batch size, ...).
 
     Raises:
-      ValueError: if the arrays have no common first axis, or none at all.
+      ValueError: if the arrays have no common first axis, or if there are no arrays.
 
     Example:
       >>> import numpy as np
@@ -68,17 +68,17 @@ def over_batches(
     *,
     zeros: Callable[[], T],
 ) -> Callable[..., T]:
-    """Returns args ↦ compute(loss, *args), compiled once, of one loss or averaged over a data set.
+    """Returns args ↦ compute(loss, *args), compiled once, for one loss or averaged over a data set.
 
     Args:
-      compute: maps a loss w ↦ L(w), and further arguments, to what is wanted of it.
-      value_fn: as for `hessian_operator`, and so is `batches`.
-      batches: the data set, gone through once for each call of the result.
+      compute: maps a loss w ↦ L(w), and further arguments, to a result.
+      value_fn: see `hessian_operator`.
+      batches: the data set, see `hessian_operator`; each call of the returned function iterates over it once.
       zeros: returns 0 with the structure, shapes, dtypes and shardings of what `compute` returns.
     """
     if batches is not None and iter(batches) is batches:
         raise TypeError(
-            "`batches` is gone through many times, once for each product or loss, but an iterator (such as a"
+            "`batches` is iterated over many times, once for each product or loss, but an iterator (such as a"
             " generator) is empty after the first. Pass a list, a data loader, or"
             " `optax_sam.curvature.Batches(data, batch_size)`."
         )
@@ -90,13 +90,13 @@ def over_batches(
         total, num_examples = zeros(), 0
         for batch in batches:
             size = count_examples(batch)
-            # Batches that wait for their turn on the device would fill its memory.
+            # Otherwise batches waiting in the device's queue would fill its memory.
             jax.block_until_ready(total)
             total = add(total, jnp.asarray(size, jnp.float32), batch, *args)
             num_examples += size
         if num_examples == 0:
             raise ValueError(
-                "`batches` has no examples: pass an iterable that starts anew each time it is gone through."
+                "`batches` has no examples: pass an iterable that starts again each time it is iterated over."
             )
         return tree_math.scale(jnp.asarray(1 / num_examples), total)
 
@@ -106,9 +106,9 @@ def over_batches(
 def compiled(
     form: Callable[..., T], compute: Callable[..., Any], value_fn: Callable[..., jax.Array]
 ) -> Callable[..., T]:
-    """Returns args ↦ form(compute, value_fn, *args), `form` one of the three below.
+    """Returns args ↦ form(compute, value_fn, *args), where `form` is one of the three below.
 
-    It is compiled once for all calls with the same `value_fn` if that is wrapped in `jax.jit`.
+    If `value_fn` is wrapped in `jax.jit`, it is compiled once for all calls with the same `value_fn`.
     """
     if not isinstance(value_fn, jax.stages.Wrapped):
         return jax.jit(functools.partial(form, compute, value_fn))
@@ -116,22 +116,22 @@ def compiled(
     if (form, compute) not in programs:
         function = weakref.ref(value_fn)
         programs[form, compute] = jax.jit(lambda *args: form(compute, function(), *args))
-    # Holds `value_fn` for as long as it may be called.
+    # The default argument keeps `value_fn` alive for as long as it may be called.
     return lambda *args, value_fn=value_fn: programs[form, compute](*args)
 
 
-# The programs of each jitted loss. They hold it weakly: with the last reference to a loss go its programs and
-# the data that it closes over.
+# The programs of each jitted loss. They hold the loss weakly: when its last reference is dropped, its
+# programs and the data that it closes over are freed.
 _PROGRAMS: MutableMapping[Callable[..., Any], dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
 def of_loss(compute: Callable[..., T], value_fn: Callable[..., jax.Array], *args: Any) -> T:
-    """Returns what is computed of one loss; `compute` checks `value_fn`, as that it is a function."""
+    """Returns what is computed from one loss; `compute` checks that `value_fn` is a function."""
     return compute(value_fn, *args)
 
 
 def of_batch(compute: Callable[..., T], value_fn: Callable[..., jax.Array], batch: Any, *args: Any) -> T:
-    """Returns what is computed of the loss of a batch."""
+    """Returns what is computed from the loss of a batch."""
     return compute(lambda w: value_fn(w, batch), *args)
 
 
@@ -143,15 +143,15 @@ def plus_batch(
     batch: Any,
     *args: Any,
 ) -> T:
-    """Returns `total` and `weight` times what is computed of the loss of a batch."""
+    """Returns `total` plus `weight` times what is computed from the loss of a batch."""
     found = of_batch(compute, value_fn, batch, *args)
     return tree_math.combine(jnp.ones_like(weight), total, weight, found)
 
 
 def count_examples(batch: Any) -> int:
-    """Returns the weight of a batch in an average: the length of the first axis of the first array with one.
+    """Returns the weight of a batch in an average: the length of the first axis of its first array with axes.
 
-    A batch of scalars, such as a key from which it is made, counts as one example.
+    A batch of scalars, such as a random key from which data are made, counts as one example.
     """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     return next((shape[0] for shape in shapes if shape), 1)

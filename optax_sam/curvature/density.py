@@ -3,8 +3,8 @@
     φ(t) = (1/n) Σ_i δ(t − λ_i) ≈ mean over z of Σ_j w_j δ(t − θ_j),   w_j = ⟨e_1, u_j⟩²
 
 θ_j and u_j are eigenvalues and eigenvectors of the tridiagonal T of a Lanczos run from a random z. m products
-give the moments of degree up to 2m − 1 of zᵀ φ(H) z exactly; the rest is the noise of few z. For a plot
-each δ is broadened to a Gaussian.
+give the moments of degree up to 2m − 1 of zᵀ φ(H) z exactly; the remaining error comes from using few z. For
+a plot each δ is broadened to a Gaussian.
 
 References:
   Ghorbani, Krishnan and Xiao, `An investigation into neural net optimization via Hessian eigenvalue density
@@ -30,8 +30,8 @@ class SpectralDensity(NamedTuple):
 
     Attributes:
       grid: points t, ascending and equidistant, (num_points,).
-      density: φ(t), broadened, and averaged over a cell of the grid around each point, (num_points,); its
-        trapezoidal sum is 1, however narrow the Gaussians.
+      density: φ(t), broadened, and averaged over the cell of the grid around each point, (num_points,); its
+        trapezoidal sum is 1, however narrow the Gaussians are.
       nodes: θ, (num_samples, m).
       weights: w, (num_samples, m); every row sums to 1.
     """
@@ -60,17 +60,17 @@ def spectral_density(
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
       params: parameters w, a pytree.
       num_iters: number m of Hessian-vector products for each random vector: the resolution.
-      num_samples: number of random vectors: the noise falls with its root.
+      num_samples: number of random vectors; the noise falls with its square root.
       num_points: length of the grid.
       width: standard deviation of the Gaussians; None is 1 % of the range of the eigenvalues.
-      seed: of the random vectors, those of `trace`: with as many samples, the mean of nodes and weights is
-        its estimate divided by the number of parameters.
+      seed: of the random vectors, which are those of `trace`: with the same number of samples, the mean of
+        the nodes, weighted, is the estimate of `trace` divided by the number of parameters.
       batches: data set over which the loss is averaged; see `hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
 
     Returns:
-      `SpectralDensity`. On a logarithmic axis the density shows single large eigenvalues, which hold a share
-      of one in the number of parameters each.
+      `SpectralDensity`. On a logarithmic axis the density shows single large eigenvalues, each of which has
+      a share of one over the number of parameters.
 
     Raises:
       ValueError: if `width` is not positive.
@@ -110,11 +110,11 @@ def _broaden(
     nodes: jax.Array, weights: jax.Array, num_points: int, width: float | None
 ) -> tuple[jax.Array, jax.Array]:
     low, high = jnp.min(nodes), jnp.max(nodes)
-    # A single eigenvalue has no range, and none at all no size.
+    # If all eigenvalues are equal the range is 0, and if they are 0 so is the size.
     size = jnp.maximum(jnp.abs(low), jnp.abs(high))
     default = jnp.maximum(0.01 * (high - low), 0.001 * size)
     sigma = jnp.where(default == 0, 1, default) if width is None else jnp.asarray(width, nodes.dtype)
-    # Margins of more than a cell: the outermost ones, of which a trapezoidal sum counts one half, are empty.
+    # Margins of more than a cell, so that the outermost cells, which a trapezoidal sum halves, are empty.
     margin = jnp.maximum(5 * sigma, 1.5 * (high - low) / max(num_points - 4, 1))
     grid = jnp.linspace(low - margin, high + margin, num_points)
     cell = (high - low + 2 * margin) / max(num_points - 1, 1)
@@ -122,7 +122,7 @@ def _broaden(
     # The mean of each Gaussian over a cell rather than its value in the middle, which misses narrow ones.
     distances = (edges[:, None] - nodes.ravel()[None, :]) / sigma
     left, right = distances[:-1], distances[1:]
-    # Right of the mean mirrored: differences of numbers near 1 would be rounded away.
+    # Mirrored on the right of the mean, where differences of numbers near 1 would be rounded away.
     is_mirrored = left + right > 0
     left, right = jnp.where(is_mirrored, -right, left), jnp.where(is_mirrored, -left, right)
     shares = ndtr(right) - ndtr(left)

@@ -1,6 +1,6 @@
 """The top eigenvalues and eigenvectors of the Hessian: how sharp a minimum is, and in which directions.
 
-`top_eigenpairs` finds them between training steps, `track_eigenpair` follows the first from step to step.
+`top_eigenpairs` finds them between training steps; `track_eigenpair` follows the first from step to step.
 """
 
 import functools
@@ -46,7 +46,7 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """Finds the k algebraically largest eigenvalues of the Hessian ∇²L(w), by Lanczos.
 
-    A repeated eigenvalue is found once, unless `num_iters` is large enough to exhaust the Krylov space.
+    A repeated eigenvalue is found only once, unless `num_iters` is large enough to exhaust the Krylov space.
 
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
@@ -58,8 +58,8 @@ def top_eigenpairs(
       smallest: whether to find the algebraically smallest eigenvalues instead, which are negative unless w
         is a minimum.
       seed: of the random start vector.
-      start: start vector instead, a pytree like `params`, such as an eigenvector found before, or the sum of
-        several.
+      start: start vector instead of a random one, a pytree like `params`, such as an eigenvector found
+        before, or the sum of several.
       batches: data set over which the loss is averaged; see `hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
 
@@ -89,7 +89,7 @@ def top_eigenpairs(
         raise ValueError(
             f"`k` must be at most `num_iters` and the number of parameters, here {num_iters}, got {k}: each"
             " Hessian-vector product adds one dimension to the space in which eigenvectors are sought."
-            " Twice as many products as eigenvectors are a start."
+            " Start with twice as many products as eigenvectors."
         )
     start_key, restart_key = jax.random.split(jax.random.key(seed))
     if start is None:
@@ -140,7 +140,7 @@ def track_eigenpair(
     """Improves an eigenpair by a few products with the Hessian.
 
     Args:
-      last: eigenvalue and unit eigenvector of the last time; a zero vector is replaced by a random one.
+      last: the previous eigenvalue and unit eigenvector; a zero vector is replaced by a random one.
       gradient_fn: the gradient whose Jacobian is the Hessian.
       params: parameters w.
       solver: one of `SOLVERS`.
@@ -148,7 +148,7 @@ def track_eigenpair(
       seed: of the random start vector.
 
     Returns:
-      Eigenvalue and unit eigenvector; `last` where nothing finite was found.
+      Eigenvalue and unit eigenvector; `last` if nothing finite was found.
     """
     matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
     is_unset = tree_math.norm(last[1]) == 0

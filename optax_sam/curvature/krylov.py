@@ -2,14 +2,14 @@
 
     H Q = Q T + β_m q_{m+1} e_mᵀ,   QᵀQ = 1,   T tridiagonal
 
-`power_iteration` and `lanczos` return one eigenpair after a few products, warm-started: what Eigen-SAM runs
-inside a training step. Loops are unrolled: gradients with convolutions are slow inside loops on CPU.
+`power_iteration` and `lanczos` return one eigenpair after a few products from a warm start: Eigen-SAM runs
+them inside a training step. Loops are unrolled, because gradients of convolutions are slow in loops on CPU.
 
 `tridiagonalise` returns all of Q and T, for eigenpairs and densities between steps. The products are taken
-in a Python loop, so that compile time does not grow with their number, and where the Krylov space ends, as
-with repeated eigenvalues, a random vector starts another: m products give m orthonormal vectors.
+in a Python loop, so that compile time does not grow with their number. Where the Krylov space ends, as with
+repeated eigenvalues, a random vector starts another one: m products give m orthonormal vectors.
 
-Both forms of Lanczos share the two steps that are easy to get wrong, `orthogonalise` and `ritz_pairs`.
+Both forms of Lanczos share the two delicate steps, `orthogonalise` and `ritz_pairs`.
 """
 
 import functools
@@ -36,7 +36,7 @@ def power_iteration(matvec: MatVec, start: optax.Params, num_iters: int) -> tupl
       num_iters: number of products.
 
     Returns:
-      (⟨u, H u⟩, v), u the iterate before the last: the last product gives both.
+      (⟨u, H u⟩, v), where u is the iterate before the last: the last product gives both.
     """
     vector = tree_math.unit(start)
     for _ in range(num_iters):
@@ -49,16 +49,16 @@ def power_iteration(matvec: MatVec, start: optax.Params, num_iters: int) -> tupl
 def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Array, optax.Params]:
     """Returns the top Ritz pair of the Krylov space of `start`: the algebraically largest eigenvalue.
 
-    With full re-orthogonalisation, done twice. The residual vanishes when the space is exhausted; what
-    would follow is rounding error and is kept out of the result.
+    With full re-orthogonalisation, done twice. The residual vanishes when the space is exhausted; further
+    vectors would be rounding errors and do not enter the result.
 
-    The last product is good for one step more: with the top Ritz pair (θ, y) it gives H y = θ y + r, and
+    The last product allows one more step: with the top Ritz pair (θ, y) it gives H y = θ y + r, and
 
         v = (H + σ I) y / ‖·‖,    σ = max(0, −2 θ_min)
 
-    is nearer to the top eigenvector than y, as an iterate of the power iteration is, shifted by the smallest
-    Ritz value so that no negative eigenvalue seen so far outweighs the top one. With one product and θ ≥ 0
-    this is the power iteration.
+    is nearer to the top eigenvector than y. It is a step of the power iteration, shifted by the smallest Ritz
+    value, so that no negative eigenvalue seen so far outweighs the top one. With one product and θ ≥ 0 this
+    is the power iteration.
 
     Args:
       matvec: v ↦ H v.
@@ -87,8 +87,8 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
         factor = jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0)
         basis.append(tree_math.scale(factor, rest))
 
-    # A vector after the end of the space is 0; an entry under the first one, itself at most the top
-    # Ritz value, keeps it from being picked. Derivatives of `eigh` need entries that are all different.
+    # A vector after the end of the space is 0. Its entry is set below the first one, which is at most the top
+    # Ritz value, so that it is never chosen. Derivatives of `eigh` need entries that are all different.
     exists = jnp.stack([jnp.asarray(True)] + [beta > 0 for beta in off_diagonal])
     below = 0.618 + jnp.arange(num_iters, dtype=diagonal[0].dtype)
     lower = diagonal[0] - (1 + jnp.abs(diagonal[0])) * below
@@ -102,14 +102,14 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
 def _shifted_step(
     basis: list[optax.Params], y: jax.Array, rest: optax.Params, factor: jax.Array, is_new: jax.Array
 ) -> optax.Params:
-    """Returns (H + σ I) y / ‖·‖ = ((θ + σ) y + y_m r) / ‖·‖ of a Ritz vector y, given by its coordinates.
+    """Returns (H + σ I) y / ‖·‖ = ((θ + σ) y + y_m r) / ‖·‖ for a Ritz vector y, given by its coordinates.
 
     Args:
       basis: Q.
       y: coordinates of the Ritz vector in the basis.
       rest: r, the part of the last product that is outside the Krylov space.
       factor: θ + σ.
-      is_new: whether there is such a part. Else H y = θ y, and the result is y, also for θ + σ = 0.
+      is_new: whether there is such a part. If not, H y = θ y, and the result is y even if θ + σ = 0.
     """
     along = jnp.where(is_new, factor, 1)
     beyond = jnp.where(is_new, y[-1], 0)
@@ -124,7 +124,7 @@ class Tridiagonal(NamedTuple):
 
     Attributes:
       diagonal: of T, (m,).
-      off_diagonal: β_1 ... β_m, (m,); T holds all but the last. 0 where a space ended.
+      off_diagonal: β_1 ... β_m, (m,); T contains all but the last. 0 where a space ended.
       basis: Q, like the parameters with a first axis m, float32 or wider.
     """
 
@@ -147,15 +147,15 @@ def tridiagonalise(
     Args:
       matvec: v ↦ H v.
       start: a non-zero vector, of any length.
-      num_iters: number m of products, and of vectors held in memory; no more than H has dimensions.
-      key: of the random vectors that start another space.
+      num_iters: number m of products, and of vectors held in memory; at most the dimension of H.
+      key: random key of the vectors that start another space.
       is_done: maps what is found of `diagonal` and `off_diagonal` to whether that is enough; None: never.
-      progress: title of a progress bar; "" is none.
+      progress: title of a progress bar; "" for none.
     """
     vector, basis = _first(start, num_iters)
     diagonal, off_diagonal = [], []
     for k in steps(num_iters, progress):
-        # One product at a time: what is enqueued takes memory, and simulated devices can deadlock.
+        # One product at a time: queued products take memory, and simulated devices can deadlock.
         product = jax.block_until_ready(matvec(vector))
         alpha, beta, vector, basis = _next(basis, k, vector, product, jax.random.fold_in(key, k))
         diagonal.append(alpha)
@@ -190,20 +190,20 @@ def _next(
 def orthogonalise(
     product: optax.Params, project: Callable[[optax.Params], optax.Params]
 ) -> tuple[optax.Params, jax.Array, jax.Array]:
-    """Takes from `product` its part in the Krylov space, twice: once leaves rounding errors that grow.
+    """Removes from `product` its part in the Krylov space, twice: once leaves rounding errors that grow.
 
     Args:
       product: the last product H q.
       project: v ↦ v − Q Qᵀ v, Q the basis.
 
     Returns:
-      (r, ‖r‖, whether r is new): the rest r, and False where r is but rounding error.
+      (r, ‖r‖, whether r is new): the rest r; it is not new if it is only a rounding error.
     """
     length = tree_math.norm(product)
     for _ in range(2):
         product = project(product)
     square = tree_math.vdot(product, product)
-    # ‖r‖, with the derivative 0 rather than NaN where the space ends.
+    # ‖r‖, with derivative 0 rather than NaN where the space ends.
     residual = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
     return product, residual, residual > 100 * jnp.finfo(residual.dtype).eps * length
 
@@ -217,17 +217,17 @@ def ritz_pairs(diagonal: jax.Array, off_diagonal: jax.Array | None) -> tuple[jax
 
 
 def combination(weights: jax.Array, vectors: optax.Params) -> optax.Params:
-    """Returns the sums Σ_j weights_ij v_j; vectors are stacked along the first axis of each leaf."""
+    """Returns the sums Σ_j weights_ij v_j; the vectors are stacked along the first axis of each leaf."""
     leaf = lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows, axes=1, precision="highest")
     return jax.tree.map(leaf, vectors)
 
 
 def _coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
-    """Returns Qᵀ v. Leaves are not flattened: a sharded one is reduced where it lies."""
+    """Returns Qᵀ v. Leaves are not flattened, so a sharded one is reduced without being gathered."""
     dtype = tree_math.accumulation_dtype(vector)
 
     def leaf(rows: jax.Array, x: jax.Array) -> jax.Array:
-        # On a mesh with explicit axes the sum over a sharded axis has to say where its result lies.
+        # On a mesh with explicit axes a sum over a sharded axis must state the sharding of its result.
         everywhere = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec())
         products = jnp.tensordot(rows, x, axes=x.ndim, precision="highest", out_sharding=everywhere)
         return products.astype(dtype)
@@ -236,7 +236,7 @@ def _coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
 
 
 def _sum(weights: Iterable[jax.Array], vectors: list[optax.Params]) -> optax.Params:
-    """Returns the sum of the vectors with the weights, in one pass over them."""
+    """Returns the weighted sum of the vectors, in one pass over them."""
     weights = [tree_math.computed_once(weight) for weight in weights]
 
     def leaf(*leaves: jax.Array) -> jax.Array:

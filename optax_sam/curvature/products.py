@@ -3,10 +3,10 @@
     H v = ∇²L(w) v                              `jax.jvp` over the gradient, about two gradients each
     ∇²(ℓ∘f)(w) = Jᵀ H J + Σ_i ∂ℓ/∂z_i ∇²f_i(w)   ℓ a loss of the outputs z = f(w), J = ∂f/∂w, H = ∇²ℓ(z)
 
-The Gauss-Newton matrix G = Jᵀ H J, the part of the Hessian that is never negative, is the Hessian of the loss
-of the *linearised* model, w ↦ ℓ(f(w₀) + J(w₀)(w − w₀)) at w₀ = w. So a loss made that way is all that is
-needed: every function of `optax_sam.curvature` then speaks of G. Where ℓ is the cross-entropy of logits, or a
-squared error, G is also the Fisher information matrix of the model.
+The Gauss-Newton matrix G = Jᵀ H J, a term of the Hessian without negative eigenvalues if ℓ is convex, is the
+Hessian of the loss of the *linearised* model, w ↦ ℓ(f(w₀) + J(w₀)(w − w₀)) at w₀ = w. So with such a loss
+every function of `optax_sam.curvature` measures G. If ℓ is the cross-entropy of logits, or a squared error, G
+is also the Fisher information matrix of the model.
 """
 
 from collections.abc import Callable, Iterable
@@ -57,10 +57,10 @@ def hessian_vector_product(
     params: optax.Params,
     vector: optax.Params,
 ) -> optax.Params:
-    """Computes J(w) v, J the Jacobian of `gradient_fn`, in float32 or wider.
+    """Computes J(w) v, where J is the Jacobian of `gradient_fn`, in float32 or wider.
 
-    `jax.jvp` rather than `jax.linearize`: a gradient made of micro-batches keeps its small memory, and
-    where several products are taken at one point XLA shares their common part anyway.
+    It uses `jax.jvp` rather than `jax.linearize`, which keeps the memory of a micro-batched gradient small;
+    if several products are taken at one point, XLA shares their common part anyway.
     """
     _, product = jax.jvp(gradient_fn, (params,), (tree_math.cast_like(vector, params),))
     return jax.tree.map(lambda x: x.astype(tree_math.accumulation_dtype(x)), product)
@@ -72,19 +72,19 @@ def hessian_operator(
     *,
     batches: Iterable[Any] | None = None,
 ) -> MatVec:
-    """Returns v ↦ ∇²L(w) v, compiled once, of one loss or of the mean loss over a data set.
+    """Returns v ↦ ∇²L(w) v, compiled once, for one loss or for the mean loss over a data set.
 
-    A `value_fn` that is wrapped in `jax.jit` is compiled once for all calls that it is passed to (with
-    parameters and batches of the same shapes); any other one anew for each operator, because
+    A `value_fn` that is wrapped in `jax.jit` is compiled once for all calls to which it is passed (with
+    parameters and batches of the same shapes). Any other is compiled again for each operator, because
     variables that it closes over may have changed.
 
     Args:
       value_fn: the loss L as a function of the parameters, `value_fn(params)`; with `batches`, the mean loss
         of the examples of a batch, `value_fn(params, batch)`.
       params: parameters w, a pytree.
-      batches: the data set, gone through once for each product: a list, a data loader, `Batches`, or an
-        array of which each entry is a batch. A batch counts by its number of examples, the first
-        axis of its first array that has one: put a raw key (an array) behind the examples.
+      batches: the data set, iterated over once for each product: a list, a data loader, `Batches`, or an
+        array of which each entry is a batch. A batch is weighted by its number of examples, the length
+        of the first axis of its first array that has one: put a raw key (an array) after the examples.
 
     Returns:
       v ↦ H v; H v is like `params`, float32 or wider.
@@ -111,12 +111,12 @@ def hessian_operator(
 def gauss_newton_loss(
     model_fn: Callable[..., Any], loss_fn: Callable[..., jax.Array]
 ) -> Callable[..., jax.Array]:
-    """Returns a `value_fn` with value and gradient of ℓ∘f, and the Gauss-Newton matrix for its Hessian.
+    """Returns a `value_fn` with the value and gradient of ℓ∘f, whose Hessian is the Gauss-Newton matrix.
 
     Args:
       model_fn: the model f, `model_fn(params)` or `model_fn(params, batch)`; returns z, a pytree.
-      loss_fn: the loss ℓ of the outputs, `loss_fn(z)` or `loss_fn(z, batch)`, a scalar; convex in z if G is
-        to have no negative eigenvalue.
+      loss_fn: the loss ℓ of the outputs, `loss_fn(z)` or `loss_fn(z, batch)`, a scalar. If it is convex
+        in z, G has no negative eigenvalue.
 
     Returns:
       `value_fn(params)` or `value_fn(params, batch)`, for `top_eigenpairs`, `trace`, `spectral_density`.

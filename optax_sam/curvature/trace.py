@@ -3,9 +3,9 @@
     tr H = E[zᵀ H z],   z with independent signs ±1        Var[zᵀ H z] = 2 Σ_{i≠j} H_ij²
 
 Why not `matfree`, which has this and the quadrature of `density`: its estimators flatten the parameters into
-one vector, which gathers sharded ones, take all products at once in a `vmap` or inside a loop of XLA
-(slow for convolutions on CPU), and cannot go through batches that are not part of the program. The tests
-compare with it.
+one vector, which gathers sharded ones; they take all products at once in a `vmap` or in a loop of XLA (slow
+for convolutions on CPU); and they cannot iterate over batches outside the program. The tests compare with
+it.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,8 @@ class Trace(NamedTuple):
 
     Attributes:
       estimate: of tr H, a scalar.
-      standard_error: of the estimate: the standard deviation of the samples over the root of their number.
+      standard_error: of the estimate: the standard deviation of the samples over the square root of their
+        number.
       layers: the part of each parameter array: the trace of its diagonal block of H. A scalar for each leaf
         of the parameters; their sum is `estimate`.
     """
@@ -49,7 +50,7 @@ def trace(
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
       params: parameters w, a pytree.
-      num_samples: number of random vectors, at least 2; the error falls with its root.
+      num_samples: number of random vectors, at least 2; the error falls with its square root.
       seed: of the random vectors.
       batches: data set over which the loss is averaged; see `hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
@@ -80,7 +81,7 @@ def trace(
     samples = []
     for i in steps(num_samples, "trace" if progress else ""):
         vector = tree_math.random_signs(sample_key(seed, i), params)
-        # One product at a time: what is enqueued takes memory, and simulated devices can deadlock.
+        # One product at a time: queued products take memory, and simulated devices can deadlock.
         samples.append(jax.block_until_ready(jax.tree.map(tree_math.vdot, vector, matvec(vector))))
     layers = jax.tree.map(lambda *leaf: jnp.stack(leaf), *samples)
     values = sum(jax.tree.leaves(layers))

@@ -1,8 +1,8 @@
 """Spherical search: the descent direction of XSAM.
 
-SAM steps against the gradient at w + ε as if the worst point near w lay in that direction. XSAM looks: on the
-arc from ε's direction v₀ through the gradient's v₁ and beyond it, it picks the direction in which the loss at
-distance ρ_m from w is largest, and remembers the angle until the next search:
+SAM steps against the gradient at w + ε as if the worst point near w lay in that direction. XSAM searches: on
+the arc from ε's direction v₀ through the gradient's v₁ and beyond it, it chooses the direction in which the
+loss at distance ρ_m from w is largest, and keeps the angle until the next search:
 
     v₀ = ε/‖ε‖,   v₁ = g'/‖g'‖,   ψ = arccos⟨v₀, v₁⟩
     v(α) = [sin((1−α)ψ) v₀ + sin(αψ) v₁] / sin ψ
@@ -13,13 +13,14 @@ distance ρ_m from w is largest, and remembers the angle until the next search:
 
 Symbols: g' `updates`, ε `perturbation`, ρ_m `rho_max`, α* `alpha`.
 
-Deviations from the authors' code (Cccjl219/XSAM): a negative loss can win (theirs starts the running maximum
-at 0) and a non-finite one cannot; where v₀ = −v₁, which spans no arc, d = g' (theirs: d = 0); of losses that
-are equal but for rounding the last α* wins, then the first (theirs: the first), so that α* stays where
-nothing can be compared: on no arc, as for ρ = 0, and where the loss is too coarse.
+Deviations from the authors' code (Cccjl219/XSAM): a negative loss can be the largest (theirs starts the
+running maximum at 0), and a non-finite loss is ignored; if v₀ = −v₁, which spans no arc, d = g' (theirs:
+d = 0). If several losses are the largest up to rounding, the last α* is kept if it is one of them, else the
+first maximum is taken (theirs: always the first). So α* does not change when nothing can be compared: if
+there is no arc, as for ρ = 0, or if the loss is too coarse.
 
-A loss computed in 16 bits *is* too coarse: its 21 values are often the same number. Compute the model in
-bfloat16 if you like, but cast its outputs to float32 before the loss.
+A loss computed in 16 bits *is* too coarse: its 21 values are often equal. The model may compute in bfloat16,
+but cast its outputs to float32 before the loss.
 
 References:
   Chen and Zhou, `Revisiting sharpness-aware minimization: a more faithful and effective
@@ -57,29 +58,29 @@ def spherical_search(
     interval: int = 100,
     batch_size: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Maps the gradient g' at w + ε to d = ‖g'‖ v(α*), α* the worst direction on an arc.
+    """Maps the gradient g' at w + ε to d = ‖g'‖ v(α*), where v(α*) is the worst direction on an arc.
 
     Args:
       rho_max: distance ρ_m from w at which losses are compared, in units of the parameters; a number or a
         schedule of the number of updates made. 0.3, twice `rho`, in the paper.
       alpha_max: largest α; 2 in the paper.
-      num_alphas: number of equidistant α from 0 to `alpha_max`; 21 in the paper.
-      interval: steps from one search to the next where `refresh=None`. The authors search at the first
+      num_alphas: number of equidistant α from 0 to `alpha_max`, at least 2; 21 in the paper.
+      interval: steps from one search to the next with `refresh=None`. The authors search at the first
         batch of every epoch (of 400 steps) and find that the interval hardly matters.
-      batch_size: number of losses evaluated at once; None is one after another, whose memory does not
+      batch_size: number of losses evaluated at once. None: one after another, so that memory does not
         depend on `num_alphas`.
 
     Returns:
-      A gradient transformation g' ↦ d with `SphericalSearchState`, for the descent of `sharpness_aware`: it
-      reads `perturbation` and `loss`.
+      A gradient transformation g' ↦ d with `SphericalSearchState`, for the descent of `sharpness_aware`. It
+      reads the extra arguments `perturbation` and `loss`.
 
     Raises:
-      ValueError: on a negative `rho_max`, an interval under 1, fewer than two α, or `update` without a
+      ValueError: if `rho_max` is negative, the interval below 1, `num_alphas` below 2, or if `update` gets no
         perturbation.
       TypeError: if `num_alphas` is not a Python integer.
 
     Cost: `num_alphas` forward passes on refresh steps; on others two norms and an inner product. No memory.
-    With `m_sharpness=True` one all-reduce more, of ε.
+    With `m_sharpness=True` one more all-reduce, of ε.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -95,9 +96,9 @@ def spherical_search(
     checks.check_count("num_alphas", num_alphas)
     if num_alphas == 1:
         raise ValueError(
-            "`num_alphas` is the number of directions to compare, from α = 0 on, and must be at least 2. One"
-            " would fix α = 0, the direction of the perturbation. Without a search (α = 1) the method is"
-            " `optax_sam.sam(rho)`."
+            "`num_alphas` is the number of directions to compare and must be at least 2. With one, only"
+            " α = 0, the direction of the perturbation, would be left. Without a search (α = 1) the method"
+            " is `optax_sam.sam(rho)`."
         )
     checks.check_interval(interval)
 
@@ -127,7 +128,7 @@ def spherical_search(
         length = tree_math.norm(updates)
         inverse_1 = tree_math.reciprocal_or_zero(length)
         cosine = jnp.clip(tree_math.vdot(perturbation, updates) * inverse_0 * inverse_1, -1, 1)
-        # One of the two is zero: there is no arc, and the direction is the gradient's own.
+        # If one of the two is zero, there is no arc, and the direction is that of the gradient.
         cosine = jnp.where(inverse_0 * inverse_1 == 0, -1, cosine)
 
         def point(alpha: jax.Array, radius: jax.Array) -> optax.Updates:
@@ -140,7 +141,7 @@ def spherical_search(
         def search() -> jax.Array:
             if loss.value_fn is None:
                 raise ValueError(
-                    "`spherical_search` compares losses, so it needs `value_fn`, also where `grad_fn` is"
+                    "`spherical_search` compares losses, so it needs `value_fn` even if `grad_fn` is"
                     " given: `tx.update(grads, state, params, value_fn=value_fn, grad_fn=grad_fn)`."
                 )
             radius = jnp.maximum(rho_max(state.search_count), 0) if callable(rho_max) else rho_max
@@ -161,7 +162,7 @@ def spherical_search(
 
 
 def _worst(alphas: jax.Array, losses: jax.Array, last: jax.Array) -> jax.Array:
-    """Returns the α of the largest loss, the first of equal ones, or the last α if its loss is as large."""
+    """Returns the last α if its loss is the largest up to rounding, else the first α of the largest loss."""
     is_finite = jnp.isfinite(losses)
     largest = jnp.max(jnp.where(is_finite, losses, -jnp.inf))
     rounding = 4 * jnp.finfo(losses.dtype).eps * jnp.abs(largest)
@@ -173,7 +174,7 @@ def _worst(alphas: jax.Array, losses: jax.Array, last: jax.Array) -> jax.Array:
 
 def _slerp(alpha: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the weights of v₀ and v₁ in v(α)."""
-    # Near −1 arccos resolves no more than the root of the rounding error.
+    # Near −1, arccos cannot resolve less than the square root of the rounding error.
     smallest = jnp.where(cosine > 0, 1e-8, 4 * jnp.finfo(cosine.dtype).eps ** 0.5)
     is_degenerate = jnp.sin(jnp.arccos(jax.lax.stop_gradient(cosine))) < smallest
     # Not at ±1, where the derivative of arccos is infinite.

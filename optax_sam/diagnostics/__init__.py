@@ -1,16 +1,16 @@
-"""How sharp a minimum is, how good a perturbation, and what the loss around them looks like.
+"""How sharp a minimum is, how good a perturbation is, and what the loss around them looks like.
 
     found = diagnostics.sharpness(value_fn, params, rho=0.05)
     found = diagnostics.worst_case_sharpness(loss, params, 0.05, batches=curvature.Batches((x, y), 256))
     plane = diagnostics.gradient_plane(value_fn, params, found.perturbation)
     surface = diagnostics.loss_surface(value_fn, plane.origin, plane.directions)
 
-`value_fn(params)` is the loss, of any pytree of parameters; with `batches`, the loss is the mean of
+`value_fn(params)` is the loss for any pytree of parameters; with `batches`, the loss is the mean of
 `value_fn(params, batch)` over all examples. Curvature is in `optax_sam.curvature`, pictures are in
 `optax_sam.diagnostics.plotting` (the extra `plot`).
 
-Networks with BatchNorm or dropout: `value_fn` decides on the mode, and has to be a function of the
-parameters alone.
+Networks with BatchNorm or dropout: `value_fn` sets the mode, and must be a function of the parameters
+alone.
 """
 
 from optax_sam.diagnostics.average_case import AverageCaseSharpness, average_case_sharpness

@@ -1,18 +1,18 @@
-"""Average-case sharpness: how much the loss rises on average when the parameters are shaken at random.
+"""Average-case sharpness: how much the loss rises on average under random noise in the parameters.
 
     E[L(w + ε)] − L(w),   ε = T z,   z normal with independent entries of standard deviation σ
 
-To second order ½ σ² tr(T H T): each of the n parameters is shaken by the same amount, so ‖T⁻¹ ε‖ ≈ σ √n,
-and a random direction is hardly ever a sharp one. To compare with a ball of radius ρ take σ = ρ/√n, which
+To second order this is ½ σ² tr(T H T): each of the n parameters has the same noise, so ‖T⁻¹ ε‖ ≈ σ √n, and
+a random direction is hardly ever a sharp one. To compare with a ball of radius ρ take σ = ρ/√n, which
 gives ρ² tr H/(2n) where the worst case is ½ ρ² λ_max.
 
-z and −z are used together, which cancels the gradient and all odd orders: the same expectation, for small σ
-with a far smaller error.
+z and −z are used in pairs, which cancels the gradient and all odd orders. The expectation is the same, and
+for small σ the error is far smaller.
 
 Symbols: σ `sigma` (ρ in the paper), T `constraint`.
 
 Deviations from the authors' code (tml-epfl/sharpness-vs-generalization): pairs ±z; with batches, the same z
-for all of them (theirs: others for each).
+for all of them (theirs: different ones).
 
 References:
   Andriushchenko et al., `A modern look at the relationship between sharpness and generalization
@@ -38,7 +38,8 @@ class AverageCaseSharpness(NamedTuple):
 
     Attributes:
       estimate: of E[L(w + ε)] − L(w), a scalar.
-      standard_error: of the estimate: the standard deviation of the pairs over the root of their number.
+      standard_error: of the estimate: the standard deviation of the pairs over the square root of their
+        number.
     """
 
     estimate: jax.Array
@@ -65,11 +66,11 @@ def average_case_sharpness(
         is about σ √n long.
       constraint: a stage that maps the gradient at w to the diagonal of T; see `worst_case_sharpness`. None
         is T = 1.
-      num_samples: number of pairs ±ε, at least 2; the error falls with its root. The paper takes 100 single
-        samples.
+      num_samples: number of pairs ±ε, at least 2; the error falls with its square root. The paper takes 100
+        single samples.
       seed: of the noise.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
-      progress: whether to show a progress bar; needs tqdm. The data set is then gone through many times
+      progress: whether to show a progress bar; needs tqdm. The data set is then iterated over many times
         rather than once.
 
     Returns:
@@ -79,7 +80,7 @@ def average_case_sharpness(
       ValueError: if `sigma` is negative, or if there are fewer than two samples, which give no standard
         error.
 
-    Cost: 2 `num_samples` + 1 forward passes one after another, in constant memory; a gradient for T.
+    Cost: 2 `num_samples` + 1 forward passes, one after another, in constant memory; one gradient for T.
 
     Example:
       >>> import jax.numpy as jnp

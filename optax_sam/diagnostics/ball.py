@@ -1,4 +1,4 @@
-"""The loss near w, and the sets in which it is compared with that at w:  ‖T⁻¹ ε‖_p ≤ ρ,  p = 2 or ∞.
+"""The loss near w, and the sets in which it is compared with the loss at w:  ‖T⁻¹ ε‖_p ≤ ρ,  p = 2 or ∞.
 
 T is diagonal. In coordinates z = T⁻¹ ε the set is a plain ball, the gradient is T g, and the linear model of
 the loss is largest at
@@ -7,8 +7,9 @@ the loss is largest at
 
 For p = 2 that is `optax_sam.steepest_ascent`, whose `constraint` stages give T here as well.
 
-Points w + ε are made in float32 or wider, whatever the dtype of the parameters: in bfloat16 most of a small ε
-would be lost by rounding (`effective_perturbation` says how much). So `value_fn` gets float32 parameters.
+Points w + ε are computed in float32 or wider, whatever the dtype of the parameters: in bfloat16 most of a
+small ε would be lost by rounding (`effective_perturbation` computes how much). So `value_fn` gets float32
+parameters.
 """
 
 import math
@@ -71,13 +72,13 @@ class Ball(NamedTuple):
     scales: optax.Params | None
 
     def perturbation(self, position: optax.Params) -> optax.Params:
-        """Returns ε = T z, and the gradient with respect to z for that with respect to w."""
+        """Returns ε = T z; maps a gradient with respect to w to that with respect to z, too."""
         if self.scales is None:
             return position
         return jax.tree.map(lambda t, x: t * x.astype(t.dtype), self.scales, position)
 
     def position(self, perturbation: optax.Params) -> optax.Params:
-        """Returns z = T⁻¹ ε, 0 where T is."""
+        """Returns z = T⁻¹ ε, and 0 where T is 0."""
         if self.scales is None:
             return perturbation
         inverse = jax.tree.map(tree_math.reciprocal_or_zero, self.scales)
@@ -89,7 +90,7 @@ class Ball(NamedTuple):
 
 
 def check_ball(rho: float | jax.Array, ord: float, constraint: optax.GradientTransformation | None) -> None:
-    """Raises unless there is such a ball."""
+    """Raises unless the arguments define a ball."""
     checks.check_number("rho", rho)
     check_ord(ord)
     if constraint is not None:
@@ -110,7 +111,7 @@ def make_ball(
     gradient: optax.Updates,
     params: optax.Params,
 ) -> Ball:
-    """Returns the ball of radius ρ with the T that `constraint` makes of the gradient and w."""
+    """Returns the ball of radius ρ with the T that `constraint` computes from the gradient and w."""
     radius = jnp.asarray(rho, tree_math.accumulation_dtype(params))
     if constraint is None:
         return Ball(radius, None)
@@ -135,7 +136,7 @@ def value_and_gradient(loss: ValueFn, params: optax.Params) -> tuple[jax.Array, 
 def value_over(
     value_fn: Callable[..., jax.Array], params: optax.Params, batches: Iterable[Any] | None
 ) -> ValueFn:
-    """Returns w ↦ L(w), of one batch or of a data set; `params` are an example of w."""
+    """Returns w ↦ L(w), for one batch or a data set; `params` is an example of w."""
     zeros = lambda: jnp.zeros((), tree_math.accumulation_dtype(params))
     return over_batches(value, value_fn, batches, zeros=zeros)
 
@@ -143,6 +144,6 @@ def value_over(
 def value_and_gradient_over(
     value_fn: Callable[..., jax.Array], params: optax.Params, batches: Iterable[Any] | None
 ) -> Evaluate:
-    """Returns w ↦ (L(w), ∇L(w)), of one batch or of a data set; `params` are an example of w."""
+    """Returns w ↦ (L(w), ∇L(w)), for one batch or a data set; `params` is an example of w."""
     zeros = lambda: (jnp.zeros((), tree_math.accumulation_dtype(params)), tree_math.zeros_like(params))
     return over_batches(value_and_gradient, value_fn, batches, zeros=zeros)

@@ -1,15 +1,15 @@
 """Directions and planes for slices of the loss: random ones, and those of given points or vectors.
 
-Random directions are filter-normalised, comparable between networks:
+Random directions are filter-normalised, which makes them comparable between networks:
 
     d_f ← d_f ‖w_f‖ / ‖d_f‖  for every filter f,        d ← 0  for biases and normalisation layers
 
-Two networks that differ by a scale of their layers only, and compute the same, have the same slices. A
-filter is what makes one output: the slice of a weight array at one index of its output axis. Arrays with
-one axis or none (biases, scales and shifts of normalisation layers) stay as they are at w, as in the
-authors' published figures (`biasbn` in their code, tomgoldstein/loss-landscape).
+Two networks that compute the same function and differ only in the scale of their layers have the same
+slices. A filter is the part of a weight array that computes one output: its slice at one index of the output
+axis. Arrays with one axis or none (biases, scales and shifts of normalisation layers) keep their values at w,
+as in the authors' published figures (`biasbn` in their code, tomgoldstein/loss-landscape).
 
-Planes are those of two vectors u₁ and u₂:
+Planes are spanned by two vectors u₁ and u₂:
 
     e₁ = u₁/‖u₁‖,   e₂ = (u₂ − ⟨u₂, e₁⟩ e₁)/‖·‖,   coordinates of u:  (⟨u, e₁⟩, ⟨u, e₂⟩)
 
@@ -34,16 +34,16 @@ from optax_sam.diagnostics.ball import value_and_gradient_over
 def filter_normalised(
     direction: optax.Params, params: optax.Params, *, filter_axis: int = -1
 ) -> optax.Params:
-    """Gives every filter of a direction the length of that filter of the parameters; 0 for biases.
+    """Scales every filter of a direction to the length of that filter of the parameters; 0 for biases.
 
     Args:
       direction: d, a pytree like `params`.
       params: parameters w, a pytree.
-      filter_axis: the axis of weight arrays that counts the filters. −1, the last, is that of outputs in Flax
-        and Haiku; 0 is in Equinox and PyTorch.
+      filter_axis: the axis of weight arrays that counts the filters, the outputs: −1, the last, in Flax and
+        Haiku; 0 in Equinox and PyTorch.
 
     Returns:
-      A pytree like `params`, float32 or wider: 0 in arrays with one axis or none, and where d is.
+      A pytree like `params`, float32 or wider: 0 in arrays with one axis or none, and where d is 0.
 
     Raises:
       ValueError: if `direction` is not like `params`.
@@ -76,13 +76,13 @@ def random_directions(
 ) -> tuple[optax.Params, ...]:
     """Returns random, filter-normalised directions, for `loss_surface`.
 
-    In many dimensions two of them are nearly orthogonal, and that is left at that, as in the paper.
+    In many dimensions two of them are nearly orthogonal; as in the paper, they are not made exactly so.
 
     Args:
       params: parameters w, a pytree.
       num: number of directions.
-      seed: of the normal entries before the normalisation. Same shapes, same seed: the same entries, so
-        that two networks are looked at in directions that differ by their lengths only.
+      seed: of the normal entries before the normalisation. The same shapes and seed give the same entries, so
+        that the directions for two networks differ only in the lengths of their filters.
       filter_axis: see `filter_normalised`.
 
     Returns:
@@ -107,12 +107,12 @@ def random_directions(
 
 
 class Plane(NamedTuple):
-    """A plane among the parameters, with the points or vectors that it was made of.
+    """A plane in the space of parameters, with the points or vectors that define it.
 
     Attributes:
       origin: the point with coordinates (0, 0), a pytree.
       directions: the orthonormal e₁ and e₂, pytrees like `origin`, float32 or wider.
-      coordinates: of the points or vectors, (how many, 2).
+      coordinates: of these points or vectors, (number, 2).
     """
 
     origin: optax.Params
@@ -124,14 +124,14 @@ def plane_through(solutions: Sequence[optax.Params]) -> Plane:
     """Returns the plane through three solutions, such as the ends of three runs.
 
     Args:
-      solutions: three pytrees of parameters; the first is the origin, the second lies on the first axis.
+      solutions: three pytrees of parameters; the first is the origin, and the second lies on the first axis.
 
     Returns:
-      `Plane`, with the coordinates of the three solutions. Where they lie on a line, e₂ = 0, and a slice
+      `Plane`, with the coordinates of the three solutions. If they lie on a line, e₂ = 0, and a slice
       does not change along it.
 
     Raises:
-      ValueError: if there are not three, or if they differ in structure or shapes.
+      ValueError: if there are not three solutions, or if they differ in structure or shapes.
 
     Cost: a few inner products, and memory for the two directions.
 
@@ -211,10 +211,10 @@ def gradient_plane(
     *,
     batches: Iterable[Any] | None = None,
 ) -> Plane:
-    """Returns the plane of the gradients at w and at w + ε: where SAM's step and the loss around it are seen.
+    """Returns the plane of the gradients at w and at w + ε, which shows SAM's step and the loss around it.
 
-    That of figure 1 in Chen and Zhou, with its axes: g₀ points up, and what g₁ has besides to the right. It
-    shows whether the worst nearby point really lies in the direction of the second gradient.
+    It is that of figure 1 in Chen and Zhou, with its axes: g₀ points up, and the part of g₁ orthogonal to it
+    to the right. It shows whether the worst nearby point really lies in the direction of the second gradient.
 
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
@@ -224,8 +224,8 @@ def gradient_plane(
 
     Returns:
       `Plane` with origin w and the coordinates of the vectors ε, g₀ = ∇L(w) and g₁ = ∇L(w + ε), in that
-      order. e₂ is the direction of g₀, e₁ that of the part of g₁ orthogonal to it, 0 where there is none.
-      Where ε is not in the plane, as with another T, its coordinates are those of its projection.
+      order. e₂ is the direction of g₀, e₁ that of the part of g₁ orthogonal to it, or 0 if there is none.
+      If ε is not in the plane, as with another T, its coordinates are those of its projection.
 
     Raises:
       ValueError: if `perturbation` is not like `params`.
@@ -257,7 +257,7 @@ def gradient_plane(
 
 
 def _span(origin: optax.Params, vectors: Sequence[optax.Params]) -> Plane:
-    """Returns the plane of two vectors."""
+    """Returns the plane spanned by two vectors."""
     first, second = vectors
     e_1 = tree_math.unit(first)
     project = lambda v: tree_math.combine(jnp.ones(()), v, -tree_math.vdot(v, e_1), e_1)

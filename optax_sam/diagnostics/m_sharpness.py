@@ -2,8 +2,8 @@
 
     (1/k) Σ_j  max L_j(w + ε) − L_j(w)  over  ‖T⁻¹ ε‖_p ≤ ρ         L_j the loss of group j, k groups
 
-What SAM lowers when it is trained with batches, or parts of batches, of m examples, and what goes with
-generalisation better than the sharpness of the whole loss. It is at least that one, and grows as m falls.
+This is what SAM lowers when it trains with batches, or parts of batches, of m examples. It correlates better
+with generalisation than the sharpness of the whole loss, is at least as large, and grows as m falls.
 
 References:
   Foret et al., `Sharpness-aware minimization for efficiently improving generalization
@@ -62,9 +62,9 @@ def m_sharpness(
       batches: the groups, such as `optax_sam.curvature.Batches((x, y), m)`.
       ord: p, 2 or `jnp.inf`.
       constraint: a stage that maps the gradient of a group to the diagonal of T; see `sharpness`.
-      num_iters: gradients of each ascent. With 1 and no restarts ε is SAM's for the group, as in Foret et al.
-        (and a group whose loss falls there counts as 0); with more, the worst case of the group.
-      num_restarts: number of ascents for each group, see `worst_case_sharpness`.
+      num_iters: gradients of each ascent. With 1, and one ascent, ε is SAM's for the group, as in Foret et
+        al. (and a group whose loss falls there counts as 0); with more, it is the worst case of the group.
+      num_restarts: number of ascents for each group; see `worst_case_sharpness`.
       seed: of the random points.
       progress: whether to show a progress bar; needs tqdm.
 
@@ -72,9 +72,10 @@ def m_sharpness(
       `MSharpness`.
 
     Raises:
-      ValueError: if `rho` is negative, `ord` another, a number under 1, or if there are no groups.
+      ValueError: if `rho` is negative, `ord` is not 2 or `jnp.inf`, a number is below 1, or there are no
+        groups.
 
-    Cost: `num_restarts` times `num_iters` + 1 gradients for each group; as `worst_case_sharpness` otherwise.
+    Cost: `num_restarts` times `num_iters` + 1 gradients per group; otherwise like `worst_case_sharpness`.
 
     Example:
       >>> import jax.numpy as jnp

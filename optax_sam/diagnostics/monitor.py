@@ -1,4 +1,4 @@
-"""What a method does, seen while it trains: norms, sharpness, curvature, alignment, in the optimizer's state.
+"""Records norms, sharpness, curvature and alignment during training, in the optimizer's state.
 
     tx = optax.chain(diagnostics.monitor(optax_sam.sam(0.05), interval=100), optax.sgd(0.1))
     updates, state = tx.update(grads, state, params, value_fn=value_fn)
@@ -10,13 +10,13 @@
     top_eigenvalue      λ_max, the top eigenvalue of the Hessian at w
     alignment           |⟨ε, v⟩| / ‖ε‖, v its eigenvector
 
-It stands around a method, not behind it in the chain, because ε is gone by then; what the method returns is
-handed on untouched. When to record is decided as for a refresh (see `optax_sam.refresh`), by an argument of
-its own, `record`, so that measuring never affects training:
+It wraps a method rather than following it in the chain, because later transformations do not see ε; what the
+method returns is passed on unchanged. When to record is decided as for a refresh (see `optax_sam.refresh`),
+but by a separate argument, `record`, so that measuring never affects training:
 
     record=None           every `interval` steps, the first included, in a `lax.cond`
-    record=True, False    now, not now; decided at trace time, without control flow. With False, the program
-                          is that of the method alone.
+    record=True, False    in this step, or not; decided at trace time, without control flow. With False, the
+                          program is that of the method alone.
     a traced bool         a `lax.cond` on it
 """
 
@@ -45,8 +45,8 @@ NOTHING = optax.EmptyState()
 class MonitorState(NamedTuple):
     """State of `monitor`: the latest recording.
 
-    Scalars are float32 or wider, and 0 before the first recording; an empty state stands for what is not
-    asked for.
+    Scalars are float32 or wider, and 0 before the first recording. A quantity that is not asked for is
+    `optax.EmptyState()`.
 
     Attributes:
       monitor_count: number of updates made; int32.
@@ -56,7 +56,7 @@ class MonitorState(NamedTuple):
       alignment: |⟨ε, v⟩| / ‖ε‖.
       top_eigenvalue: estimate of λ_max.
       top_eigenvector: estimate of v, of unit length, from which the next one starts; like the parameters,
-        float32 or wider. An empty state where no curvature is asked for.
+        float32 or wider. `optax.EmptyState()` if no curvature is asked for.
       inner_state: state of the method.
     """
 
@@ -81,29 +81,29 @@ def monitor(
     """Records in its state what a method does, every `interval` steps.
 
     Args:
-      method: the method to look at: `optax_sam.sam(0.05)`, or a chain or `optax.inject_hyperparams` with one
-        inside. Around `optax.identity()`, in front of plain SGD, the quantities without ε can be recorded.
-      interval: steps from one recording to the next where `record=None`. The first update records.
-      quantities: which to record: "gradient_norm", "perturbation_norm", "sharpness", and at a price
+      method: the method to observe: `optax_sam.sam(0.05)`, or a chain or `optax.inject_hyperparams` with one
+        inside. With `optax.identity()`, in front of plain SGD, quantities that do not need ε can be recorded.
+      interval: steps from one recording to the next with `record=None`. The first update records.
+      quantities: which to record: "gradient_norm", "perturbation_norm", "sharpness", and, at a higher cost,
         "alignment" and "top_eigenvalue".
-      num_iters: Hessian-vector products at a recording of the last two: steps of Lanczos from the
-        eigenvector of the last recording, which converges over the first few.
+      num_iters: Hessian-vector products per recording of the last two: steps of Lanczos from the eigenvector
+        of the last recording, which converges over the first few recordings.
       seed: of the random start vector of the first recording.
 
     Returns:
-      A gradient transformation with `MonitorState`, in the place of `method`. `update` takes the extra
-      argument `record` as well, a bool, see above; and, for curvature, `curvature_fn`, as in
-      `optax_sam.tilt_to_top_eigenvector`. Where each device has its own ε, means over the devices are
-      recorded. A result that is not finite leaves the last one.
+      A gradient transformation with `MonitorState`, to use in place of `method`. Its `update` also takes the
+      extra argument `record`, a bool, see above; and, for curvature, `curvature_fn`, as in
+      `optax_sam.tilt_to_top_eigenvector`. If each device has its own ε, means over the devices are
+      recorded. If a result is not finite, the last one is kept.
 
     Raises:
-      ValueError: on an unknown quantity, an interval or number of iterations under 1; at trace time, on a
-        monitor in a monitor, and on quantities of ε where the method has none, or hides it in a `lax.cond`,
-        as `optax.apply_if_finite` does: put that around the monitor.
+      ValueError: if a quantity is unknown, or the interval or number of iterations below 1; at trace time, on
+        a monitor in a monitor, and on quantities of ε if the method has none or runs inside a `lax.cond`,
+        as with `optax.apply_if_finite`: put that around the monitor.
 
-    Cost: when it records, a forward pass for the sharpness; for curvature `num_iters` Hessian-vector
-      products, of about two gradients each. Nothing on other steps (see `record`). Memory for v, with
-      curvature.
+    Cost: when it records, a forward pass for the sharpness, and for curvature `num_iters` Hessian-vector
+      products, of about two gradients each. Nothing on other steps (see `record`). For curvature, memory
+      for v.
 
     Example: λ_max of a quadratic, recorded twice, decided on the host.
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -132,7 +132,7 @@ def monitor(
     track = functools.partial(track_eigenpair, solver="lanczos", num_iters=num_iters, seed=seed)
 
     def init(params: optax.Params) -> MonitorState:
-        # One array for each: a buffer that is in the state twice cannot be donated.
+        # One array for each: a buffer that appears twice in the state cannot be donated.
         zero = lambda name: jnp.zeros((), tree_math.accumulation_dtype(params)) if name in asked else NOTHING
         return MonitorState(
             monitor_count=jnp.zeros((), jnp.int32),
@@ -157,7 +157,7 @@ def monitor(
         checks.check_params(updates, params)
         if "observe" in extra_args:
             raise ValueError(
-                "A `monitor` was put around another, which sees what it sees: ask one of them for all"
+                "A `monitor` was put around another one, and both would see the same: ask one of them for all"
                 " `quantities`."
             )
         loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
@@ -218,23 +218,23 @@ def _rise(
 
 
 def _check_seen(seen: dict[str, Any], names: frozenset[str]) -> None:
-    """Raises unless a method was seen, and what was seen can be used here."""
+    """Raises unless a method was observed and its values can be used here."""
     if not seen:
         raise ValueError(
-            f"`monitor` was asked for {sorted(names)}, but there is no method of `optax_sam` inside, which"
-            " would make a perturbation. Write `monitor(optax_sam.sam(0.05))`, or ask for other quantities:"
+            f"`monitor` was asked for {sorted(names)}, but it contains no method of `optax_sam` that computes"
+            " a perturbation. Write `monitor(optax_sam.sam(0.05))`, or ask for other quantities:"
             ' `monitor(method, quantities=("gradient_norm",))`.'
         )
     if seen["trace"] != _current_trace():
         raise ValueError(
-            "`monitor` cannot look at a method that is run inside a `lax.cond`, as by `optax.apply_if_finite`"
+            "`monitor` cannot observe a method that runs inside a `lax.cond`, as with `optax.apply_if_finite`"
             " and `optax.conditionally_transform`. Put that around the monitor:"
             " `optax.apply_if_finite(optax.chain(monitor(optax_sam.sam(0.05)), base), 5)`."
         )
 
 
 def _current_trace() -> Any:
-    """Returns something that is equal for as long as JAX traces the same function."""
+    """Returns a value that is equal as long as JAX traces the same function."""
     has_moved = hasattr(jax.extend.core, "get_opaque_trace_state")  # in jax 0.10
     core: Any = jax.extend.core if has_moved else jax.core
     return core.get_opaque_trace_state(convention="optax_sam")

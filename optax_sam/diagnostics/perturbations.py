@@ -1,12 +1,12 @@
-"""How good a perturbation is: along an eigenvector or not, against the best one, and after rounding.
+"""How good a perturbation is: aligned with an eigenvector, compared with the best one, and after rounding.
 
     alignment               |⟨ε, v⟩| / (‖ε‖ ‖v‖)      v an eigenvector of the Hessian
     gain                    L(w + ε) − L(w)
     best gain               max L(w + ε') − L(w)      over  ‖T⁻¹ ε'‖_p ≤ ‖T⁻¹ ε‖_p
     effective perturbation  round(w + ε) − round(w)
 
-The nearer the alignment with the top eigenvector is to 1, the more SAM's regulariser is that of the top
-eigenvalue (figure 1 of Luo et al., where it is small for SAM and large for Eigen-SAM). An ascent should raise
+The nearer the alignment with the top eigenvector is to 1, the more SAM regularises the top eigenvalue
+(figure 1 of Luo et al., where it is small for SAM and large for Eigen-SAM). An ascent should raise
 the loss as much as possible: gradient noise, a bad preconditioner, rounding and a curved loss all cost some
 of the gain. How much rounding costs: docs/rounding.md.
 
@@ -36,15 +36,15 @@ def alignment(perturbation: optax.Params, eigenvector: optax.Params) -> jax.Arra
       eigenvector: v, a pytree of the same structure, such as one of `optax_sam.curvature.top_eigenpairs`.
 
     Returns:
-      A scalar in [0, 1], float32 or wider; 0 where one of the two is 0. Two random directions of n
-      parameters have about n^(-1/2).
+      A scalar in [0, 1], float32 or wider; 0 if one of the two is 0. For two random directions of n
+      parameters it is about n^(-1/2).
 
     Raises:
       ValueError: if the two differ in structure or shapes.
 
     Cost: three inner products.
 
-    Example: with all of the eigenvectors found.
+    Example: with several eigenvectors.
       >>> import jax, jax.numpy as jnp
       >>> from optax_sam import curvature, diagnostics
       >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 9.0, 4.0]) * w**2)
@@ -58,7 +58,7 @@ def alignment(perturbation: optax.Params, eigenvector: optax.Params) -> jax.Arra
     inverses = tree_math.reciprocal_or_zero(tree_math.norm(perturbation)) * tree_math.reciprocal_or_zero(
         tree_math.norm(eigenvector)
     )
-    # Rounding errors would exceed 1.
+    # Rounding errors could exceed 1.
     return jnp.minimum(jnp.abs(tree_math.vdot(perturbation, eigenvector)) * inverses, 1)
 
 
@@ -66,10 +66,10 @@ class PerturbationGain(NamedTuple):
     """Result of `perturbation_gain`.
 
     Attributes:
-      gain: L(w + ε) − L(w), a scalar; negative where the loss falls.
+      gain: L(w + ε) − L(w), a scalar; negative if the loss falls.
       best_gain: the largest rise found in the ball on whose surface ε lies; at least the gain, and at least
         0.
-      ratio: the gain over the best one; 1 is perfect. 0 where nothing rises.
+      ratio: the gain divided by the best gain; 1 is perfect. 0 if no rise was found.
       best_perturbation: where the largest rise was found, like the parameters, float32 or wider.
     """
 
@@ -95,14 +95,14 @@ def perturbation_gain(
     """Compares the rise of the loss at w + ε with the largest one at that radius.
 
     Args:
-      value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`. The loss of the
-        whole data set shows what noise in the gradient of a batch, of which ε was made, has cost.
+      value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`. If ε was computed
+        from the gradient of a batch, the loss of the whole data set shows what the gradient's noise cost.
       params: parameters w, a pytree.
       perturbation: ε, a pytree like `params`, such as the result of an ascent stage.
       ord: p of the ball, 2 or `jnp.inf`.
       constraint: a stage that maps the gradient at w to the diagonal of T; see `sharpness`.
       num_iters: gradients of each ascent.
-      num_restarts: number of ascents: as those of `worst_case_sharpness`, but the first from ε.
+      num_restarts: number of ascents, like those of `worst_case_sharpness`, but the first starts from ε.
       seed: of the random points.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
@@ -111,9 +111,9 @@ def perturbation_gain(
       `PerturbationGain`.
 
     Raises:
-      ValueError: if `perturbation` is not like `params`, `ord` another, or a number under 1.
+      ValueError: if `perturbation` is not like `params`, `ord` is not 2 or `jnp.inf`, or a number is below 1.
 
-    Cost: that of `worst_case_sharpness` with as many ascents, and a gradient.
+    Cost: that of `worst_case_sharpness` with as many ascents, and one gradient.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax_sam
@@ -152,10 +152,10 @@ class EffectivePerturbation(NamedTuple):
     """Result of `effective_perturbation`.
 
     Attributes:
-      moved: share of the parameters with ε ≠ 0 that move at all, a scalar in [0, 1].
+      moved: share of the parameters with ε ≠ 0 that change at all, a scalar in [0, 1].
       cosine: of the angle between ε̃ and ε; a scalar.
       norm_ratio: ‖ε̃‖/‖ε‖, a scalar.
-      projection: ⟨ε̃, ε⟩/‖ε‖², cosine times norm ratio: how much of ε arrives, other than noise. 1 is all.
+      projection: ⟨ε̃, ε⟩/‖ε‖², cosine times norm ratio: how much of ε remains, apart from noise. 1 is all.
       perturbation: ε̃, like the parameters, float32 or wider.
     """
 
@@ -169,16 +169,16 @@ class EffectivePerturbation(NamedTuple):
 def effective_perturbation(
     params: optax.Params, perturbation: optax.Params, dtype: Any = jnp.bfloat16
 ) -> EffectivePerturbation:
-    """Computes what is left of ε when w + ε and w are rounded: ε̃ = round(w + ε) − round(w).
+    """Computes what remains of ε when w + ε and w are rounded: ε̃ = round(w + ε) − round(w).
 
     Args:
-      params: parameters w, a pytree, in the dtype in which they are kept: bfloat16 if you keep them so,
+      params: parameters w, a pytree, in the dtype in which they are stored: bfloat16 if they are stored so,
         float32 if only the model computes in bfloat16.
       perturbation: ε, a pytree like `params`.
-      dtype: what w + ε is rounded to.
+      dtype: dtype to which w + ε is rounded.
 
     Returns:
-      `EffectivePerturbation`; all 0 where ε is 0.
+      `EffectivePerturbation`; all 0 if ε is 0.
 
     Raises:
       ValueError: if `perturbation` is not like `params`.
@@ -213,5 +213,5 @@ def effective_perturbation(
 
 
 def _round(x: jax.Array, dtype: Any) -> jax.Array:
-    # Without the barrier XLA may leave out a cast there and back.
+    # Without the barrier XLA may remove a cast to another dtype and back.
     return jax.lax.optimization_barrier(x.astype(dtype)).astype(x.dtype)

@@ -3,9 +3,9 @@
     surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, np.linspace(-1, 1, 31))
     plotting.plot_loss_surface(surface, arrows={"g₀": plane.coordinates[1], "g₁": plane.coordinates[2]})
 
-Each draws into `ax`, or makes a figure of its own, and returns the axes, to be changed further. Colours can
-be told apart with any colour vision: viridis, and those of Wong (Nature Methods 2011). Needs matplotlib,
-the extra `plot`, which is why this module is not imported by `optax_sam.diagnostics`.
+Each function draws into `ax`, or into a new figure, and returns the axes for further changes. The colours
+suit any colour vision: viridis, and those of Wong (Nature Methods 2011). The module needs matplotlib, from
+the extra `plot`, so `optax_sam.diagnostics` does not import it.
 """
 
 import itertools
@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "`optax_sam.diagnostics.plotting` needs matplotlib: `pip install 'optax_sam[plot]'` or `pip install"
-        " matplotlib`. The arrays that it draws come without it."
+        " matplotlib`. The arrays that it draws can be computed without it."
     ) from error
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def plot_loss_surface(
     levels: int | Sequence[float] = 14,
     log: bool = False,
 ) -> "Axes":
-    """Draws a slice of the loss: a curve for one direction, contours for two, both to the same scale.
+    """Draws a slice of the loss: a curve for one direction; for two, contours with equal scales of the axes.
 
-    Several curves in one picture: call it again with the same `ax`; colours and dashes change by themselves.
+    To draw several curves in one picture, call it again with the same `ax`; colours and dashes then change.
 
     Args:
       surface: from `loss_surface`. Losses that are not finite are left blank.
@@ -68,8 +68,8 @@ def plot_loss_surface(
       label: of a curve, for the legend.
       points: name -> (a, b), drawn as labelled dots: the coordinates of `plane_through`. For contours.
       arrows: name -> (a, b), drawn as labelled arrows from the origin, the parameters: the gradients of
-        `gradient_plane`. Where one would leave the picture, all are shortened by a common factor, which the
-        picture states. For contours.
+        `gradient_plane`. If one would leave the picture, all are shortened by a common factor, which is
+        written above the picture. For contours.
       circle: radius ρ of a circle around the origin, with a star at the highest loss on it (interpolated
         between the points of the grid). For contours.
       levels: number of contours, or the losses at which to draw them.
@@ -79,7 +79,7 @@ def plot_loss_surface(
       The axes.
 
     Raises:
-      ValueError: if points, arrows or a circle are given for a curve, or on `log` of a loss that is not
+      ValueError: if points, arrows or a circle are given for a curve, or if `log` is given and a loss is not
         positive.
 
     Example:
@@ -110,7 +110,7 @@ def plot_loss_surface(
             _legend(ax, label)
             return ax
         first, second = map(np.asarray, surface.coordinates)
-        # The colour bar, labels and ticks take an inch of the width, labels and ticks half an inch below.
+        # Colour bar, labels and ticks take an inch of the width; labels and ticks half an inch of the height.
         ax = _axes(ax, height=float(np.clip(0.5 + 2.3 * np.ptp(second) / np.ptp(first), 1.5, 5)))
         if log and isinstance(levels, int):
             levels = np.geomspace(values.min(), values.max(), levels).tolist()
@@ -196,16 +196,16 @@ def plot_spectral_density(
 ) -> "Axes":
     """Draws the density of the eigenvalues of a Hessian, on a logarithmic axis, which shows single ones.
 
-    Where most eigenvalues lie within 2 % of the range, the axis of eigenvalues is linear around 0 and
+    If most eigenvalues lie within 2 % of the range, the axis of eigenvalues is linear around 0 and
     logarithmic beyond (matplotlib's "asinh"), and each eigenvalue is broadened by 1 % of the picture.
 
     Args:
       density: from `optax_sam.curvature.spectral_density`.
       ax: axes to draw into. None makes a figure.
       label: for the legend; several densities can share axes.
-      lowest: where the axis of densities ends below. An eigenvalue on its own among n has a share of 1/n.
+      lowest: lower end of the axis of densities. A single eigenvalue among n has a share of 1/n.
       num_marked: how many of the largest eigenvalues found are marked.
-      linear: the eigenvalue up to which such an axis is linear; `jnp.inf`: all of it. None: as said above.
+      linear: the eigenvalue up to which the axis is linear; `jnp.inf`: all of it. None: chosen as above.
 
     Returns:
       The axes.
@@ -237,7 +237,7 @@ def plot_spectral_density(
         marks = np.maximum(np.interp(largest, grid, heights), lowest)
         ax.scatter(largest, marks, marker="v", s=12, color=line["color"], zorder=3, clip_on=False)
         ax.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log")
-        # The axis follows what is drawn later, too.
+        # The axis also adapts to what is drawn later.
         ax.autoscale(axis="y")
         ax.set_ylim(bottom=lowest, auto=None)
         if np.isfinite(linear):
@@ -247,7 +247,7 @@ def plot_spectral_density(
 
 
 def _asinh_ticks(ax: "Axes", linear: float) -> None:
-    """Sets ticks at 0 and at powers of ten, of which those that would be written over others are left out."""
+    """Sets ticks at 0 and at powers of ten, but omits those whose labels would overlap."""
     low, high = ax.get_xlim()
     place = lambda t: np.arcsinh(t / linear)
     chosen = [0.0] if low <= 0 <= high else []
@@ -261,7 +261,7 @@ def _asinh_ticks(ax: "Axes", linear: float) -> None:
 
 
 def _bulk(nodes: "Values", weights: "Values") -> float:
-    """Returns twice the size below which 95 % of the eigenvalues are, inf where that is much of the range."""
+    """Returns twice the size below which 95 % of the eigenvalues are, or inf if that is much of the range."""
     order = np.argsort(np.abs(nodes))
     within = np.cumsum(weights[order]) >= 0.95 * weights.sum()
     size = 2 * float(np.abs(nodes)[order][np.argmax(within)])
@@ -299,7 +299,7 @@ def _finite(values: jax.Array) -> "np.ma.MaskedArray[Any, Any]":
 
 
 def _interpolated(first: "Values", second: "Values", values: Any, places: "Values") -> Any:
-    """Returns the bilinear interpolation of the grid at places, (2, how many); masked outside."""
+    """Returns the bilinear interpolation of the grid at places, (2, number); masked outside."""
     i = np.clip(np.searchsorted(first, places[0]) - 1, 0, len(first) - 2)
     j = np.clip(np.searchsorted(second, places[1]) - 1, 0, len(second) - 2)
     s = (places[0] - first[i]) / (first[i + 1] - first[i])
@@ -311,7 +311,7 @@ def _interpolated(first: "Values", second: "Values", values: Any, places: "Value
 
 
 def _room(ax: "Axes", tip: "Values", share: float = 0.85) -> float:
-    """Returns the factor by which an arrow ends at the edge of the picture, less a margin."""
+    """Returns the factor that makes an arrow end at the edge of the picture, less a margin."""
     limits = np.array([ax.get_xlim(), ax.get_ylim()])
     reach = np.where(tip >= 0, limits[:, 1], limits[:, 0])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -320,9 +320,9 @@ def _room(ax: "Axes", tip: "Values", share: float = 0.85) -> float:
 
 
 def _label(ax: "Axes", names: Mapping[str, Any], avoided: Sequence[Any]) -> None:
-    """Writes each name beside its place: in the picture, over no other name, and no place or one avoided."""
+    """Writes each name beside its place, in the picture, not over other names, places or `avoided` ones."""
     figure: Any = ax.figure
-    figure.figure.draw_without_rendering()  # so that sizes and places on the page are known
+    figure.figure.draw_without_rendering()  # makes sizes and positions on the page known
     inside = ax.get_window_extent()
     covered = np.array([ax.transData.transform(place) for place in [*names.values(), *avoided]])
     taken: list[Any] = []
@@ -346,7 +346,7 @@ def _label(ax: "Axes", names: Mapping[str, Any], avoided: Sequence[Any]) -> None
                 best = box
                 break
             text.remove()
-        if best is None:  # no room: as near as it gets
+        if best is None:  # no free room: as near as possible
             text = ax.annotate(name, place, (8, 8), textcoords="offset points", color="white")
             best = text.get_window_extent()
         taken.append(best)

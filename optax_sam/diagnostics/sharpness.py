@@ -2,8 +2,8 @@
 
     ε = ρ argmax ⟨g, ε⟩ over ‖T⁻¹ ε‖_p ≤ 1,    sharpness  L(w + ε) − L(w),    its linear model  ⟨g, ε⟩
 
-For p = 2 ε is that of `steepest_ascent`, ρ T² g/‖T g‖, and the linear model predicts ρ ‖T g‖: what is
-beyond it is curvature.
+For p = 2, ε is that of `steepest_ascent`, ρ T² g/‖T g‖, and the linear model predicts ρ ‖T g‖; any further
+rise is due to curvature.
 
 Symbols: g the gradient at w, T `constraint`, ρ `rho`, p `ord`.
 
@@ -49,13 +49,13 @@ def sharpness(
 ) -> Sharpness:
     """Measures the rise of the loss at SAM's perturbation: L(w + ε) − L(w).
 
-    A lower bound of `worst_case_sharpness`, and the loss that SAM minimises, less L(w).
+    It is a lower bound of the worst case, and equals the loss that SAM minimises minus L(w).
 
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
       params: parameters w, a pytree.
-      rho: radius ρ of the ball ‖T⁻¹ ε‖_p ≤ ρ, in units of T⁻¹ w. The same ρ means the same for two
-        networks only if their weights are of the same size, or T follows that size.
+      rho: radius ρ of the ball ‖T⁻¹ ε‖_p ≤ ρ, in units of T⁻¹ w. The same ρ is comparable between
+        two networks only if their weights are of the same size, or if T scales with that size.
       ord: p, 2 or `jnp.inf`.
       constraint: a stage that maps the gradient to the diagonal of T, as of `steepest_ascent`, such as
         `optax_sam.weight_magnitude()` for ASAM's adaptive sharpness. None is T = 1.
@@ -65,7 +65,7 @@ def sharpness(
       `Sharpness`.
 
     Raises:
-      ValueError: if `rho` is negative, or `ord` another.
+      ValueError: if `rho` is negative, or `ord` is not 2 or `jnp.inf`.
 
     Cost: a gradient and a forward pass.
 

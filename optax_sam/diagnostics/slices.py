@@ -1,10 +1,10 @@
 """Slices of the loss: L(w + a d₁) on a line, L(w + a d₁ + b d₂) on a plane, at the points of a grid.
 
 The points are evaluated one after another (`jax.lax.map`), so that memory does not grow with their number.
-Forward passes only: the slow gradients of convolutions in loops of XLA on CPU do not arise.
+Only forward passes are needed, so the slow gradients of convolutions in loops of XLA on CPU do not occur.
 
-Networks with BatchNorm: w + a d has other activations than w, and running statistics do not belong to it. Let
-`value_fn` use batch statistics, or compare networks without.
+Networks with BatchNorm: the activations at w + a d differ from those at w, so running statistics do not fit.
+Let `value_fn` use batch statistics, or compare networks without BatchNorm.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -43,7 +43,7 @@ def loss_surface(
     batches: Iterable[Any] | None = None,
     progress: bool = False,
 ) -> LossSurface:
-    """Evaluates the loss on a grid of a line or a plane: L(w + a d₁ + b d₂).
+    """Evaluates the loss on a grid on a line or a plane: L(w + a d₁ + b d₂).
 
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
@@ -51,19 +51,19 @@ def loss_surface(
       directions: a sequence of one or two directions, pytrees like `params`: `random_directions`, those of a
         `Plane`, eigenvectors, a perturbation, the difference of two solutions.
       coordinates: the values of a and of b: an array for both, or a sequence of one for each direction. None
-        is 51 from −1 to 1, as in Li et al., in units of the directions.
+        is 51 values from −1 to 1, as in Li et al., in units of the directions.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
-      progress: whether to show a progress bar; needs tqdm. The data set is then gone through some fifty
+      progress: whether to show a progress bar; needs tqdm. The data set is then iterated over about fifty
         times rather than once.
 
     Returns:
-      `LossSurface`. Losses that are not finite stay so.
+      `LossSurface`. Losses that are not finite are returned as they are.
 
     Raises:
-      ValueError: if there are not one or two directions, if one is not like `params`, or if the coordinates
-        are not an array for each.
+      ValueError: if there are not one or two directions, if one is not like `params`, or if there is not one
+        array of coordinates for each.
 
-    Cost: a forward pass for each point, one after another, in the memory of one.
+    Cost: a forward pass for each point, one after another, with the memory of a single one.
 
     Example: along the top eigenvector.
       >>> import jax.numpy as jnp

@@ -1,18 +1,19 @@
-"""Worst-case sharpness: how much the loss rises at the worst point of a ball, sought by projected ascent.
+"""Worst-case sharpness: how much the loss rises at the worst point in a ball, found by projected ascent.
 
     max L(w + ε) − L(w)  over  ‖T⁻¹ ε‖_p ≤ ρ
 
-In z = T⁻¹ ε, from 0 and from random points of the sphere, and from −z after each ascent that ended at z:
+In coordinates z = T⁻¹ ε, ascents start from 0 and from random points of the sphere, and after each of these
+that ended at z, another one starts from −z:
 
     z' = P(z + s ρ argmax ⟨T ∇L(w + T z), d⟩ over ‖d‖_p ≤ 1)        P projects to ‖z‖_p ≤ ρ, at first s = 2
     if L(w + T z') > L(w + T z): z ← z',  else: s ← s/2
 
-so that the loss never falls, and the first step from 0 is that of SAM, or a random one where the gradient is
-0. It finds local maxima: the result is a lower bound. On a quadratic around its minimum, p = 2, it is a power
-iteration with a shift, and finds ½ ρ² λ_max.
+So the loss never falls, and the first step from 0 is that of SAM, or a random one if the gradient is 0. The
+ascents find local maxima, so the result is a lower bound. On a quadratic around its minimum, with p = 2, an
+ascent is a power iteration with a shift, and finds ½ ρ² λ_max.
 
-Why −z: the loss rises on both sides of a minimum, and the gradient at w leads the ascent from 0, and most of
-those from random points, to the same side. What that finds: notebooks/how_flat_is_my_minimum.py.
+Why −z: the loss rises on both sides of a minimum, but the gradient at w leads the ascent from 0, and most of
+those from random points, to the same side. notebooks/how_flat_is_my_minimum.py shows how much this helps.
 
 Symbols: T `constraint`, ρ `rho`, p `ord`, z `position`, s `step`.
 
@@ -47,8 +48,8 @@ class WorstCaseSharpness(NamedTuple):
     Attributes:
       sharpness: the largest L(w + ε) − L(w) found, a scalar; at least 0.
       perturbation: the ε where it was found, like the parameters, float32 or wider.
-      ascents: the largest rise that each ascent found, (num_restarts,). If they differ much, more may pay;
-        if they agree, there may still be a higher rise elsewhere.
+      ascents: the largest rise that each ascent found, (num_restarts,). If they differ much, more ascents may
+        help; even if they agree, there may be a higher rise elsewhere.
     """
 
     sharpness: jax.Array
@@ -70,7 +71,7 @@ def worst_case_sharpness(
     batches: Iterable[Any] | None = None,
     progress: bool = False,
 ) -> WorstCaseSharpness:
-    """Seeks the largest rise of the loss in a ball: max L(w + ε) − L(w) over ‖T⁻¹ ε‖_p ≤ ρ.
+    """Searches for the largest rise of the loss in a ball: max L(w + ε) − L(w) over ‖T⁻¹ ε‖_p ≤ ρ.
 
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
@@ -81,21 +82,21 @@ def worst_case_sharpness(
         `optax_sam.weight_magnitude(eta=0.0)`, makes it adaptive: it does not change when a layer is scaled
         up and the next one down. With η > 0 this holds only for weights far larger than η.
       num_iters: gradients of each ascent; 20 in the paper.
-      num_restarts: number of ascents: the first from w, the third, fifth, ... from random points, each of the
-        others from −z, where the one before ended at z.
+      num_restarts: number of ascents: the first from w; the third, fifth, ... from random points; each of the
+        others from −z if the one before it ended at z.
       seed: of the random points.
       start: an ε to start the first ascent from instead of 0, a pytree like `params`.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
 
     Returns:
-      `WorstCaseSharpness`. Points with a loss that is not finite are passed over.
+      `WorstCaseSharpness`. Points whose loss is not finite are ignored.
 
     Raises:
-      ValueError: if `rho` is negative, `ord` another, or a number under 1.
+      ValueError: if `rho` is negative, `ord` is not 2 or `jnp.inf`, or a number is below 1.
 
-    Cost: `num_restarts` times `num_iters` + 1 gradients; memory of about eight copies of the parameters.
-    Under `jax.jit` all of them are in one program; without, one gradient is compiled.
+    Cost: `num_restarts` times `num_iters` + 1 gradients; memory for about eight copies of the parameters.
+    Under `jax.jit` all gradients are in one program; without it, a single gradient is compiled.
 
     Example:
       >>> import jax.numpy as jnp
@@ -134,7 +135,7 @@ class Point(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What is sought, and where: the largest L(w + T z) over ‖z‖_p ≤ ρ.
+    """What is searched for, and where: the largest L(w + T z) over ‖z‖_p ≤ ρ.
 
     Attributes:
       params: w, in full precision.
@@ -155,14 +156,14 @@ class Search(NamedTuple):
         return Point(position, *self.evaluate(tree_math.add(self.params, self.ball.perturbation(position))))
 
     def first(self, seed: int) -> Point:
-        """Returns the point at w; where its gradient is 0, it gets a random direction instead."""
+        """Returns the point at w; if its gradient is 0, it gets a random direction instead."""
         noise = tree_math.random_vector(jax.random.key(seed), self.params)
         gradient = self.center.gradient
         is_zero = tree_math.norm(self.ball.perturbation(gradient)) == 0
         return self.center._replace(gradient=tree_math.where(is_zero, noise, gradient))
 
     def random_points(self, seed: int) -> Iterator[Point]:
-        """Yields points of the sphere: uniformly distributed where p = 2, corners where p = ∞."""
+        """Yields points of the sphere: uniformly distributed for p = 2, corners for p = ∞."""
         for i in itertools.count(1):
             noise = tree_math.random_vector(jax.random.fold_in(jax.random.key(seed), i), self.params)
             yield self.at(tree_math.scale(self.ball.radius, NORMS[self.ord].steepest(noise)))
@@ -170,13 +171,13 @@ class Search(NamedTuple):
     def worst_of(
         self, starts: Iterator[Point], num_iters: int, num_ascents: int, *, progress: bool = False
     ) -> WorstCaseSharpness:
-        """Ascends from the points; where the loss never rises above that at w, w is the worst.
+        """Ascends from the points. If the loss never rises above that at w, w is the worst point.
 
         Args:
-          starts: the points, made when they are asked for: for every other ascent, as the next one starts
-            opposite to where this one ended.
+          starts: the points, made when needed, for every other ascent: the ones in between start opposite
+            to the end of the one before.
           num_iters: gradients of each ascent.
-          num_ascents: how many.
+          num_ascents: number of ascents.
           progress: whether to show a progress bar for each.
         """
         at_w = self.center.value
@@ -196,7 +197,7 @@ class Search(NamedTuple):
         for _ in steps(num_iters, title, unit="gradient"):
             position, perturbed = _candidate(self.params, self.ball, point, step, self.ord)
             found = Point(position, *self.evaluate(perturbed))
-            # One gradient at a time: what is enqueued takes memory, and simulated devices can deadlock.
+            # One gradient at a time: queued gradients take memory, and simulated devices can deadlock.
             point, step = jax.block_until_ready(_next(point, found, step))
         return point
 
@@ -208,7 +209,7 @@ def search_around(
     ord: float,
     constraint: optax.GradientTransformation | None,
 ) -> Search:
-    """Returns the search in the ball of radius ρ around w, with the T that `constraint` makes there."""
+    """Returns the search in the ball of radius ρ around w, with the T that `constraint` gives there."""
     value, gradient = evaluate(params)
     ball = make_ball(rho, constraint, gradient, params)
     return Search(params, evaluate, ball, ord, Point(tree_math.zeros_like(params), value, gradient))
@@ -238,5 +239,5 @@ def _next(point: Point, found: Point, step: jax.Array) -> tuple[Point, jax.Array
 
 
 def _is_worse(value: jax.Array, than: jax.Array) -> jax.Array:
-    """Whether a loss is finite and larger than another, or that one not finite."""
+    """Whether a loss is finite, and larger than the other one or that one not finite."""
     return jnp.isfinite(value) & ((value > than) | ~jnp.isfinite(than))

@@ -17,7 +17,7 @@ def asam(
     Args:
       rho: radius ρ in units relative to the weights; 0.5 in the paper (1.0 for CIFAR-100).
       eta: η; 0.01 in the paper.
-      mask: where T = |w| + η, else T = 1; see `weight_magnitude`. None: everywhere.
+      mask: selects where T = |w| + η; elsewhere T = 1. See `weight_magnitude`. None: everywhere.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Eigen-SAM: SAM's ε tilted to the top eigenvector of the Hessian."""
+"""Eigen-SAM: SAM's ε tilted towards the top eigenvector of the Hessian."""
 
 import optax
 
@@ -17,7 +17,7 @@ def eigen_sam(
     seed: int = 0,
     num_steps: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Eigen-SAM: SAM's ε tilted to the top eigenvector of the Hessian.
+    """Eigen-SAM: SAM's ε tilted towards the top eigenvector of the Hessian.
 
         ε = ρ (ĝ + α s v⊥),   ĝ = g/‖g‖,   s = sign⟨g, v⟩,   v⊥ = v − ⟨ĝ, v⟩ ĝ
 
@@ -26,10 +26,10 @@ def eigen_sam(
     Args:
       rho: radius ρ before the tilt; 0.05 is the authors' default, 0.1 their choice for CIFAR-100.
       alpha: strength of the tilt; 0.2 is the authors' default. 0 is SAM.
-      interval: steps from one refresh of the eigenvector to the next where `refresh=None`; 100.
-      num_iters: Hessian-vector products at a refresh; 5.
+      interval: steps from one refresh of the eigenvector to the next with `refresh=None`; 100 in the paper.
+      num_iters: Hessian-vector products per refresh; 5 in the paper.
       solver: "power" (the authors') or "lanczos"; see `tilt_to_top_eigenvector`.
-      seed: of the start vector.
+      seed: of the random start vector.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
 
     Returns:

@@ -24,9 +24,9 @@ def info_sam(
 
     Args:
       rho: radius ρ.
-      decay: of the running mean of the gradient; see `gradient_noise`.
-      variance_decay: of the running mean of the variance; 0 in the authors' early code.
-      damping: added to the variance; None: relative to its mean; 0 in the authors' early code.
+      decay: decay of the running mean of the gradient; see `gradient_noise`.
+      variance_decay: decay of the running mean of the variance; 0 in the authors' early code.
+      damping: added to the variance. None: `relative_damping` times its mean. 0 in the authors' early code.
       relative_damping: see `gradient_noise`.
       power: C = (σ² + δ)^(-power).
       across_devices: whether to estimate σ² from the gradients of the devices; needs `m_sharpness=True` at

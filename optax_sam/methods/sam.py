@@ -18,7 +18,7 @@ def sam(rho: optax.ScalarOrSchedule = 0.05, *, num_steps: int = 1) -> optax.Grad
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: `num_steps` gradients more than the base optimizer.
+    Cost: `num_steps` more gradients than the base optimizer.
 
     Deviations from the authors' code (google-research/sam): a zero gradient gives ε = 0 (theirs: NaN).
 

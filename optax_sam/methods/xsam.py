@@ -25,11 +25,11 @@ def xsam(
     Symbols: g' the gradient at w + ε, ρ `rho`, ρ_m `rho_max`, α* `alpha` of the state.
 
     Args:
-      rho: radius ρ of the ascents together; 0.15 in the paper (CIFAR-100, ResNet-18).
+      rho: radius ρ of all ascents together; 0.15 in the paper (CIFAR-100, ResNet-18).
       rho_max: distance at which the losses on the arc are compared; 0.3 in the paper.
       alpha_max: end of the arc; 2 in the paper.
-      num_alphas: number of losses at a search; 21 in the paper.
-      interval: steps from one search to the next where `refresh=None`; see `spherical_search`.
+      num_alphas: number of losses per search, at least 2; 21 in the paper.
+      interval: steps from one search to the next with `refresh=None`; see `spherical_search`.
       num_steps: number of ascents that make up ε; 1 and 3 in the paper.
 
     Returns:
