@@ -1,5 +1,5 @@
-"""The error that command lines show without a traceback."""
+"""The error that the command-line programs show without a traceback."""
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done; the message says why and what to write instead."""
+    """The request cannot be fulfilled; the message says why and what to write instead."""

@@ -1,6 +1,6 @@
 """The table of methods that the benchmarks compare: name, constructor, what to tune.
 
-A method is what goes in front of the base optimizer; `sgd` puts nothing there.
+A method goes in front of the base optimizer; `sgd` puts nothing there.
 """
 
 import inspect
@@ -21,9 +21,9 @@ class Method(NamedTuple):
 
     Attributes:
         make: constructor; its keyword arguments are the method's options.
-        label: how tables and figures spell it.
+        label: its name in tables and figures.
         search: values to choose from on validation data, for each option that is tuned.
-        occasional: whether some steps do more work than others, every `interval` steps.
+        occasional: whether every `interval`-th step does more work than the others.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -37,7 +37,7 @@ XSAM_RADII = {"rho": (0.1, 0.2), "rho_max": (0.2, 0.4)}
 
 
 def asam_xsam(rho: float = 1.0, rho_max: float = 0.2) -> optax.GradientTransformationExtraArgs:
-    """ASAM's ascent with XSAM's search: a combination that has no name."""
+    """ASAM's ascent with XSAM's search: a combination without a published name."""
     return optax_sam.sharpness_aware(
         optax_sam.steepest_ascent(rho, constraint=optax_sam.weight_magnitude()),
         optax_sam.spherical_search(rho_max),
@@ -51,7 +51,7 @@ def reverse_sam(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
 
 
 def reflected_sam(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
-    """SAM's direction up to the first order in ρ, with the second reversed: d = 2g − ∇L(w − ρ g/‖g‖)."""
+    """SAM's direction to first order in ρ, with the second-order term reversed: d = 2g − ∇L(w − ρ g/‖g‖)."""
 
     def update(updates, state, params=None, *, grad, **extra_args):
         return optax.tree.sub(optax.tree.scale(2.0, grad), updates), state
@@ -71,7 +71,7 @@ def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtr
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-# Every method has four settings of its own to choose from: equal budgets.
+# Equal budgets: every method has four settings of its own to choose from.
 METHODS = {
     "sgd": Method(optax.identity, "SGD", {}),
     "sam": Method(optax_sam.sam, "SAM", {"rho": RADII}),
@@ -86,7 +86,7 @@ METHODS = {
         asam_xsam, "ASAM with XSAM's search", {"rho": (1.0, 2.0), "rho_max": (0.2, 0.4)}, occasional=True
     ),
     "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),
-    # What SAM is not: see experiments/claims/alternatives.py.
+    # Alternatives to SAM: see experiments/claims/alternatives.py.
     "reverse_sam": Method(reverse_sam, "Reverse-SAM", {"rho": RADII}),
     "reflected_sam": Method(reflected_sam, "Reflected SAM", {"rho": RADII}),
     "gradient_norm_penalty": Method(gradient_norm_penalty, "Gradient norm penalty", {"rho": RADII}),

@@ -1,14 +1,14 @@
-"""Trains one network with one method. The whole loop, to be read from top to bottom.
+"""Trains one network with one method. The whole loop is here, to be read from top to bottom.
 
     python -m benchmarks.train --method sam --rho 0.2 --label-noise 0.4
     python -m benchmarks.train --devices all --parallel fsdp
     python -m benchmarks.train --config benchmarks/configs/xsam_cifar100_resnet18.toml --seed 1
     python -m benchmarks.train --help
 
-A run is a function of its configuration and seed: the batches and their augmentation depend on the seed and
-the step alone. So a run that was stopped at any moment and resumed ends with the same bits as one that was
-not stopped. (Resumed on another number of devices, it has the same numbers up to rounding.) Ctrl-C and
-SIGTERM save a checkpoint of the step during which they came.
+A run is a function of its configuration and seed: the batches and their augmentation depend only on the seed
+and the step. So a run that is stopped at any moment and resumed ends bit for bit like one that was not
+stopped. (If it is resumed on another number of devices, the numbers agree up to rounding.) On Ctrl-C and
+SIGTERM the current step is finished and a checkpoint is saved.
 
 The network, the optimizer and the compiled step are built in `training/program.py`.
 """
@@ -34,7 +34,7 @@ from benchmarks.training.interrupt import ask_for_interrupt
 from benchmarks.training.log import Log
 from benchmarks.training.program import Program, TrainState, make_program, recorded
 
-# Independent streams of random numbers, each made from the run's seed.
+# Independent streams of random numbers, each derived from the run's seed.
 NOISE_STREAM, ORDER_STREAM, AUGMENT_STREAM = 1, 2, 3
 
 
@@ -124,13 +124,13 @@ def train_steps(
     Args:
         program: from `make_program`.
         train: training data, on the device.
-        state: state after `first_step` steps. Its buffers are given away.
+        state: state after `first_step` steps. Its buffers are donated.
         seed: of the run.
         first_step: steps already made.
 
     Yields:
-        After every step: number of steps made, state, loss of the batch. The state is valid until
-        the next step only. Nothing waits for the device, unless several are simulated.
+        After every step: number of steps made, state, loss of the batch. The state is valid only
+        until the next step. Nothing waits for the device, unless several devices are simulated.
     """
     order, train = None, program.layout.everywhere(train)
     for step in range(first_step, program.num_steps):
@@ -159,7 +159,7 @@ def augment_key(seed: int, epoch: int) -> jax.Array:
 
 
 def evaluate(program: Program, state: TrainState, split: arrays.Split) -> dict[str, float | None]:
-    """Mean loss and accuracy on a whole split; None if it is empty."""
+    """Mean loss and accuracy on a whole split; both None if it is empty."""
     if not len(split.labels):
         return {"loss": None, "accuracy": None}
     total_loss, total_right = 0.0, 0
@@ -193,7 +193,7 @@ def check_finite(losses: Sequence[jax.Array | float], last_step: int, config: Co
 
 
 def load_dataset(config: Config) -> arrays.Dataset:
-    """Loads the data of a run, preparing it first where needed."""
+    """Loads the data of a run, after preparing it if needed."""
     return arrays.load(
         config.dataset,
         config.data_dir,

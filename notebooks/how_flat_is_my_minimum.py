@@ -14,11 +14,10 @@
 # # How flat is my minimum?
 #
 # Sharpness-aware methods look for parameters whose whole neighbourhood has a low loss. Did they find them? And are
-# flat networks the better ones? This notebook trains SGD, SAM and Eigen-SAM on real images, measures the sharpness of
-# what they found in several ways, looks at the loss around it, and asks which of these numbers goes with test
-# accuracy.
+# flat networks better? This notebook trains SGD, SAM and Eigen-SAM on real images, measures the sharpness of what they
+# found in several ways, shows the loss around it, and asks which of these measures correlate with test accuracy.
 #
-# It runs in about two minutes on two CPU cores. `jupytext --to notebook how_flat_is_my_minimum.py` makes an `.ipynb` of it.
+# It runs in about two minutes on two CPU cores. `jupytext --to notebook how_flat_is_my_minimum.py` converts it to an `.ipynb`.
 
 # %%
 import itertools
@@ -40,8 +39,8 @@ from optax_sam.diagnostics import plotting
 # ## Real images, wrong labels
 #
 # 500 of scikit-learn's digits for training, 40 % of their labels made wrong, and 1,297 digits with right labels for
-# testing. Networks that learn the wrong labels by heart do badly on the test images, so that there is something for
-# flatness to explain.
+# testing. Networks that memorise the wrong labels do badly on the test images, so there is something for flatness to
+# explain.
 
 # %%
 images, labels = load_digits(return_X_y=True)
@@ -58,7 +57,7 @@ test = images[500:], jnp.asarray(labels[500:])
 # %% [markdown]
 # ## A network, and a training loop
 #
-# Parameters are a plain dictionary; Flax or Equinox would do as well.
+# Parameters are a plain dictionary; Flax or Equinox would work as well.
 
 
 # %%
@@ -142,12 +141,12 @@ networks = {
 # %% [markdown]
 # ## How sharp?
 #
-# There is no one number. All of these are of the loss on the whole training set, wrong labels included:
+# No single number answers this. All of the following use the loss on the whole training set, wrong labels included:
 #
 # - **λ_max** and the **trace** of the Hessian: curvature along the worst direction, and over all directions;
 # - **first order**, what SAM's own perturbation finds: $L(w + \rho\, g/\|g\|) - L(w)$;
 # - **worst case** in the ball $\|\varepsilon\| \le \rho$, by projected gradient ascent with restarts;
-# - **adaptive**: the same in ASAM's ball, measured in units of the weights, which does not change when a layer is
+# - **adaptive**: the same in ASAM's ball, measured in units of the weights, so that it does not change when one layer is
 #   scaled up and the next one down;
 # - **average case**: the mean rise under Gaussian noise.
 
@@ -181,9 +180,9 @@ for name, decay in itertools.product(methods, decays):
     print(f"{name:10s} decay {decay:<7g} " + "".join(f"{mean:16.3f}" for mean in means))
 
 # %% [markdown]
-# The worst case is what a search found: a lower bound. How good is the search? On the networks of the middle weight decay,
-# in ASAM's ball: the rise found by one short ascent, by the search above, and by twelve ascents of forty gradients from
-# other random points.
+# The worst case is the result of a search: a lower bound. How good is the search? For the networks with the middle weight
+# decay, in ASAM's ball, the next cell compares the rise found by one short ascent, by the search above, and by twelve
+# ascents of forty gradients from other random points.
 
 # %%
 for name in methods:
@@ -198,17 +197,17 @@ for name in methods:
     )
 
 # %% [markdown]
-# One short ascent finds a sixth of the rise around SAM's and Eigen-SAM's networks, and would rank the methods by how well
-# it works on each. The second ascent of a search starts opposite to where the first one ended, and here that is where the
-# highest rises are. The search used finds what the long one finds, or nearly so. All of them are lower bounds.
+# One short ascent finds a sixth of the rise around SAM's and Eigen-SAM's networks, so it would rank the methods by how
+# well the ascent works on each. The second ascent of a search starts opposite to where the first one ended, and here that
+# is where the highest rises are. The search used above finds nearly as much as the long one. All of them are lower bounds.
 
 # %% [markdown]
 # At the same weight decay SAM's and Eigen-SAM's networks are more accurate than SGD's, and flatter by every measure but
-# one. The exception is the first-order measure, the one that SAM itself works with: where SGD has learnt every wrong
-# label by heart there is hardly a gradient left to follow, and the measure says "flat" of the sharpest network in the
-# table. The worst case in the same ball is many times higher.
+# one. The exception is the first-order measure, the one that SAM itself uses: where SGD has memorised every wrong label,
+# hardly any gradient is left to follow, and the measure calls the sharpest network in the table flat. The worst case in
+# the same ball is many times higher.
 #
-# Eigen-SAM, which was made to lower λ_max, lowers it further than SAM.
+# Eigen-SAM, which was designed to lower λ_max, lowers it further than SAM.
 
 # %%
 for decay in decays:
@@ -220,8 +219,8 @@ for decay in decays:
 # %% [markdown]
 # ## What does *not* correlate
 #
-# Kendall's rank correlation of each measure with test accuracy: −1 where flatter is always better, 0 where the measure
-# says nothing. First over all networks, then among those of one method, where only weight decay and seed differ.
+# Kendall's rank correlation of each measure with test accuracy: −1 if flatter is always better, 0 if the measure says
+# nothing. First over all networks, then among those of one method, which differ only in weight decay and seed.
 
 # %%
 correlations = {}
@@ -261,11 +260,11 @@ figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center"
 # - The **first-order** measure correlates with accuracy with the wrong sign.
 # - Among **SGD's** networks λ_max, trace and average case say nothing, or the opposite: ten times the weight decay makes
 #   the network *sharper* and better.
-# - The **adaptive** worst case goes with accuracy over all networks, and is the only measure here that also does so among
-#   those of each method. It is measured in units of the weights, and weight decay, which changes their size, is what
-#   differs here. That is no law either: Andriushchenko et al. (2023, "A modern look at the relationship between sharpness
-#   and generalization") found it to fail for modern networks.
-# - There are six networks of each method: a rank correlation under about 0.8 among them may be chance.
+# - The **adaptive** worst case correlates with accuracy over all networks, and is the only measure here that also does so
+#   among those of each method. It is measured in units of the weights, and the networks differ in weight decay, which
+#   changes the size of the weights. This is not a general rule: Andriushchenko et al. (2023, "A modern look at the
+#   relationship between sharpness and generalization") found that it fails for modern networks.
+# - There are only six networks of each method: a rank correlation below about 0.8 among them may be due to chance.
 #
 # Measure sharpness to see what a method *did*; measure accuracy to see whether it helped.
 
@@ -285,8 +284,9 @@ for name, params in compared.items():
 # %% [markdown]
 # ## What it looks like
 #
-# Along one random direction, filter by filter as long as the weights (Li et al., 2018), so that networks with
-# different weights can be compared; and along each network's own top eigenvector, where the difference is.
+# Two slices of the loss: along one random direction, scaled filter by filter to the length of the weights (Li et al.,
+# 2018), so that networks with different weights can be compared; and along each network's own top eigenvector, where the
+# difference is.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained", sharey=True)
@@ -300,8 +300,8 @@ left.set(xlabel="along a random direction", ylim=(0, 4))
 right.set(xlabel="along the top eigenvector", ylabel="")
 
 # %% [markdown]
-# The plane through the three solutions, which began at the same point and saw the same batches: SGD's lies in a deep and
-# narrow basin, SAM's and Eigen-SAM's in a wide and shallow one.
+# The plane through the three solutions, which started at the same point and used the same batches: SGD's solution lies in
+# a deep and narrow basin, SAM's and Eigen-SAM's in a wide and shallow one.
 
 # %%
 plane = diagnostics.plane_through(list(compared.values()))
@@ -312,8 +312,8 @@ surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, grids)
 plotting.plot_loss_surface(surface, points=dict(zip(compared, plane.coordinates, strict=True)), log=True)
 
 # %% [markdown]
-# And the plane in which XSAM looks for the worst point (Chen and Zhou, 2026, figure 1), at the initial weights: g₀ is the
-# gradient there, g₁ the gradient at w + ε. SAM steps along g₁. Is that where the loss rises most? The star is the highest
+# And the plane in which XSAM searches for the worst point (Chen and Zhou, 2026, figure 1), at the initial weights: g₀ is
+# the gradient there, g₁ the gradient at w + ε. SAM steps along g₁. Is that where the loss rises most? The star is the highest
 # loss on the circle of radius ρ in this plane.
 
 # %%
@@ -328,7 +328,7 @@ plotting.plot_loss_surface(surface, points=places, arrows=gradients, circle=1.0)
 # %% [markdown]
 # ## How good is an ascent?
 #
-# The rise of the loss at each method's ε, as a share of the highest rise found at that length:
+# The rise of the loss at each method's ε, compared with the highest rise found at that length:
 
 # %%
 for name, params in compared.items():

@@ -59,7 +59,7 @@ def count(text: str, num_devices: int) -> dict[str, Any]:
 
 
 def computations(text: str) -> Iterator[tuple[str, list[re.Match]]]:
-    """Yields (name, instructions) of a compiled program; what is called comes before what calls it."""
+    """Yields (name, instructions) of each computation in a program; callees come before their callers."""
     name, instructions = "", []
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY")) and line.endswith("{"):

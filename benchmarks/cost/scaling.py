@@ -1,11 +1,11 @@
-"""What a training step sends between devices, counted; and what it would take on a thousand, by a formula.
+"""Counts what a training step sends between devices, and models how long it would take on a thousand.
 
     python -m benchmarks.cost.scaling
     python -m benchmarks.cost.scaling --reuse --bandwidth 4e11 --num-parameters 7e9
 
 Measured, on simulated devices: bytes and rounds of the collectives in the compiled program, flops and
-temporary bytes that the compiler states, bytes of the optimizer's state that lie on one device. A model:
-every time, from these counts and the machine given on the command line; see docs/scaling.md.
+temporary bytes that the compiler reports, bytes of the optimizer's state on one device. Modelled: every
+time, from these counts and the machine given on the command line; see docs/scaling.md.
 
 layout      parameters and state   gradients passed to `update`
 data        replicated (jit)       of the whole batch
@@ -45,7 +45,7 @@ METHODS = {  # name -> (what goes in front of SGD, values of `refresh`)
     "eigen_sam": (partial(optax_sam.eigen_sam, num_iters=NUM_ITERS), (False, True)),
     "xsam": (partial(optax_sam.xsam, num_alphas=NUM_ALPHAS), (False, True)),
 }
-# What `update` is told of the devices.
+# Arguments of `update` for several devices.
 TOLD = {
     "shard_map": {"axis_name": AXIS, "m_sharpness": False},
     "local": {"axis_name": AXIS, "m_sharpness": True},
@@ -59,17 +59,17 @@ class Job:
     num_devices: int = 1000
     """Devices N."""
     num_parameters: float = 1e9
-    """Parameters P of a dense transformer: a gradient takes 6 P flops a token."""
+    """Parameters P of a dense transformer: a gradient takes 6 P flops per token."""
     tokens_per_device: int = 4096
     """Tokens of a batch on each device."""
     bytes_per_parameter: float = 2
-    """Bytes in which a parameter or its gradient is sent; 2 is bfloat16."""
+    """Bytes sent for a parameter or its gradient; 2 is bfloat16."""
     flops_per_second: float = 1e15
-    """Peak of a device."""
+    """Peak performance of a device."""
     efficiency: float = 0.4
     """Share of the peak that training reaches."""
     bandwidth: float = 50e9
-    """Bytes a second that a device sends and at the same time receives; 50e9 is 400 Gbit/s."""
+    """Bytes per second that a device sends and simultaneously receives; 50e9 is 400 Gbit/s."""
     latency: float = 5e-6
     """Seconds of one hop."""
     interval: int = 100
@@ -85,11 +85,11 @@ class Config:
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of simulated devices."""
     methods: tuple[Literal[*METHODS], ...] = tuple(METHODS)
-    """Methods; SGD is the unit and always among them."""
+    """Methods; SGD is the unit and always included."""
     batch_size: int = 256
-    """Images a step on each device: the more devices, the larger the batch."""
+    """Images per step on each device: the more devices, the larger the batch."""
     output: Path = RESULT_FILE
-    """Result file, one line of JSON a program; written anew."""
+    """Result file, one line of JSON per program; it is overwritten."""
     reuse: bool = False
     """Take the counts from the result file and compile nothing."""
     job: Job = dataclasses.field(default_factory=Job)
@@ -124,7 +124,7 @@ def make_step(
 
 
 def bytes_on_a_device(tree: Any) -> int:
-    """Returns the bytes of the arrays that lie on one device."""
+    """Returns the bytes of the arrays on one device."""
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
@@ -139,7 +139,7 @@ def measure(
     places = jax.tree.map(lambda x: fsdp_sharding(x.shape, mesh) if layout == "fsdp" else everywhere, params)
     params = jax.device_put(params, places)
     tx = optax.chain(METHODS[method][0](), optax.sgd(0.1, momentum=0.9))
-    # `init` gives each statistic the sharding of its parameter; scalars it leaves on the default device.
+    # `init` gives each statistic the sharding of its parameter, but leaves scalars on the default device.
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, everywhere), tx.init(params))
     carry = (params, state)
     step = jax.jit(
@@ -166,7 +166,7 @@ def measure(
 
 
 def measure_all(config: Config) -> list[Record]:
-    """One record a program."""
+    """One record per program."""
     programs = [
         (method, refresh, layout, num_devices)
         for num_devices in config.devices
@@ -194,14 +194,14 @@ def communication_seconds(collective_bytes: dict[str, float], rounds: float, job
 
 
 def at_scale(record: Record, sgd: Record, job: Job) -> dict[str, float]:
-    """Returns what the model says of a step, for a record and SGD's on as many devices."""
+    """Returns the model's prediction for a step, from its record and that of SGD on as many devices."""
     is_sharded = record["layout"] == "fsdp"
     flops = (
         record["flops_per_device"] / sgd["flops_per_device"] * 6 * job.num_parameters * job.tokens_per_device
     )
     scale = job.num_parameters * job.bytes_per_parameter / record["parameter_bytes"]
     sent = {kind: size * scale for kind, size in record["collective_bytes"].items()}
-    if is_sharded:  # Each device keeps its part of the sum only.
+    if is_sharded:  # Each device keeps only its part of the sum.
         sent["reduce-scatter"] = sent.pop("all-reduce", 0)
     state = record["state_bytes_per_device"] / record["parameter_bytes_per_device"] * 4 * job.num_parameters
     compute = flops / (job.flops_per_second * job.efficiency)
@@ -268,7 +268,7 @@ def print_model(records: list[Record], job: Job) -> None:
     print(f"{'layout':10s} {'method':10s} {'compute':>9s} {'+ communication':>16s} {'= step':>10s}", end="")
     print(f" {'/ sgd':>6s} {'all overlaps':>13s} {'state a device':>15s}")
     for (layout, method), group in own.items():
-        if layout == "shard_map":  # The same job as "data", in another notation.
+        if layout == "shard_map":  # The same computation as "data".
             continue
         mean = mean_at_scale(group, unit, job)
         print(

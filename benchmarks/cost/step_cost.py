@@ -1,19 +1,20 @@
-"""What a step costs, for every method, beside SAM written by hand, `optax.contrib.sam` and PyTorch's SAM.
+"""What a step of every method costs, compared with SAM by hand, `optax.contrib.sam` and PyTorch's SAM.
 
     python -m benchmarks.cost.step_cost             # the whole table
     python -m benchmarks.cost.step_cost --quick     # a part of it, nothing is stored
     python -m benchmarks.cost.step_cost --models mlp --batch-sizes 512
-    python -m benchmarks.cost.step_cost --resume    # what the result file lacks
-    python -m benchmarks.cost.step_cost --reuse     # docs/cost.md anew from the result file
+    python -m benchmarks.cost.step_cost --resume    # only what the result file lacks
+    python -m benchmarks.cost.step_cost --reuse     # writes docs/cost.md from the result file
 
 All rows of a network and batch size are measured in one run, taking turns, on `jax.devices()[0]`. Flops,
-bytes and temporary memory are counts of the compiled program, the same on every run; time is the median over
-the rounds, and its ratios are those within a round. Rows of PyTorch appear where it is installed, for which
-`pip install torch==2.13.0 pytorch_optimizer==4.1.0` is enough (`torch_rows.py`).
+bytes and temporary memory are counted by the compiler and are the same on every run. Times are medians over
+the rounds, and their ratios are taken within a round. Rows of PyTorch appear if it is installed:
+`pip install torch==2.13.0 pytorch_optimizer==4.1.0` (`torch_rows.py`).
 
 - "by hand" is SAM in one jitted function, the least that SAM can cost: two gradients, one norm.
-- Rows without a remark are steps with `refresh=False`, that is nearly all steps. "refresh" are those with
-  `refresh=True`, "automatic" the program that decides by itself (`refresh=None`), timed between refreshes.
+- Rows without a remark are steps with `refresh=False`, that is, nearly all steps. "refresh" rows are steps
+  with `refresh=True`, "automatic" rows are those of the program that decides by itself (`refresh=None`),
+  timed between refreshes.
 - "automatic refresh" is a refresh within that program, in a `cond`.
 - One forward pass and one gradient are shown as units for the refreshes.
 """
@@ -57,7 +58,7 @@ BATCH_SIZES = {
     "resnet8": (32, 128),
     "transformer": (32, 128),
 }
-# Refreshes are measured with this batch size alone.
+# Refreshes are measured with this batch size only.
 REFRESH_BATCH_SIZE = 128
 SGD = {"jax": "sgd", "torch": "torch.optim.SGD"}
 PACKAGES = {
@@ -75,31 +76,31 @@ class Config:
     models: tuple[Literal[*NETWORKS], ...] = tuple(NETWORKS)
     """Networks: on images of 28 x 28 (resnet8: 32 x 32 x 3) in 10 classes, or sequences of 64 tokens."""
     batch_sizes: tuple[int, ...] = ()
-    """Examples a step; none given: 32, 128 and, with the first two networks, 512."""
+    """Examples per step. Left out: 32, 128 and, for the first two networks, 512."""
     rounds: int = 30
-    """Times that every row is measured, at most; refreshes three times. 0 counts and measures no time."""
+    """How often every row is timed, at most; refreshes three times. 0: only counts, no times."""
     seconds: float = 25.0
-    """Time after which no further round of a network and batch size begins, the first seven excepted."""
+    """Time after which no further round of a network and batch size begins, except the first seven."""
     num_iters: int = 5
     """Hessian-vector products in a refresh of Eigen-SAM."""
     num_alphas: int = 21
     """Losses in a refresh of XSAM."""
     torch: bool = True
-    """Measure PyTorch as well, where it is installed."""
+    """Measure PyTorch as well, if it is installed."""
     quick: bool = False
     """Three networks, one batch size, the most important rows, five rounds; nothing is stored."""
     resume: bool = False
-    """Leave out what the result file has from this device and these versions."""
+    """Skip what the result file already has from this device and these versions."""
     reuse: bool = False
     """Measure nothing: write the tables of the result file."""
     output: Path = RESULT_FILE
-    """Result file, one line of JSON a row, written after each network and batch size; lines of other
-    devices, networks and batch sizes in it are kept."""
+    """Result file, one line of JSON per row, written after each network and batch size; its lines of other
+    devices, networks and batch sizes are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: makes steps, and waits for them."""
+    """One line of the table, with a function that makes steps and waits for them."""
 
     framework: str
     run: Callable[[int], None]
@@ -145,14 +146,14 @@ def jax_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
 
 
 def run_jax(compiled: jax.stages.Compiled, carry: list[Any], batch: Any, steps: int) -> None:
-    """Makes steps from the one element of `carry`, which it replaces."""
+    """Makes steps from the only element of `carry`, which it replaces."""
     for _ in range(steps):
         carry[0] = compiled(carry[0], batch)
     jax.block_until_ready(carry[0])
 
 
 def torch_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
-    """The same network and batch in PyTorch, where that is installed and has the same device."""
+    """The same network and batch in PyTorch, if it is installed and has the same device."""
     if not config.torch or any(importlib.util.find_spec(p) is None for p in ("torch", "pytorch_optimizer")):
         return {}
     from benchmarks.cost import torch_rows as in_torch
@@ -171,7 +172,7 @@ def torch_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
 
 
 def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: str) -> dict[str, list[float]]:
-    """Measures seconds a step; the rounds of a row are those in which every other was measured, too."""
+    """Measures seconds per step, in rounds in which all rows take turns."""
     times: dict[str, list[float]] = {name: [] for name in rows}
     steps = dict.fromkeys(rows, 1)
     began = time.perf_counter()
@@ -182,7 +183,7 @@ def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: s
         for name, row in rows.items():
             if row.is_refresh and i > 3:
                 continue
-            if row.framework != framework:  # Lets the threads of the other one fall asleep.
+            if row.framework != framework:  # Lets the threads of the other framework go idle.
                 framework = row.framework
                 time.sleep(0.05)
             start = time.perf_counter()
@@ -190,13 +191,13 @@ def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: s
             elapsed = (time.perf_counter() - start) / steps[name]
             if i > 0:
                 times[name].append(elapsed)
-            elif not row.is_refresh:  # The first round warms up, and shows how many steps are a turn.
+            elif not row.is_refresh:  # The first round warms up and sets the number of steps per turn.
                 steps[name] = min(max(round(0.05 / elapsed), 1), 20)
     return times
 
 
 def measure(config: Config, model: str, batch_size: int) -> list[Record]:
-    """One record a row."""
+    """One record per row."""
     rows = {**jax_rows(config, model, batch_size), **torch_rows(config, model, batch_size)}
     times = take_turns(rows, config.rounds, config.seconds, f"{model}, {batch_size}") if config.rounds else {}
     return [
@@ -215,7 +216,7 @@ def measure(config: Config, model: str, batch_size: int) -> list[Record]:
 
 
 def seconds(own: list[float], sgd: list[float]) -> dict[str, Any]:
-    """Returns quartiles over the rounds. Ratios are those within a round: the machine's drift cancels."""
+    """Returns quartiles over the rounds. Ratios are taken within a round, so the machine's drift cancels."""
     return {
         "seconds": spread(own),
         "seconds_relative_to_sgd": spread([a / b for a, b in zip(own, sgd, strict=False)]),
@@ -229,7 +230,7 @@ def spread(values: list[float]) -> list[float]:
 
 
 def place() -> dict[str, str]:
-    """What the measurement ran on."""
+    """The device and machine of the measurement."""
     return {
         "device": jax.devices()[0].device_kind,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -243,12 +244,12 @@ def combinations(config: Config) -> Iterator[tuple[str, int]]:
 
 
 def identity(record: Record) -> tuple[Any, ...]:
-    """What is measured in one run."""
+    """What identifies a run."""
     return tuple(record[key] for key in ("device", "machine", "model", "batch_size"))
 
 
 def write(records: list[Record], path: Path) -> None:
-    """Replaces the lines of these devices, networks and batch sizes, keeps all others."""
+    """Replaces the lines of these devices, networks and batch sizes, and keeps all others."""
     new = {identity(record) for record in records}
     kept = [record for record in read_records(path) if identity(record) not in new]
     write_records(path, kept + records)

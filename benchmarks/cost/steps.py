@@ -22,7 +22,7 @@ NETWORKS: dict[str, tuple[Callable[..., nnx.Module], Any, int]] = {
     "resnet8": (ResNet8, (32, 32, 3), 10),
     "transformer": (Transformer, 64, 256),  # length of a sequence, number of tokens
 }
-# The refresh inside a `cond`. The gradients of convolutions are slow there on CPU.
+# The refresh inside a `cond`, where gradients of convolutions are slow on CPU.
 SLOW = "eigen_sam, automatic refresh"
 TRACED = "a refresh that is true, which the compiler cannot know"
 
@@ -56,7 +56,7 @@ def make_loss(model: str, batch_size: int) -> tuple[Callable[..., jax.Array], An
     """Returns (loss(params, batch), parameters, a batch of random images or tokens)."""
     network, shape, num_classes = NETWORKS[model]
     graphdef, state = nnx.split(network(shape, num_classes, rngs=nnx.Rngs(0)))
-    # A plain dictionary: JAX takes an `nnx.State` apart in Python, 0.1 ms at every call.
+    # A plain dictionary: JAX flattens an `nnx.State` in Python, which takes 0.1 ms per call.
     params = nnx.to_pure_dict(state)
     rng = np.random.default_rng(0)
     if isinstance(shape, int):
@@ -129,12 +129,12 @@ def make_steps(
 
 
 def compile_step(step: Callable[..., Any], carry: Any, batch: Any) -> jax.stages.Compiled:
-    """Compiles a step that gives its carry away."""
+    """Compiles a step that donates its carry."""
     return jax.jit(step, donate_argnums=0).lower(carry, batch).compile()
 
 
 def counts(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """What the compiler counts in a program."""
+    """The compiler's counts for a program."""
     text, costs = compiled.as_text(), compiled.cost_analysis()
     return {
         "flops": costs["flops"],

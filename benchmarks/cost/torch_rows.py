@@ -1,7 +1,7 @@
 """The networks of the cost table in PyTorch, and the SAM variants of the package pytorch_optimizer.
 
-Networks get the parameters of those in JAX, and both must have the same loss. Each optimizer is used as its
-documentation says, in eager mode, with the base optimizer `torch.optim.SGD`.
+Networks get the parameters of the networks in JAX, and both must have the same loss. Each optimizer is used
+as its documentation says, in eager mode, with the base optimizer `torch.optim.SGD`.
 """
 
 import dataclasses
@@ -145,15 +145,15 @@ NETWORKS = {"mlp": MLP, "strided_cnn": StridedCNN, "resnet8": ResNet8, "transfor
 
 
 def has_device(platform: str) -> bool:
-    """Whether this PyTorch computes where JAX does."""
+    """Whether this PyTorch can compute on the same device as JAX."""
     return platform == "cpu" or (platform in ("gpu", "cuda") and torch.cuda.is_available())
 
 
 def convert(model: str, name: str, x: np.ndarray) -> np.ndarray:
     """Returns a parameter as PyTorch stores it: outputs first, channels before pixels.
 
-    Where a stride does not fit, XLA's "SAME" pads on the right and PyTorch on the left. So the strided CNN
-    sees mirrored images in PyTorch, with mirrored kernels, and computes the same.
+    Where the two sides are padded differently, XLA's "SAME" pads on the right and PyTorch on the left. So in
+    PyTorch the strided CNN gets mirrored images and mirrored kernels, and computes the same.
     """
     if model == "strided_cnn" and name == "head.weight":
         return x.reshape(4, 4, 32, 10)[::-1, ::-1].transpose(3, 2, 0, 1).reshape(10, -1)
@@ -211,7 +211,7 @@ class ConstantRadius:
 def step_makers(
     network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, settings: Settings
 ) -> dict[str, Callable[[], Callable[[], Any]]]:
-    """Name -> what makes its optimizer and returns one training step; a network is for one of them."""
+    """Name -> function that makes the optimizer and returns a training step; each needs its own network."""
     base = {"lr": settings.learning_rate, "momentum": settings.momentum}
     own = {"rho": settings.rho, **base}
     loss = lambda: cross_entropy(network(inputs), labels)
@@ -265,17 +265,17 @@ def make_rows(
     loss: float,
     settings: Settings,
 ) -> dict[str, tuple[Callable[[int], None], dict[str, float]]]:
-    """Name -> (what makes steps and waits for them, counts).
+    """Name -> (function that makes steps and waits for them, counts).
 
     Args:
         model: name of the network.
         params: its parameters in JAX, as NumPy arrays.
-        batch: as in JAX.
-        loss: of JAX, at these parameters.
+        batch: the batch in JAX.
+        loss: the loss in JAX at these parameters.
         settings: what the optimizers have in common with those of JAX.
 
     Raises:
-        RuntimeError: if the loss here is another one, so that the networks are not the same.
+        RuntimeError: if the loss here is different, so the networks are not the same.
     """
     device = "cpu" if settings.platform == "cpu" else "cuda"
     inputs, labels = make_batch(model, batch, device)

@@ -1,1 +1,1 @@
-"""Data sets: where they come from, as arrays, with wrong labels and random changes."""
+"""Data sets: their sources, loading as arrays, label noise and augmentation."""

@@ -1,13 +1,13 @@
-"""Data sets as arrays: read whole into memory, split into training, validation and test images, scaled.
+"""Data sets as arrays: read whole into memory, split into training, validation and test images, standardised.
 
 What is held out:
 
 - `test` is TFDS's test split. No choice is ever made by looking at it.
-- `validation` is taken out of TFDS's training split by a fixed seed, the same for every run.
-  Hyper-parameters are chosen on it. Its labels are right: label noise is put on the training labels
-  alone, after the split. (Where wrong labels come with the data, validation labels are wrong too.
+- `validation` is taken out of TFDS's training split with a fixed seed, the same for every run.
+  Hyper-parameters are chosen on it. Its labels are right: label noise is added only to the training
+  labels, after the split. (If wrong labels come with the data, validation labels are wrong too.
   Symmetric noise keeps the ranking of hyper-parameters on average, with more variance.)
-  Published accuracies are of networks trained on the whole training split: once hyper-parameters are
+  Published accuracies come from networks trained on the whole training split: once hyper-parameters are
   chosen, `validation_size=0` holds nothing out.
 
 A data set has to fit into memory as float32: CIFAR takes 0.7 GB, Tiny-ImageNet 5 GB.
@@ -34,12 +34,12 @@ class Dataset(NamedTuple):
     """Images in float32, standardised by the mean and deviation of the training pixels, channel by channel.
 
     Attributes:
-        train: what is trained on.
-        validation: what choices are made on; empty if nothing is held out.
-        test: what is reported.
-        num_classes: how many labels there are.
+        train: for training.
+        validation: for choosing hyper-parameters; empty if nothing is held out.
+        test: for the results that are reported.
+        num_classes: number of classes.
         mean: what was subtracted from the pixels (0 to 255), `[channels]`.
-        deviation: what they were divided by then.
+        deviation: what they were then divided by.
     """
 
     train: Split
@@ -51,12 +51,12 @@ class Dataset(NamedTuple):
 
     @property
     def black(self) -> np.ndarray | float:
-        """What a black pixel has become, `[channels]`."""
+        """The standardised value of a black pixel, `[channels]`."""
         return -self.mean / self.deviation
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str) -> Split:
-    """Reads a prepared split whole into memory."""
+    """Reads a whole prepared split into memory."""
     source = builder.as_data_source(split)
     examples = source.__getitems__(range(len(source)))
     return Split(
@@ -76,7 +76,7 @@ def load(
     train_size: int | None = None,
     validation_size: int | None = None,
 ) -> Dataset:
-    """Loads a data set, preparing it first where needed.
+    """Loads a data set, after preparing it if needed.
 
     Args:
         name: one of `SOURCES`.
@@ -86,13 +86,13 @@ def load(
         image_folder: see `prepare`.
         image_size: see `prepare`.
         train_size: keep only this many training images (a fixed random choice). None keeps all.
-        validation_size: how many images are held out of the training split. None: as many as `SOURCES` says.
+        validation_size: how many images are held out of the training split. None: the default in `SOURCES`.
 
     Returns:
         Training, validation and test arrays.
 
     Raises:
-        UsageError: as `prepare`, or if one of the sizes is more than there is.
+        UsageError: as in `prepare`, or if one of the sizes is too large.
     """
     builder = prepare(name, data_dir, download_dir, download, image_folder, image_size)
     whole, test = read(builder, "train"), read(builder, "test")

@@ -1,10 +1,10 @@
 """Random crops, flips and cutouts of a batch, on the device.
 
-Every image draws from a key of its own, made from the run's seed, the epoch and the image's number in the
-training data. So a resumed run sees the same images, and so does one on more devices.
+Every image has its own random key, derived from the run's seed, the epoch and the image's number in the
+training data. So a resumed run uses the same images, and so does one on more devices.
 
-The padding of a crop is black, the hole of a cutout is the mean colour (0 after standardisation): what one
-gets by padding before the standardisation and cutting after it, as the authors' codes do.
+The padding of a crop is black, and the hole of a cutout has the mean colour (0 after standardisation). This
+is the result of padding before the standardisation and cutting after it, as in the authors' code.
 """
 
 from functools import partial
@@ -16,13 +16,13 @@ import numpy as np
 
 
 class Augmentation(NamedTuple):
-    """What is done to a batch.
+    """How a batch is augmented.
 
     Attributes:
-        padding: pixels put around an image before a part of its own size is cut out at random. 0: no crop.
+        padding: pixels added around an image before it is cropped to its own size at random. 0: no crop.
         flip: whether half of the images are mirrored left to right.
         cutout_size: height and width of the square hole in pixels, an even number. Its centre is anywhere in
-            the image, so part of it may lie outside. 0: none.
+            the image, so part of it may be outside. 0: none.
         cutout_probability: share of the images with a hole.
     """
 
@@ -45,12 +45,12 @@ AUGMENTATIONS = {
 def augment(
     images: jax.Array, keys: jax.Array, black: jax.Array | np.ndarray | float, augmentation: Augmentation
 ) -> jax.Array:
-    """Augments each image with random numbers of its own.
+    """Augments each image with its own random numbers.
 
     Args:
         images: `[n, height, width, channels]`, standardised.
         keys: random keys, `[n]`.
-        black: what a black pixel has become, `[channels]`.
+        black: the standardised value of a black pixel, `[channels]`.
         augmentation: what to do.
 
     Returns:

@@ -1,7 +1,7 @@
-"""TFDS's own CIFAR-10 and CIFAR-100 builders without their need for TensorFlow, and a part of CIFAR-10.
+"""TFDS's own CIFAR-10 and CIFAR-100 builders, but without TensorFlow, and a part of CIFAR-10.
 
-TFDS uses TensorFlow there only to unpack the archive and to encode the images. These subclasses do it with
-tarfile, NumPy and PIL; names, versions, features, URLs and checksums stay TFDS's, and so does the result.
+TFDS uses TensorFlow there only to unpack the archive and to encode the images. These subclasses use tarfile,
+NumPy and PIL instead; names, versions, features, URLs, checksums and the result are those of TFDS.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 class ReadsArchiveWithNumpy:
-    """Replaces what TFDS's builders do with the downloaded archive."""
+    """Replaces how TFDS's builders read the downloaded archive."""
 
     def _split_generators(self, dl_manager):
-        content = self._cifar_info  # TFDS's: which files hold what
+        content = self._cifar_info  # from TFDS: the contents of each file
         with tarfile.open(dl_manager.download(content.url)) as archive:
 
             def read(file):
@@ -38,7 +38,7 @@ class ReadsArchiveWithNumpy:
 
     def _generate_examples(self, split_prefix, records):
         keys = self._cifar_info.label_keys
-        # A record: one byte for each label, then the red, the green and the blue pixels.
+        # A record: one byte for each label, then the red, green and blue pixels.
         records = np.frombuffer(records, np.uint8).reshape(-1, len(keys) + np.prod(IMAGE_SHAPE))
         labels, pixels = np.split(records, [len(keys)], axis=1)
         images = pixels.reshape(-1, 3, *IMAGE_SHAPE[:2]).transpose(0, 2, 3, 1)

@@ -1,16 +1,16 @@
 """A folder of images as a TensorFlow Datasets data set: `<folder>/train/<class>/*.jpg` or `.png`.
 
 TFDS has an `ImageFolder` of its own, but it lists the files with TensorFlow and decodes them on every read.
-Here they are decoded once, made square and written as array_record, as every other data set.
+Here they are decoded once, made square and written as array_record, like every other data set.
 
-What becomes of the folders beside `train`:
+How the folders beside `train` are used:
 
-- `val` and `test`, both with class folders: the validation and the test split.
-- One of the two: the test split. (Validation images are then taken out of the training split.)
+- `val` and `test`, both with class folders: they are the validation and the test split.
+- Only one of the two: it is the test split. (Validation images are then taken out of the training split.)
 - Neither: every tenth image of each class in `train` is set aside as the test split.
 
-A class folder may have folders inside. `val` may be laid out as Tiny-ImageNet's: the images in one folder,
-their classes in `val_annotations.txt`. A `test` folder without labels, as Tiny-ImageNet's, is not used.
+A class folder may contain folders. `val` may have the layout of Tiny-ImageNet: the images in one folder, and
+their classes in `val_annotations.txt`. A `test` folder without labels, as in Tiny-ImageNet, is not used.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
-        folder: that everything lies in.
+        folder: the folder itself.
         classes: names in alphabetical order; the integer labels are their positions.
         splits: for each split, the files with their labels.
     """
@@ -54,7 +54,7 @@ def list_images(folder: Path) -> Listing:
     """Finds the images and their labels.
 
     Args:
-        folder: with `train/<class>/` inside.
+        folder: a folder that contains `train/<class>/`.
 
     Returns:
         Splits `train` and `test`, and `validation` if the folder has both `val` and `test`.
@@ -70,7 +70,7 @@ def list_images(folder: Path) -> Listing:
     if not train:
         raise UsageError(
             f"no images in {train_folder}/<class>/ (looked for {', '.join(SUFFIXES)}); "
-            "name the folder that holds train/ with --image-folder"
+            "name the folder that contains train/ with --image-folder"
         )
     others = [images for name in ("val", "test") if (images := labelled_images(folder / name, classes))]
     match others:
@@ -117,7 +117,7 @@ def by_class(images: list[tuple[Path, int]], num_classes: int) -> list[list[tupl
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ImageFolderConfig(tfds.core.BuilderConfig):
-    """Which folder, and how large its images become."""
+    """The folder, and the size to which its images are scaled."""
 
     listing: Listing
     image_size: int

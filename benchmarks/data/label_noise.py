@@ -1,7 +1,7 @@
-"""Makes training labels wrong on purpose, in one of two ways.
+"""Makes training labels wrong, in one of two ways.
 
     symmetric     a label becomes any other with the same probability
-    asymmetric    a label becomes the one that its class is commonly mistaken for
+    asymmetric    a label becomes the one for which its class is commonly mistaken
 
 The asymmetric kind is that of Patrini et al., "Making deep neural networks robust to label noise", CVPR 2017.
 """
@@ -44,11 +44,11 @@ CIFAR100_SUPERCLASSES = {
 
 
 def mistaken_for(dataset: str, num_classes: int) -> np.ndarray:
-    """The class that each class is commonly mistaken for; itself, if there is none.
+    """The class for which each class is commonly mistaken; the class itself if there is none.
 
     Args:
-        dataset: name of the data set. CIFAR-10 has a table of its own, of five classes; in CIFAR-100 it is
-            the next class of the same superclass, around in a circle; elsewhere the next class.
+        dataset: name of the data set. For CIFAR-10 there is a table of five classes; in CIFAR-100 it is the
+            next class of the same superclass, cyclically; elsewhere the next class.
         num_classes: how many classes it has.
 
     Returns:
@@ -72,7 +72,7 @@ def mistaken_for(dataset: str, num_classes: int) -> np.ndarray:
 def symmetric(labels: jax.Array | np.ndarray, key: jax.Array, fraction: float, num_classes: int) -> jax.Array:
     """Makes a fraction of the labels wrong, uniformly among the other classes.
 
-    For training labels only. `round(fraction * n)` labels change, each to a class not its own.
+    For training labels only. `round(fraction * n)` labels change, each to another class.
 
     Args:
         labels: integers in `[0, num_classes)`.
@@ -97,16 +97,16 @@ def symmetric(labels: jax.Array | np.ndarray, key: jax.Array, fraction: float, n
 def asymmetric(
     labels: jax.Array | np.ndarray, key: jax.Array, fraction: float, wrong: np.ndarray
 ) -> jax.Array:
-    """Makes a fraction of the labels wrong, each as its class is commonly mistaken.
+    """Makes a fraction of the labels wrong, each changed to the class for which its own is commonly mistaken.
 
     For training labels only. Of the n labels whose class is mistaken for another one, `round(fraction * n)`
-    change. In CIFAR-10 these are half of the classes, so half of the fraction of all labels becomes wrong.
+    change. In CIFAR-10 these are half of the classes, so half that fraction of all labels becomes wrong.
 
     Args:
         labels: integers in `[0, num_classes)`.
         key: random key; the same key gives the same wrong labels.
-        fraction: of the labels of these classes to make wrong, in `[0, 1]`. Beyond ½ the wrong class has the
-            majority and nothing is left to learn.
+        fraction: of the labels of these classes to make wrong, in `[0, 1]`. Above ½ the wrong class has the
+            majority, and the right one can no longer be learnt.
         wrong: from `mistaken_for`.
 
     Returns:
@@ -123,7 +123,7 @@ def asymmetric(
 
 
 def check(fraction: float, num_classes: int) -> None:
-    """Refuses impossible noise."""
+    """Raises if such noise is impossible."""
     if not 0 <= fraction <= 1:
         raise UsageError(f"the fraction of wrong labels is {fraction}; it must be in [0, 1]")
     if num_classes < 2:

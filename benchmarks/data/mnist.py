@@ -1,7 +1,7 @@
-"""TFDS's own MNIST and Fashion-MNIST builders, without their need for TensorFlow.
+"""TFDS's own MNIST and Fashion-MNIST builders, but without TensorFlow.
 
-TFDS uses TensorFlow there only to unpack and open the idx files. These subclasses do it with gzip
-and NumPy; names, versions, features, URLs and checksums stay TFDS's, and so does the result.
+TFDS uses TensorFlow there only to unpack and open the idx files. These subclasses use gzip and NumPy
+instead; names, versions, features, URLs, checksums and the result are those of TFDS.
 """
 
 import gzip
@@ -16,10 +16,10 @@ IDX_LABELS_HEADER = 8  # bytes: magic number, number of labels
 
 
 class ReadsIdxWithNumpy:
-    """Replaces what TFDS's builders do with the downloaded files."""
+    """Replaces how TFDS's builders read the downloaded files."""
 
     def _split_generators(self, dl_manager):
-        # TFDS's extraction of .gz files is TensorFlow's: leave them compressed.
+        # TFDS extracts .gz files with TensorFlow: leave them compressed.
         dl_manager.download_and_extract = dl_manager.download
         return super()._split_generators(dl_manager)
 

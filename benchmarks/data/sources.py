@@ -1,6 +1,6 @@
-"""Where data sets come from: TensorFlow Datasets prepares each of them once, from raw files.
+"""The sources of data sets: TensorFlow Datasets prepares each of them once, from raw files.
 
-Nothing here needs TensorFlow: the prepared files are array_record.
+None of this needs TensorFlow: the prepared files are in the array_record format.
 """
 
 import tempfile
@@ -23,12 +23,12 @@ DEFAULT_DATA_DIR = Path("data")
 
 
 class Source(NamedTuple):
-    """Where a data set comes from.
+    """The source of a data set.
 
     Attributes:
         builder: TFDS builder class.
         num_validation: how many training images are held out for validation. None: a tenth.
-        files: what the raw files are called; empty where there is nothing to download.
+        files: names of the raw files; empty if there is nothing to download.
         downloadable: whether TFDS can fetch them.
     """
 
@@ -61,26 +61,26 @@ def prepare(
     image_folder: Path | None = None,
     image_size: int = 64,
 ) -> tfds.core.DatasetBuilder:
-    """Prepares a data set in `data_dir`, unless it is there already.
+    """Prepares a data set in `data_dir`, unless it is already there.
 
     TFDS writes into a temporary folder and renames it at the end, so an interrupted call leaves no
     half-prepared data set behind.
 
     Args:
         name: one of `SOURCES`.
-        data_dir: where prepared data sets lie, `<data_dir>/<name>/<version>`.
-        download_dir: where raw files lie, `<download_dir>/<name>`; they are only read, and their
-            checksums compared with TFDS's.
+        data_dir: folder of prepared data sets, in `<data_dir>/<name>/<version>`.
+        download_dir: folder of raw files, in `<download_dir>/<name>`; they are only read, and their
+            checksums are compared with TFDS's.
         download: let TFDS download raw files that are missing.
-        image_folder: what the data set `image_folder` is made of, see `image_folder.py`.
+        image_folder: the folder for the data set `image_folder`, see `image_folder.py`.
         image_size: height and width of its images, in pixels.
 
     Returns:
         The builder, ready for `as_data_source`.
 
     Raises:
-        UsageError: if there is no data set of that name; or it is not prepared, raw files are
-            missing and `download` is False; or a raw file is not what TFDS knows.
+        UsageError: if there is no data set of that name; or if it is not prepared, raw files are
+            missing and `download` is False; or if a raw file has another checksum than in TFDS.
     """
     if name not in SOURCES:
         raise UsageError(f"no data set {name!r}; choose one of: {', '.join(SOURCES)}")
@@ -98,7 +98,7 @@ def prepare(
     raw = Path(download_dir).expanduser() / name if download_dir else data_dir / "downloads" / name
     missing = [file for file in source.files if not (raw / file).is_file()]
     if missing and not (download and source.downloadable):
-        # TFDS by itself would retry the download for minutes where there is no network.
+        # TFDS itself would retry the download for minutes if there is no network.
         fetch = (
             ", or add --download to fetch them"
             if source.downloadable
@@ -110,7 +110,7 @@ def prepare(
             f"holds {name}/{missing[0]} with --download-dir{fetch}. "
             "Or use --dataset digits, which needs no files."
         )
-    # TFDS always creates its download folders: temporary ones where nothing is downloaded.
+    # TFDS always creates its download folders: temporary ones if nothing is downloaded.
     with tempfile.TemporaryDirectory() as scratch:
         try:
             builder.download_and_prepare(

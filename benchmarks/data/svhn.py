@@ -1,8 +1,8 @@
-"""TFDS's own builder of the cropped Street View House Numbers, without its need for TensorFlow.
+"""TFDS's own builder of the cropped Street View House Numbers, but without TensorFlow.
 
-TFDS uses TensorFlow there only to open the .mat files and to encode the images. This subclass does it with
-SciPy and PIL; name, version, features, URLs and checksums stay TFDS's. The extra split is left out: 531,131
-further images, 1.3 GB, which the papers on sharpness do not train on.
+TFDS uses TensorFlow there only to open the .mat files and to encode the images. This subclass uses SciPy and
+PIL instead; name, version, features, URLs and checksums are those of TFDS. The extra split is left out:
+531,131 further images, 1.3 GB, on which the papers on sharpness do not train.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ FILES = ("train_32x32.mat", "test_32x32.mat")
 with tfds.core.registered.skip_registration():
 
     class SVHNCropped(original.Builder):
-        """SVHN, cropped to single digits, as in TFDS but for its extra split."""
+        """SVHN, cropped to single digits, as in TFDS but without its extra split."""
 
         name = "svhn_cropped"
         url_infos = original.Builder.url_infos  # TFDS's checksums, which it looks for beside the class

@@ -1,21 +1,22 @@
-"""`make demo`: what sharpness-aware training does, on real data with 40 % of the training labels wrong.
+"""`make demo`: the effect of sharpness-aware training on real data with 40 % of the training labels wrong.
 
-Trains the same network on 500 of scikit-learn's digits, with SGD and five sharpness-aware methods,
-several seeds each, then prints a table and draws a picture.
+Trains the same network on 500 of scikit-learn's digits, with SGD and five sharpness-aware methods and several
+seeds each, then prints a table and draws a picture.
 
-- "Usual recipe" rows keep learning rate 0.05 and weight decay 5e-4, and differ by the one line that
-  puts SAM in front of SGD (its rho is chosen). "Tuned" rows choose learning rate and weight decay, too,
-  so that SGD has its own remedy against wrong labels: strong weight decay.
-- Test accuracy is that after the last epoch, on 500 images with right labels that no choice has seen.
+- "Usual recipe" rows keep learning rate 0.05 and weight decay 5e-4, and differ only in the line that puts
+  SAM in front of SGD (its rho is chosen). For "tuned" rows, learning rate and weight decay are chosen too, so
+  that SGD can use its own remedy against wrong labels: strong weight decay.
+- Test accuracy is measured after the last epoch, on 500 images with right labels that were not used for any
+  choice.
 - Settings come from `results/demo_tuning.jsonl`: sixteen trials for every tuned row, compared by
   accuracy on validation images, with seeds that the demonstration does not use. SGD spends its trials on
   learning rates and weight decays, the others on fewer of those and on four settings of their own.
-  `python -m benchmarks.experiments.demo --tune` does it again, one process on each core.
-- "Over tuned SGD" is the mean difference seed by seed (rows share initial weights, wrong labels and
-  order of the batches) with its standard error.
+  `python -m benchmarks.experiments.demo --tune` repeats this, with one process per core.
+- "Over tuned SGD" is the mean of the differences seed by seed (rows share initial weights, wrong labels and
+  the order of the batches) with its standard error.
 - λ_max is the largest eigenvalue of the Hessian of the loss on the training data, wrong labels included.
-- Time per step is measured in the same run, the rows taking turns, and includes its share of the
-  occasional work of Eigen-SAM and XSAM.
+- Time per step is measured in the same run, with the rows taking turns, and includes a share of the refreshes
+  of Eigen-SAM and XSAM.
 """
 
 import dataclasses
@@ -51,8 +52,8 @@ TUNING_SEEDS = (1000, 1001, 1002)  # the demonstration itself uses 0, 1, 2, ...
 TRAIN_SIZE = 500  # of 1,000; validation and test keep their 297 and 500
 BATCH_SIZE = 50
 USUAL_RECIPE = {"learning_rate": 0.05, "weight_decay": 5e-4}
-# Sixteen trials for every tuned row. SGD's weight decays go far beyond the usual 5e-4: that is its own
-# remedy against wrong labels.
+# Sixteen trials for every tuned row. SGD's weight decays are far larger than the usual 5e-4, because weight
+# decay is its own remedy against wrong labels.
 SGD_SEARCH = {"learning_rate": (0.005, 0.01, 0.02, 0.05), "weight_decay": (0.02, 0.03, 0.045, 0.06)}
 SHARED_SEARCH = {"learning_rate": (0.02, 0.05), "weight_decay": (0.01, 0.02)}
 
@@ -62,7 +63,7 @@ class Row(NamedTuple):
 
     Attributes:
         method: its name in `methods.METHODS`.
-        label: how table and picture spell it.
+        label: its name in table and picture.
         search: values to choose from on validation data.
     """
 
@@ -72,7 +73,7 @@ class Row(NamedTuple):
 
 
 def tuned(method: str) -> Row:
-    """The row of a method whose learning rate and weight decay are chosen, too."""
+    """The row of a method whose learning rate and weight decay are chosen too."""
     label, own = methods.METHODS[method].label, methods.METHODS[method].search
     return Row(method, f"{label}, tuned", SHARED_SEARCH | own)
 
@@ -100,9 +101,9 @@ class Demo:
     tune: bool = False
     """Choose every method's settings again, on validation data, instead of the demonstration."""
     processes: int = os.cpu_count() or 1
-    """For --tune: trials at a time."""
+    """For --tune: number of trials at a time."""
     tuning_file: Path = TUNING_FILE
-    """Where --tune writes, and the demonstration reads."""
+    """The file that --tune writes and the demonstration reads."""
 
 
 def row_config(demo: Demo, name: str) -> Config:
@@ -115,7 +116,7 @@ def row_config(demo: Demo, name: str) -> Config:
         model="mlp",
         label_noise=0.4,
         epochs=demo.epochs,
-        # Each as its authors do: XSAM searches at the start of every epoch, Eigen-SAM every 100 steps.
+        # As the authors do: XSAM searches at the start of every epoch, Eigen-SAM every 100 steps.
         refresh_every=TRAIN_SIZE // BATCH_SIZE if ROWS[name].method == "xsam" else 100,
         **USUAL_RECIPE,
     )
@@ -130,7 +131,7 @@ def dataset_of(demo: Demo) -> Dataset:
 
 
 def tune(demo: Demo) -> None:
-    """Writes one line a trial; `chosen_configs` reads them."""
+    """Writes one line per trial; `chosen_configs` reads them."""
     jobs = [
         (demo, name, settings) for name, row in ROWS.items() for settings in methods.combinations(row.search)
     ]
@@ -141,7 +142,7 @@ def tune(demo: Demo) -> None:
 
 
 def trial(job: tuple[Demo, str, dict[str, float]]) -> Record:
-    """Trains a row with one of its settings, every tuning seed; validation accuracy at the end."""
+    """Trains a row with one of its settings and every tuning seed; returns validation accuracies."""
     demo, name, settings = job
     dataset = dataset_of(demo)
     config = with_settings(row_config(demo, name), settings)
@@ -179,10 +180,10 @@ def chosen_configs(demo: Demo) -> dict[str, Config]:
     """Configuration of every row, from the tuning file.
 
     Args:
-        demo: names the file.
+        demo: contains the name of the file.
 
     Returns:
-        Row name -> configuration; only the seed is open.
+        Row name -> configuration, complete except for the seed.
 
     Raises:
         UsageError: if the file is missing.
@@ -205,7 +206,7 @@ def train_all(
     configs: dict[str, Config],
     programs: dict[str, Program],
 ) -> list[Record]:
-    """Trains every row with every seed; one record a network."""
+    """Trains every row with every seed; one record per network."""
     sgd = programs["sgd"]
     rest = sgd.init(0).rest  # the MLP has no BatchNorm and no dropout
     training_loss = jax.jit(lambda params, batch: sgd.loss(params, rest, *batch)[0])

@@ -1,13 +1,13 @@
-"""How good is the top eigenvector after a few products? Lanczos beside power iteration, along a training.
+"""How good is the top eigenvector after a few products? Lanczos and power iteration during a training.
 
     python -m benchmarks.experiments.eigenvector_solvers --download-dir FOLDER    # with fashion_mnist/*.gz
-    python -m benchmarks.experiments.eigenvector_solvers --report-only            # page and picture alone
+    python -m benchmarks.experiments.eigenvector_solvers --report-only            # only page and picture
 
 The strided CNN is trained on 10,000 Fashion-MNIST images with SAM. Every 100 steps, where Eigen-SAM with its
-defaults would refresh, both solvers look for the top eigenvector of the Hessian of the current batch (128
+defaults would refresh, both solvers estimate the top eigenvector of the Hessian of the current batch (128
 images) with 1 to 10 products: cold, from a random vector, and warm, from what the same solver with the same
-number of products found 100 steps before. The truth is SciPy's `eigsh` on the same batch. Alignment is
-|⟨v, v₁⟩|, 1 for the right direction.
+number of products found 100 steps before. The reference is SciPy's `eigsh` on the same batch. Alignment is
+|⟨v, v₁⟩|, which is 1 for the right direction.
 
 A second table: the error of λ_max of the training loss on 1,000 images, against the number of products.
 
@@ -71,15 +71,15 @@ class Experiment:
     download_dir: Path | None = None
     """Folder with the raw files, in fashion_mnist/."""
     processes: int = os.cpu_count() or 1
-    """Networks at a time, each on a core of its own."""
+    """Number of networks at a time, each on its own core."""
     output: Path = RESULT_FILE
     """Result file."""
     report_only: bool = False
-    """Only write page and picture, from the result file."""
+    """Only write page and picture from the result file."""
 
 
 def measure(job: tuple[Experiment, int]) -> list[Record]:
-    """Trains a network and measures; one record an estimate."""
+    """Trains a network and measures; one record per estimate."""
     experiment, seed = job
     dataset = dataset_of(experiment)
     config = Config(
@@ -105,7 +105,7 @@ def measure(job: tuple[Experiment, int]) -> list[Record]:
     steps = train_steps(program, Split(images, labels), state, seed)
     for step, state, _ in steps:
         if step % INTERVAL == 1:
-            # The batch of this step, as a refresh would have it; the parameters are those behind it.
+            # The batch of this step, which a refresh would use; the parameters are those after the step.
             order = epoch_order(seed, (step - 1) // program.steps_per_epoch, len(labels))
             start = (step - 1) % program.steps_per_epoch * config.batch_size
             batch = order[start : start + config.batch_size]
@@ -125,7 +125,7 @@ def dataset_of(experiment: Experiment) -> Dataset:
 
 
 def measure_all(experiment: Experiment) -> None:
-    """Adds the seeds that are missing in the result file."""
+    """Adds the seeds that are missing from the result file."""
     dataset_of(experiment)  # prepared once, before the workers start
     records = read_records(experiment.output)
     done = {record["seed"] for record in records}
@@ -138,7 +138,7 @@ def measure_all(experiment: Experiment) -> None:
 def alignments(
     experiment: Experiment, loss: Callable, at: tuple, found: dict, seed: int, step: int
 ) -> Iterator[Record]:
-    """Every solver, start and number of products, beside the exact top eigenvector of the same batch."""
+    """Compares every solver, start and number of products with the exact top eigenvector of the batch."""
     params, *rest = at
     exact_value, exact = top_eigenpair(loss, params, *rest, tolerance=1e-4)
     cold = random_vector(jax.random.key(step + 1000 * seed), params)
@@ -191,12 +191,12 @@ def top_eigenpair(
 ) -> tuple[float, object]:
     """The algebraically largest eigenvalue of the Hessian of `value_fn(params, *args)`, and its eigenvector.
 
-    By SciPy rather than by one of the solvers that are compared with it: ARPACK's restarted Lanczos, from
-    Hessian-vector products in the precision of the parameters.
+    It uses SciPy rather than one of the solvers under test: ARPACK's restarted Lanczos, with Hessian-vector
+    products in the precision of the parameters.
 
     Args:
         value_fn: scalar function. Compiled once per function object, whatever the parameters.
-        params: where; a pytree.
+        params: the point, a pytree.
         *args: further arguments of `value_fn`.
         tolerance: relative accuracy of the eigenvalue.
 
@@ -210,7 +210,7 @@ def top_eigenpair(
         return np.asarray(ravel_pytree(hessian_vector_product(value_fn, params, tangent, *args))[0])
 
     operator = LinearOperator((flat.size, flat.size), matvec=product, dtype=flat.dtype)
-    start = np.random.default_rng(0).standard_normal(flat.size)  # ARPACK's own varies by call
+    start = np.random.default_rng(0).standard_normal(flat.size)  # ARPACK's own varies between calls
     values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)
     return float(values[0]), unravel(np.asarray(vectors[:, 0], flat.dtype))
 
@@ -219,7 +219,7 @@ def top_eigenpair(
 def hessian_vector_product(
     value_fn: Callable[..., jax.Array], params: object, tangent: object, *args: object
 ) -> object:
-    """H v: forward over reverse."""
+    """H v, by forward over reverse differentiation."""
     return jax.jvp(lambda w: jax.grad(value_fn)(w, *args), (params,), (tangent,))[1]
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.experiments.info_sam_defaults --download-dir FOLDER    # the folder with mnist/*.gz
 
-3,000 MNIST images and the MLP, each estimator with three radii, SAM beside it; the second line of the table
-is the authors' early code (no averaging, no damping). Nothing here looks at test images.
+3,000 MNIST images and the MLP, each estimator with three radii, compared with SAM; the second line of the
+table is the authors' early code (no averaging, no damping). No test images are used.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Experiment:
     download_dir: Path | None = None
     """Folder with the raw files of MNIST, in mnist/."""
     output: Path = RESULTS / "info_sam_defaults.jsonl"
-    """Result file, one line a setting."""
+    """Result file, one line per setting."""
 
 
 def main() -> None:

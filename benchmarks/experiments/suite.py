@@ -2,25 +2,25 @@
 
     python -m benchmarks.experiments.suite tune    chooses each row's settings on validation data
     python -m benchmarks.experiments.suite run     trains every row with every seed, measures on test data
-    python -m benchmarks.experiments.suite time    measures the cost of a step, the rows taking turns
+    python -m benchmarks.experiments.suite time    measures the time of a step, with the rows taking turns
     python -m benchmarks.reports.suite_report      tables and figures from the result files, for RESULTS.md
 
 10,000 training images, the strided CNN, 20 epochs. The protocol:
 
 - The usual recipe is learning rate 0.05 and weight decay 5e-4, the same for every row.
-- Whatever is chosen is chosen at each noise level from five trials. Sharpness-aware methods: four radii, then
-  another value of what the method has of its own (infoSAM's power, Eigen-SAM's alpha, eta of ASAM and Fisher
-  SAM, XSAM's rho_max; SAM has nothing else, and tries a fifth radius), at the best of the radii.
-- "Decay tuned" rows: SGD four weight decays, its own remedy against wrong labels, then a larger learning
-  rate; SAM and ASAM four radii at weight decay 2e-3, then a stronger one.
+- Whatever is chosen is chosen at each noise level from five trials. Sharpness-aware methods: four radii,
+  then, with the best of these, another value of the method's own hyper-parameter (infoSAM's power,
+  Eigen-SAM's alpha, eta of ASAM and Fisher SAM, XSAM's rho_max; SAM has no other and tries a fifth radius).
+- "Decay tuned" rows: SGD tries four weight decays, its own remedy against wrong labels, then a larger
+  learning rate; SAM and ASAM try four radii at weight decay 2e-3, then a stronger weight decay.
 - Trials are compared by accuracy on 10,000 validation images after the last epoch, with one seed that
   `run` does not use.
-- The reported accuracy is that after the last epoch on the 10,000 test images. Nothing was chosen on it.
-- Rows share seeds, and with them initial weights, wrong labels and order of the batches, so that
+- The reported accuracy is measured after the last epoch on the 10,000 test images. Nothing was chosen on it.
+- Rows share seeds, and with them initial weights, wrong labels and the order of the batches, so that
   differences between rows can be taken seed by seed.
-- "SGD, 40 epochs" costs as much as SAM: two gradients where SGD has one.
+- "SGD, 40 epochs" costs as much as SAM, which needs two gradients where SGD needs one.
 
-`tune` and `run` append to their files as trials end: stopped, they go on where they were.
+`tune` and `run` append to their files as trials end. If stopped, they continue where they were.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ TUNING_SEED = 1000  # `run` uses 0, 1, 2, ...
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What to do."""
+    """The accuracy suite."""
 
     action: tyro.conf.Positional[Literal["tune", "run", "time"]]
     """One of the suite's three parts."""
@@ -69,7 +69,7 @@ class Suite:
     output: Path = RESULTS
     """Folder of the result files."""
     tuning_file: Path = RESULTS / "suite_tuning.jsonl"
-    """Where `tune` writes, and `run` finds the settings."""
+    """The file that `tune` writes, and from which `run` reads the settings."""
     data_dir: Path = sources.DEFAULT_DATA_DIR
     """Folder of prepared data sets."""
     download_dir: Path | None = None
@@ -77,7 +77,7 @@ class Suite:
     download: bool = False
     """Let TensorFlow Datasets download them."""
     processes: int = os.cpu_count() or 1
-    """Networks trained at a time, each on a core of its own."""
+    """Number of networks trained at a time, each on its own core."""
 
 
 def row_config(suite: Suite, name: str, noise: float) -> Config:
@@ -131,7 +131,7 @@ class Job(NamedTuple):
 
 
 def train_job(job: Job, *, test: bool) -> Record:
-    """Trains a network; validation accuracy, and with `test` what `run` reports."""
+    """Trains a network; returns its validation accuracy, and with `test` what `run` reports."""
     dataset = dataset_of(job.suite)
     config = with_settings(row_config(job.suite, job.row, job.noise), job.settings)
     config = dataclasses.replace(config, seed=job.seed)
@@ -169,7 +169,7 @@ def train_job(job: Job, *, test: bool) -> Record:
 
 @functools.cache
 def training_loss(suite: Suite) -> Callable[..., jax.Array]:
-    """Params, batch -> loss of the network, whatever method trained it: one function, compiled once."""
+    """Params, batch -> loss of the network, whichever method trained it: one function, compiled once."""
     program = program_of(suite, row_config(suite, "sgd", 0.0))
     rest = program.init(0).rest  # the networks of the suite have no BatchNorm and no dropout
     return jax.jit(lambda params, batch: program.loss(params, rest, *batch)[0])
@@ -179,7 +179,7 @@ def training_loss(suite: Suite) -> Callable[..., jax.Array]:
 
 
 def tune_job(job: tuple[Suite, str, float, list[Record]]) -> list[Record]:
-    """The trials of a row at a noise level that are missing among those there are."""
+    """Makes the missing trials of a row at a noise level."""
     suite, name, noise, before = job
     trials = list(before)
     while (settings := next_trial(trials, name, noise)) is not None:
@@ -188,14 +188,14 @@ def tune_job(job: tuple[Suite, str, float, list[Record]]) -> list[Record]:
 
 
 def tune(suite: Suite) -> None:
-    """Appends the trials that are missing in the tuning file."""
+    """Appends the trials that are missing from the tuning file."""
     trials = read_records(suite.tuning_file)
     jobs = []
     for name in suite.rows:
         for noise in suite.noise:
             if next_trial(trials, name, noise) is not None:
                 jobs.append((suite, name, noise, trials))
-    write_records(suite.tuning_file, trials)  # without a last line that a kill cut short
+    write_records(suite.tuning_file, trials)  # drops an incomplete last line, from a run that was killed
     for own in on_each_core(tune_job, jobs, suite.processes):
         trials += own
         write_records(suite.tuning_file, trials)
@@ -205,12 +205,12 @@ def tune(suite: Suite) -> None:
 
 
 def run_job(job: Job) -> Record:
-    """A network of the tables."""
+    """Trains a network for the tables."""
     return train_job(job, test=True)
 
 
 def run(suite: Suite) -> None:
-    """Appends the networks that are missing in the result file, one seed of all rows after another."""
+    """Appends the networks that are missing from the result file, all rows of one seed after another."""
     trials = read_records(suite.tuning_file)
     missing = [
         (name, noise)
@@ -236,8 +236,8 @@ def run(suite: Suite) -> None:
                 before = done.get((name, noise, seed))
                 if before is not None and before != job.settings:
                     raise UsageError(
-                        f"{file} holds {name} with noise {noise} and other settings ({before}) than the "
-                        f"tuning file chooses now ({job.settings}); move that file away, or choose "
+                        f"{file} has {name} with noise {noise} and other settings ({before}) than those "
+                        f"that the tuning file selects now ({job.settings}); move that file away, or choose "
                         "another --output folder"
                     )
                 if before is None:
@@ -249,7 +249,7 @@ def run(suite: Suite) -> None:
 
 
 def time_rows(suite: Suite) -> None:
-    """Seconds a step of every row at 40 % noise, on this machine, with all its cores."""
+    """Seconds per step of every row at 40 % noise, on this machine, with all its cores."""
     trials = read_records(suite.tuning_file)
     noise = 0.4 if 0.4 in suite.noise else suite.noise[0]
     configs = {
@@ -282,7 +282,7 @@ def main() -> None:
     except UsageError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on with what is missing")
+        sys.exit("\nstopped; the same command continues with what is missing")
 
 
 if __name__ == "__main__":

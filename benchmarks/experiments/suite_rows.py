@@ -1,4 +1,4 @@
-"""The rows of the accuracy suite: methods, what is tried on validation data, and which trial is best."""
+"""The rows of the accuracy suite: methods, trials on validation data, and choosing the best trial."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,11 +13,11 @@ class Row(NamedTuple):
 
     Attributes:
         method: its name in `methods.METHODS`.
-        label: how tables and figures spell it.
-        first: four settings, of which the best on validation data is kept; empty where nothing is chosen.
-        then: a fifth trial, on top of the best of the four.
+        label: its name in tables and figures.
+        first: four settings, of which the best on validation data is kept; empty if nothing is chosen.
+        then: changes to the best of the four, for a fifth trial.
         epochs: passes over the training data.
-        refresh_every: steps between refreshes, as the method's authors have it.
+        refresh_every: steps between refreshes, as in the method's paper.
     """
 
     method: str
@@ -39,7 +39,7 @@ SAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2,
 ASAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=1.0)]
 STRONGER = {"weight_decay": 5e-3}
 FASTER = {"learning_rate": 0.1}
-# rho_max is twice rho, as XSAM's authors have it; the fifth trial is another.
+# rho_max is twice rho, as in XSAM's paper; the fifth trial has another value.
 XSAM_RADII = radii(*FOUR, rho=0.1, rho_max=0.2)
 OTHER_RHO_MAX = {"rho_max": 0.15}
 EPOCH = 10_000 // BATCH_SIZE
@@ -69,7 +69,7 @@ ROWS = {
 
 
 def best(trials: list[Record], name: str, noise: float) -> dict[str, float]:
-    """Settings with the highest validation accuracy of a row at a noise level; the first of equals."""
+    """Settings with the highest validation accuracy of a row at a noise level; the first if several tie."""
     if not ROWS[name].first:
         return {}
     own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
@@ -77,7 +77,7 @@ def best(trials: list[Record], name: str, noise: float) -> dict[str, float]:
 
 
 def next_trial(trials: list[Record], name: str, noise: float) -> dict[str, float] | None:
-    """Settings of the first trial of a row at a noise level that is missing; None if none is."""
+    """Settings of the first missing trial of a row at a noise level; None if none is missing."""
     row = ROWS[name]
     own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
     wanted = [*row.first]

@@ -1,15 +1,15 @@
-"""Published weights of Vision Transformers, to fine-tune from: .npz and .safetensors files on this machine.
+"""Published weights of Vision Transformers, for fine-tuning, from local .npz and .safetensors files.
 
-Three layouts are known, by the names of their arrays:
+Three layouts are recognised, by the names of their arrays:
 
     google-research/vision_transformer   .npz of `gs://vit_models`, "How to train your ViT?" (augreg) included
     timm                                 .safetensors of `timm/vit_*_patch16_*`
     torchvision                          `vit_b_16`, once its .pth is saved as .safetensors
 
-The head is left out: the new one starts at zero, for other classes. Position embeddings are interpolated
-where the images are of another size. Our images (`data/arrays.py`) are standardised by their own mean and
-deviation, and those that the weights were trained on by others: the difference is put into the weights of the
-first layer, so that the network starts with the features that were published.
+The head is not read: the new one, for other classes, starts at zero. Position embeddings are interpolated if
+the images have another size. Our images (`data/arrays.py`) are standardised by their own mean and deviation,
+and those on which the weights were trained by others. The weights of the first layer are adapted to this, so
+that the network starts with the published features.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,8 +33,8 @@ class Layout(NamedTuple):
     """How weights are stored.
 
     Attributes:
-        sign: an array that only this layout has.
-        block: how the names of an encoder block begin.
+        sign: name of an array that only this layout has.
+        block: beginning of the names of an encoder block.
         convert: arrays, number of encoder blocks, number of heads -> weights.
         mean: what was subtracted from pixels in [0, 1] before the network saw them.
         deviation: what they were divided by then.
@@ -53,20 +53,20 @@ def load(path: Path, params: nnx.State, dataset: Dataset) -> nnx.State:
     Args:
         path: of the file.
         params: parameters of the network, abstract or not; their shapes are what is read.
-        dataset: of the images that it will be given.
+        dataset: of the images on which it will be trained.
 
     Returns:
-        All its parameters but those of the head.
+        All its parameters except those of the head.
 
     Raises:
-        UsageError: if the file is not of a known layout, or of a network of other sizes.
+        UsageError: if the layout of the file is unknown, or its network has other sizes.
     """
     shapes = {at: param.shape for at, param in nnx.to_flat_state(params) if at[0] != "head"}
     arrays = read(path)
     layout = next((layout for layout in LAYOUTS if layout.sign in arrays), None)
     if layout is None or ("class_token",) not in shapes:
         raise UsageError(
-            f"{path} and this model do not go together: vit_s16 and vit_b16 alone start from published "
+            f"{path} does not fit this model: only vit_s16 and vit_b16 can start from published "
             f"weights, in a file with one of the arrays {', '.join(layout.sign for layout in LAYOUTS)}"
         )
     num_blocks = 1 + max(at[1] for at in shapes if at[0] == "blocks")
@@ -79,7 +79,7 @@ def load(path: Path, params: nnx.State, dataset: Dataset) -> nnx.State:
     try:
         weights = layout.convert(arrays, num_blocks, num_heads)
     except KeyError as error:
-        raise UsageError(f"{path} has no array {error}; its network is another one") from error
+        raise UsageError(f"{path} has no array {error}; it is of another network") from error
     weights = {at: np.asarray(array, np.float32) for at, array in weights.items()}
     weights["positions",] = resize_positions(weights["positions",], shapes["positions",][1])
     for at, shape in shapes.items():
@@ -160,10 +160,10 @@ TORCHVISION = {
 
 
 def from_torch(names: Mapping[str, str]) -> Callable[[Arrays, int, int], Weights]:
-    """The layouts of timm and torchvision: matrices transposed, query, key and value in one."""
+    """The layouts of timm and torchvision: transposed matrices, and query, key and value in one array."""
 
     def convert(arrays: Arrays, num_blocks: int, num_heads: int) -> Weights:
-        # torchvision's first file has older names.
+        # torchvision's first files have older names.
         arrays = {
             name.replace("mlp.linear_1", "mlp.0").replace("mlp.linear_2", "mlp.3"): array
             for name, array in arrays.items()
@@ -237,7 +237,7 @@ def resize_positions(positions: np.ndarray, num_tokens: int) -> np.ndarray:
 
 
 def restandardise(weights: Weights, layout: Layout, dataset: Dataset) -> None:
-    """Makes the first layer give on our images what the published one gives on images of its own standard.
+    """Adapts the first layer to the standardisation of our images, so that it gives the published features.
 
     A pixel that is x here was (x · scale + shift) there.
     """

@@ -1,10 +1,10 @@
 """ResNets for small images (He et al., 2016) and WideResNets (Zagoruyko and Komodakis, 2016).
 
-As in the codes of Eigen-SAM, XSAM and VaSSO: a first convolution of 3x3 that keeps the size, no pooling after
-it, strides in the second and later stages, the mean over the last feature maps. Convolutions have no biases;
-they pad by one pixel on each side, also where they stride. BatchNorm is PyTorch's: ε = 1e-5, and each step
-keeps 0.9 of the running statistics. Weights of convolutions start as He et al. draw them (normal, fan out),
-like VaSSO's; those of Eigen-SAM and XSAM start as PyTorch's defaults.
+As in the code of Eigen-SAM, XSAM and VaSSO: a first convolution of 3x3 that keeps the size, no pooling after
+it, strides in the second and later stages, and the mean over the last feature maps. Convolutions have no
+biases and always pad by one pixel on each side, even with a stride. BatchNorm is PyTorch's: ε = 1e-5, and
+each step keeps 0.9 of the running statistics. Convolutions are initialised as in He et al. (normal, fan out)
+and VaSSO; Eigen-SAM and XSAM use PyTorch's defaults.
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class Bottleneck(nnx.Module):
 
 
 class Shortcut(nnx.Module):
-    """The identity, or where shapes change a 1x1 convolution."""
+    """The identity, or a 1x1 convolution if the shape changes."""
 
     def __init__(self, before: int, after: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.changes = stride != 1 or before != after

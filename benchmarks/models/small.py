@@ -1,7 +1,7 @@
-"""Small networks for CPUs, of images `[batch, height, width, channels]`; logits are float32.
+"""Small networks for CPUs, for images `[batch, height, width, channels]`; logits are float32.
 
-`dtype` is what a network computes in. Its parameters are always float32, so that SAM's perturbations are not
-rounded away.
+`dtype` is the precision of a network's computations. Its parameters are always float32, so that SAM's
+perturbations are not rounded away.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class MLP(nnx.Module):
 class StridedCNN(nnx.Module):
     """Three 3x3 convolutions, each halving the image by its stride.
 
-    Strides rather than pooling, because the gradient of max pooling is slow on CPUs.
+    It uses strides rather than pooling, because the gradient of max pooling is slow on CPUs.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class StridedCNN(nnx.Module):
 class SixLayerCNN(nnx.Module):
     """Four 3x3 convolutions and two linear layers, with 2x2 max pooling after every second convolution.
 
-    Eigen-SAM's figure 1 is of "a 6-layer CNN" on CIFAR-10. Its layers are not in the authors' code, so these
-    are ours. No normalisation, as it would change the curvature along with the scale of the weights.
+    Figure 1 of Eigen-SAM shows "a 6-layer CNN" on CIFAR-10. Its layers are not in the authors' code, so these
+    are ours. There is no normalisation, because then the curvature would depend on the scale of the weights.
 
     Args:
-        image_shape: height and width, which four divides, and channels.
+        image_shape: height and width, both divisible by four, and channels.
         num_classes: how many logits.
         width: channels of the first two convolutions; twice in the next two, eight times in the linear layer.
         dtype: in which to compute.

@@ -40,7 +40,7 @@ def build(
         rngs: random keys.
 
     Raises:
-        UsageError: if the network does not have an option, or not for images of this shape.
+        UsageError: if the network does not have an option, or does not fit images of this shape.
     """
     constructor = getattr(MODELS[name], "func", MODELS[name]).__init__  # of a class, or of a partial one
     known = {
@@ -49,7 +49,7 @@ def build(
         if parameter.kind is parameter.KEYWORD_ONLY and option != "rngs"
     }
     if unknown := sorted(set(options) - set(known)):
-        numbers = (int, float, int | Sequence[int])  # what a command line can give
+        numbers = (int, float, int | Sequence[int])  # types that the command line can pass
         offered = ", ".join(option for option, kind in known.items() if kind in numbers) or "none"
         raise UsageError(f"model {name!r} has no option {', '.join(unknown)}; its options are: {offered}")
     return MODELS[name](image_shape, num_classes, **options, rngs=rngs)

@@ -18,7 +18,7 @@ LayerNorm = partial(nnx.LayerNorm, epsilon=1e-6)
 
 
 class EncoderBlock(nnx.Module):
-    """Self-attention and an MLP, each beside the identity."""
+    """Self-attention and an MLP, each with a residual connection."""
 
     def __init__(self, hidden_size: int, num_heads: int, *, dropout: float, dtype: DTypeLike, rngs: nnx.Rngs):
         uniform = nnx.initializers.xavier_uniform()
@@ -42,9 +42,9 @@ class VisionTransformer(nnx.Module):
     """Transformer encoder on the patches of an image.
 
     Args:
-        image_shape: height, width, channels of the images that come in.
+        image_shape: height, width, channels of the input images.
         num_classes: how many logits.
-        image_size: to what height and width images are scaled first, as part of the network. 0: as they come.
+        image_size: height and width to which the network first scales its input. 0: no scaling.
         patch_size: height and width of a patch, in pixels.
         hidden_size: size of a token.
         num_layers: encoder blocks.

@@ -1,4 +1,4 @@
-"""What `make demo` shows: its table and its picture."""
+"""The table and the picture of `make demo`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,8 @@ from benchmarks.reports.records import Record, mean_and_error
 def summarise(records: list[Record], seconds: dict[str, float]) -> dict[str, dict[str, float]]:
     """The numbers of the table, by row.
 
-    Rows share seeds, and with them initial weights, wrong labels and order of the batches: gains over
-    tuned SGD are differences seed by seed, which vary less than the accuracies themselves.
+    Rows share seeds, and with them initial weights, wrong labels and the order of the batches. Gains over
+    tuned SGD are therefore differences seed by seed, which vary less than the accuracies themselves.
     """
     numbers = {}
     accuracies = {
@@ -33,7 +33,7 @@ def summarise(records: list[Record], seconds: dict[str, float]) -> dict[str, dic
 
 
 def print_table(records: list[Record], seconds: dict[str, float], labels: Mapping[str, str]) -> None:
-    """One line a row."""
+    """One line per row."""
     titles = ("", "test accuracy", "over tuned SGD", "λ_max", "time per step")
     print("\n{:18s} {:>14s} {:>16s} {:>14s} {:>14s}  settings".format(*titles))
     for name, row in summarise(records, seconds).items():
@@ -49,7 +49,7 @@ def print_table(records: list[Record], seconds: dict[str, float], labels: Mappin
 def draw(records: list[Record], labels: Mapping[str, str], path: Path) -> None:
     """Test accuracy along training, and at its end against sharpness."""
     figure = plt.figure(figsize=(12, 5), layout="constrained")
-    # The left axis is broken: SGD with the usual recipe falls far below where the others differ.
+    # The left axis is broken: SGD with the usual recipe is far below the others.
     grid = figure.add_gridspec(4, 2)
     upper, lower = figure.add_subplot(grid[:3, 0]), figure.add_subplot(grid[3, 0])
     right = figure.add_subplot(grid[:, 1])

@@ -1,4 +1,4 @@
-"""What the comparison of eigenvector solvers shows: the tables of `docs/curvature.md`, and a picture."""
+"""Tables and picture of the comparison of eigenvector solvers, for `docs/curvature.md`."""
 
 import statistics
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def select(records: list[Record], kind: str, **fields: Any) -> list[Record]:
 
 
 def alignment_table(records: list[Record]) -> str:
-    """Mean alignment (and the lowest decile) of each solver and start, a line a number of products."""
+    """Mean alignment (and the lowest decile) of each solver and start, one line per number of products."""
     columns = [(solver, start) for start in STARTS for solver in sorted(SOLVERS)]
     lines = []
     for num_iters in sorted({record["num_iters"] for record in select(records, "alignment")}):
@@ -40,7 +40,7 @@ def alignment_table(records: list[Record]) -> str:
 
 
 def eigenvalue_table(records: list[Record]) -> str:
-    """Largest error over the seeds, a line a number of products."""
+    """Largest error over the seeds, one line per number of products."""
     last = max(record["step"] for record in select(records, "eigenvalue"))
     columns = [(solver, step) for step in (0, last) for solver in sorted(SOLVERS)]
     lines = []
@@ -55,7 +55,7 @@ def eigenvalue_table(records: list[Record]) -> str:
 
 
 def equal_quality(records: list[Record], products: Sequence[int] = range(1, 11), num_iters: int = 5) -> str:
-    """How many Lanczos products align at least as well as so many power iterations, both warm."""
+    """How many Lanczos products align at least as well as `num_iters` power iterations, both warm."""
 
     def mean(solver: str, count: int) -> float:
         own = select(records, "alignment", solver=solver, start="warm", num_iters=count)
@@ -67,14 +67,14 @@ def equal_quality(records: list[Record], products: Sequence[int] = range(1, 11),
         return f"No number of Lanczos products up to {max(products)} reaches {num_iters} power iterations."
     best, same = mean("lanczos", enough[0]), mean("lanczos", num_iters)
     return (
-        f"{num_iters} warm power iterations, the paper's setting, align by {wanted:.3f}. Lanczos reaches "
-        f"that with {enough[0]} products ({best:.3f}), {100 * enough[0] / num_iters:.0f} % of the cost; with "
-        f"{num_iters} it gets {same:.3f}."
+        f"{num_iters} warm power iterations, the paper's setting, reach an alignment of {wanted:.3f}. "
+        f"Lanczos reaches that with {enough[0]} products ({best:.3f}), {100 * enough[0] / num_iters:.0f} % "
+        f"of the cost; with {num_iters} products it reaches {same:.3f}."
     )
 
 
 def tables(records: list[Record]) -> dict[str, str]:
-    """What fills the page."""
+    """The tables of the page."""
     return {
         "alignment": alignment_table(records),
         "equal_quality": equal_quality(records),

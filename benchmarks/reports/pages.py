@@ -1,4 +1,4 @@
-"""What result files put into Markdown pages whose text is written by hand: tables, between two marks."""
+"""Puts generated tables between marks into Markdown pages whose text is written by hand."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +17,8 @@ def table(
     Args:
         titles: of the columns.
         lines: cells.
-        numbers: whether all columns but the first are numbers, set to the right.
-        padded: whether columns line up in the source, too, for the terminal.
+        numbers: whether all columns except the first are numbers, aligned to the right.
+        padded: whether columns are aligned in the source too, for the terminal.
     """
     rule = ["---", *["---:" if numbers else "---"] * (len(titles) - 1)]
     rows = [titles, rule, *lines]

@@ -1,4 +1,4 @@
-"""The look of all pictures: panels side by side, a colour and a marker for each method."""
+"""The style of all pictures: panels side by side, a colour and a marker for each method."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ import numpy as np
 mpl.use("agg")  # pictures go to files; no display needed
 import matplotlib.pyplot as plt
 
-# Colours: Wong, "Points of view: Color blindness", Nature Methods 2011. Where one comes twice, the rows
-# differ by marker, and by dashes.
+# Colours: Wong, "Points of view: Color blindness", Nature Methods 2011. Rows with the same colour differ in
+# their markers and dashes.
 STYLES = {
     "sgd": {"color": "#000000", "marker": "o"},
     "sgd_usual": {"color": "#7F7F7F", "marker": "x"},
@@ -95,7 +95,7 @@ def legend(axes: plt.Axes) -> None:
 
 
 def legend_below(axes: plt.Axes) -> None:
-    """The same for all panels of the figure, where a panel has no room."""
+    """The same for all panels of the figure, if a panel has no room."""
     labels = axes.get_legend_handles_labels()
     axes.figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 

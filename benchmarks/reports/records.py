@@ -1,4 +1,4 @@
-"""Result files: one JSON object a line, with the versions that it depends on."""
+"""Result files: one JSON object per line, with the versions on which it depends."""
 
 import functools
 import importlib.metadata
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def read_records(file: Path) -> list[Record]:
-    """The lines of a result file; none where it is missing, and without a last line cut short by a kill."""
+    """The lines of a result file; none if it is missing, and without an incomplete last line."""
     records = []
     for line in file.read_text().splitlines() if file.exists() else ():
         try:
@@ -27,7 +27,7 @@ def read_records(file: Path) -> list[Record]:
 
 
 def write_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a result file, whole or not at all."""
+    """Writes a result file, atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial_file = file.with_suffix(".partial")
     partial_file.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -36,7 +36,7 @@ def write_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 @functools.cache
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of packages; none named: of those that every result depends on."""
+    """Versions of packages; by default of those on which every result depends."""
     packages = packages or ("optax_sam", "jax", "optax", "flax")
     return {name: importlib.metadata.version(name) for name in packages}
 

@@ -14,7 +14,7 @@ TITLES = {
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """Returns one table a device and network."""
+    """Returns one table per device and network."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record["device"], record["machine"], record["model"]), []).append(record)
@@ -72,7 +72,7 @@ def cost_table(records: Sequence[Record]) -> str:
 
 
 def ratio(record: Record, unit: Record, key: str) -> str:
-    """Returns a count in units of SGD's; PyTorch states flops only."""
+    """Returns a count relative to SGD's; PyTorch counts only flops."""
     return f"{record[key] / unit[key]:.2f}" if key in record else "–"
 
 

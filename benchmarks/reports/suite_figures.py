@@ -16,7 +16,7 @@ Records = list[Record]
 
 
 def draw_noise(records: Records, path: Path) -> None:
-    """Test accuracy against the fraction of wrong labels: itself, and beside SAM's."""
+    """Test accuracy against the fraction of wrong labels, and its difference from SAM's."""
     rows, levels = present(records)
     if len(levels) < 2:
         return
@@ -28,7 +28,7 @@ def draw_noise(records: Records, path: Path) -> None:
         accuracy = [mean_and_error([100 * a for a in of(records, row, noise).values()]) for noise in levels]
         left.plot(percent, [mean for mean, _ in accuracy], label=ROWS[row].label, markersize=6, **STYLES[row])
         gains = [mean_and_error(differences(records, row, noise)) for noise in levels]
-        if row not in ("sam", "sgd", "sgd_40"):  # the latter two would squeeze all others together
+        if row not in ("sam", "sgd", "sgd_40"):  # the last two would compress the scale for all others
             style = STYLES[row] | {"linestyle": "none"}
             right.errorbar(
                 shifted, [g for g, _ in gains], [e for _, e in gains], capsize=2, markersize=6, **style
@@ -49,7 +49,7 @@ def draw_noise(records: Records, path: Path) -> None:
     right.set(
         xlabel="wrong training labels (%)",
         ylabel="percentage points",
-        title="Less SAM's, seed by seed (mean ± standard error)",
+        title="Difference from SAM, seed by seed (mean ± standard error)",
     )
     for axes in (left, right):
         axes.set_xticks(percent)
@@ -84,7 +84,7 @@ def draw_radius(trials: Records, path: Path) -> None:
             (tuned, "SGD, decay tuned", ":"),
         ):
             axes.axhline(100 * accuracy, color="k", lw=1, ls=dashes, label=label)
-        # Networks that collapsed to guessing lie below the picture: they would squeeze all others together.
+        # Networks that collapsed to guessing are below the picture: they would compress the scale.
         shown = [100 * trial["validation_accuracy"] for trial in trials if trial["label_noise"] == noise]
         axes.set_ylim(100 * (usual[0] if usual else min(shown) / 100) - 4, max(shown) + 1)
         axes.set(xscale="log", xlabel="rho (ASAM: rho / 10)", title=f"{100 * noise:.0f} % wrong labels")
@@ -100,7 +100,7 @@ def draw_radius(trials: Records, path: Path) -> None:
 
 
 def draw_cost(records: Records, times: Records, path: Path, noise: float = 0.4) -> None:
-    """Test accuracy against the time of a training; and the rows near SAM again, larger."""
+    """Test accuracy against the time of a training, and the rows near SAM enlarged."""
     figure, (whole, near) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     sgd = next(time["seconds_per_step"] * time["steps"] for time in times if time["row"] == "sgd")
     costs = {time["row"]: time["seconds_per_step"] * time["steps"] / sgd for time in times}

@@ -1,4 +1,4 @@
-"""The numbers that tables and figures of the accuracy suite are made of, from its records."""
+"""The numbers for tables and figures of the accuracy suite, from its records."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from benchmarks.reports.records import Record, mean_and_error
 
 
 def of(records: list[Record], row: str, noise: float, field: str = "test_accuracy") -> dict[int, float]:
-    """Seed -> value of a field, of one row at one noise level; without networks that diverged."""
+    """Seed -> value of a field, for one row at one noise level, where the field exists."""
     return {
         record["seed"]: record[field]
         for record in records
@@ -16,13 +16,13 @@ def of(records: list[Record], row: str, noise: float, field: str = "test_accurac
 
 
 def differences(records: list[Record], row: str, noise: float, other: str = "sam") -> list[float]:
-    """Test accuracy less that of another row, seed by seed, in percentage points."""
+    """Test accuracy minus that of another row, seed by seed, in percentage points."""
     ours, theirs = of(records, row, noise), of(records, other, noise)
     return [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
 
 
 def present(records: list[Record]) -> tuple[list[str], list[float]]:
-    """The rows and noise levels that a file holds, in the order of the table."""
+    """The rows and noise levels in a file, in the order of the table."""
     rows = {record["row"] for record in records}
     return [name for name in ROWS if name in rows], sorted({record["label_noise"] for record in records})
 

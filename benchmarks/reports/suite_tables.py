@@ -30,7 +30,7 @@ def difference_table(records: Records, trials: Records, times: Records) -> str:
 
 
 def tuned_difference_table(records: Records, trials: Records, times: Records) -> str:
-    """The same to SGD with its weight decay tuned."""
+    """Paired differences to SGD with tuned weight decay."""
     return differences_to("sgd_decay", records)
 
 

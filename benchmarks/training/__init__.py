@@ -1,1 +1,1 @@
-"""What a training run consists of beside its loop, `benchmarks/train.py`."""
+"""The parts of a training run, except its loop, `benchmarks/train.py`."""

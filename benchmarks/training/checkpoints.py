@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: its state, and the losses of the epoch so far. The last one is kept."""
+"""Checkpoints of a training run: its state, and the losses of the epoch so far. Only the last one is kept."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
 def save(
     checkpoints: ocp.CheckpointManager, step: int, state: TrainState, losses: Sequence[jax.Array | float]
 ) -> None:
-    """Writes a checkpoint, whole or not at all."""
+    """Writes a checkpoint, atomically."""
     so_far = ocp.args.JsonSave([float(loss) for loss in losses])
     checkpoints.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), losses=so_far))
 

@@ -1,8 +1,8 @@
-"""What a training run is: every setting, its default, and files that hold some of them.
+"""The settings of a training run, their defaults, and files that contain some of them.
 
     python -m benchmarks.train --config benchmarks/configs/eigen_sam_cifar100_resnet18.toml --seed 1
 
-A file gives settings by name, in TOML; what the command line says as well wins.
+A file gives settings by name, in TOML; the command line overrides it.
 """
 
 import argparse
@@ -35,28 +35,28 @@ class Config:
     refresh_every: int = 100
     """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
     monitor: int | None = None
-    """Record norms, sharpness, alignment and curvature every so many steps. Left out: never."""
+    """Record norms, sharpness, alignment and curvature every this many steps. Left out: never."""
 
     dataset: Literal[*sources.SOURCES] = "digits"
     """Data set; digits is bundled, the others need files (--download-dir, --download, --image-folder)."""
     image_folder: Path | None = None
     """Folder with train/<class>/*.jpg or .png, for the data set image_folder."""
     image_size: int = 64
-    """Height and width that its images are given."""
+    """Height and width to which its images are scaled."""
     train_size: int | None = None
     """Train on this many images only."""
     validation_size: int | None = None
-    """Training images held out to choose settings on. 0 trains on all. Left out: usually a tenth."""
+    """Training images held out for choosing settings. 0 trains on all images. Left out: usually a tenth."""
     label_noise: float = 0.0
     """Fraction of the training labels made wrong. Validation and test labels stay right."""
     noise_kind: Literal["symmetric", "asymmetric"] = "symmetric"
-    """symmetric: any other label; asymmetric: the one that the class is commonly mistaken for."""
+    """symmetric: any other label; asymmetric: the one for which the class is commonly mistaken."""
     augment: Literal[*AUGMENTATIONS] = "none"
     """Random changes of the training images, the same in all gradients of a step."""
     cutout_size: int = 16
     """Height and width of the hole of crop_flip_cutout."""
     cutout_probability: float = 0.5
-    """Share of the images that it is cut into."""
+    """Share of the images that get a hole."""
     model: Literal[*MODELS] = "mlp"
     """Network."""
     model_options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
@@ -64,12 +64,12 @@ class Config:
     pretrained: Path | None = None
     """File of published weights for a Vision Transformer to start from, .npz or .safetensors."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in. Parameters, the loss and everything of the optimizer are float32."""
+    """Precision of the network's computations. Parameters, loss and optimizer use float32."""
 
     epochs: int = 100
     """Passes over the training data."""
     batch_size: int = 100
-    """Images a step; the last, smaller batch of an epoch is left out."""
+    """Images per step; the last, smaller batch of an epoch is left out."""
     learning_rate: float = 0.1
     """Initial learning rate; it falls to 0 along a cosine."""
     momentum: float = 0.9
@@ -80,7 +80,7 @@ class Config:
     """Seeds initial weights, wrong labels, the order of the batches and their augmentation."""
 
     devices: int | Literal["all"] = 1
-    """How many devices share each batch. The result is that of one, up to rounding."""
+    """How many devices share each batch. The result is that of one device, up to rounding."""
     parallel: Literal[*LAYOUTS] = "data"
     """data: jit with a sharded batch; fsdp: parameters and optimizer state sharded too; pmap: jax.pmap."""
 
@@ -89,7 +89,7 @@ class Config:
     data_dir: Path = sources.DEFAULT_DATA_DIR
     """Folder of prepared data sets."""
     download_dir: Path | None = None
-    """Folder with raw files that are already there, in <download-dir>/<dataset>/."""
+    """Folder with raw files that you already have, in <download-dir>/<dataset>/."""
     download: bool = False
     """Let TensorFlow Datasets download raw files that are missing."""
     checkpoint_every: int = 10
@@ -126,7 +126,7 @@ def parse(arguments: Sequence[str] | None = None, description: str | None = None
     before.add_argument("--config", type=Path)
     file, words = before.parse_known_args(arguments)
     in_file = [] if file.config is None else read(file.config)
-    # By itself first, so that what is wrong in the file is not taken for something that was typed.
+    # The file alone first, so that its errors are not reported as errors of the command line.
     tyro.cli(Config, args=in_file, prog=f"{program} --config {file.config}")
     return tyro.cli(Config, args=[*in_file, *words], prog=program, description=description)
 
@@ -135,7 +135,7 @@ def read(file: Path) -> list[str]:
     """Reads a file of settings, as words of a command line.
 
     Raises:
-        UsageError: if it cannot be read, or names a setting that there is not.
+        UsageError: if it cannot be read, or names an unknown setting.
     """
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))

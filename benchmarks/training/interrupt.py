@@ -1,4 +1,4 @@
-"""Lets a loop ask between two steps whether Ctrl-C or SIGTERM came."""
+"""Lets a loop check between two steps whether Ctrl-C or SIGTERM was received."""
 
 import contextlib
 import signal
@@ -11,17 +11,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def ask_for_interrupt() -> Iterator[Callable[[], bool]]:
-    """In this context a first signal is remembered, and a second one acts as usual.
+    """In this context the first signal is remembered, and a second one has its usual effect.
 
     Yields:
-        A function that says whether a signal came; never outside of the main thread, where Python has no
-        signals.
+        A function that returns whether a signal was received; outside of the main thread, where Python does
+        not deliver signals, always False.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    # A background job that was told to ignore Ctrl-C goes on ignoring it.
+    # A background job that ignores Ctrl-C continues to ignore it.
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     before = {n: handler for n, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
 

@@ -1,4 +1,4 @@
-"""What a training run writes down: `metrics.jsonl`, one JSON object a line, and the same for TensorBoard.
+"""The log of a training run: `metrics.jsonl`, one JSON object per line, and the same for TensorBoard.
 
     tensorboard --logdir runs
 
@@ -20,7 +20,7 @@ from benchmarks.training.config import NOT_PART_OF_THE_RUN, Config
 
 
 class Log:
-    """The records of a run, the configuration first."""
+    """The records of a run, starting with the configuration."""
 
     def __init__(self, folder: Path, config: Config):
         self.path = folder / "metrics.jsonl"
@@ -38,7 +38,7 @@ class Log:
         }
 
     def check_same_run(self, resume: bool) -> None:
-        """Refuses to write over a run, or to continue another one.
+        """Refuses to overwrite a run, or to continue a different one.
 
         Args:
             resume: whether the user asked to continue.
@@ -63,14 +63,14 @@ class Log:
             )
 
     def begin(self, step: int) -> None:
-        """Starts the files, or cuts them back to the step from which a run goes on."""
+        """Starts the files, or truncates them at the step from which a run continues."""
         records = [self.start]
         if step:
             before = read_records(self.path)
             records += [record for record in before if record.get("step", step + 1) <= step]
             records.append(self.start | {"event": "resume", "step": step})
         write_records(self.path, records)
-        # A kill may have taken points that were not on disk yet: hide earlier files and write all again.
+        # If the run was killed, some points may not be on disk: hide earlier files and write all again.
         self.tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=0)
         for record in records:
             self.show(record)
@@ -82,7 +82,7 @@ class Log:
         self.show(record)
 
     def show(self, record: dict[str, Any]) -> None:
-        """Gives the numbers of a record to TensorBoard."""
+        """Writes the numbers of a record for TensorBoard."""
         if record["event"] in ("start", "resume"):
             return
         for name, value in scalars(record):
@@ -100,7 +100,7 @@ class Log:
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a record, `validation/accuracy` for one inside another."""
+    """The numbers of a record; nested ones are named like `validation/accuracy`."""
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from scalars(value, f"{prefix}{name}/")

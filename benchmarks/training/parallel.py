@@ -1,12 +1,12 @@
 """Where the arrays of a training run live: on one device, or on several in one of three ways.
 
-    data    jit: every device has all parameters, JAX divides the work on a batch that is sharded
+    data    jit: every device has all parameters, and JAX divides the work on a sharded batch
     fsdp    jit: parameters and optimizer state are sharded as well
     pmap    jax.pmap: every device runs the step on its part of the batch and averages the gradients
 
-All give the numbers of one device up to rounding. (But under pmap a network with BatchNorm normalises each
-device's part by itself, and one with dropout drops the same units on all devices.) Between steps the state
-is one pytree of the same shapes in all of them, so a checkpoint of one is a checkpoint of all.
+All give the same numbers as one device, up to rounding. (But under pmap, BatchNorm normalises each device's
+part separately, and dropout drops the same units on all devices.) Between steps the state is a pytree with
+the same shapes in all of them, so a checkpoint of one can be used by the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ AXIS = "batch"
 
 
 class OneDevice:
-    """Nothing to place, nothing to average."""
+    """One device: nothing to place and nothing to average."""
 
     num_devices = 1
     axis_name: str | None = None  # for `update`
@@ -50,8 +50,8 @@ class OneDevice:
             tx: what made the state's `opt_state`.
 
         Returns:
-            Compiled `init`; compiled `step`, which takes `refresh` and `record` by keyword and the state's
-            buffers for good; the abstract state, for restoring a checkpoint.
+            Compiled `init`; compiled `step`, which takes `refresh` and `record` by keyword and donates the
+            state's buffers; the abstract state, for restoring a checkpoint.
         """
         return jax.jit(init), jit_step(step), jax.eval_shape(init, 0)
 
@@ -74,18 +74,18 @@ class Data(OneDevice):
         return jax.device_put(tree, self.replicated)
 
     def param_sharding(self, param: jax.ShapeDtypeStruct) -> NamedSharding:
-        """Where a parameter lives."""
+        """The sharding of a parameter."""
         del param
         return self.replicated
 
     def compile(self, init: Callable, step: Callable, tx: optax.GradientTransformation) -> tuple:
-        """Compiles `init` and `step` so that the state is made, and stays, where it belongs."""
+        """Compiles `init` and `step` so that the state is created, and stays, with its shardings."""
         like = jax.eval_shape(init, 0)
         params = jax.tree.map(self.param_sharding, like.params)
         shardings = like._replace(
             params=params,
             rest=jax.tree.map(lambda _: self.replicated, like.rest),
-            # What mirrors the parameters lives where they do.
+            # State that mirrors the parameters has their shardings.
             opt_state=optax.tree.map_params(
                 tx,
                 lambda _, sharding: sharding,
@@ -102,15 +102,15 @@ class Data(OneDevice):
 
 
 class FSDP(Data):
-    """The state sharded too: each parameter along its largest axis that the devices divide, if any."""
+    """The state is sharded too: each parameter along its longest axis that divides evenly, if any."""
 
     def param_sharding(self, param: jax.ShapeDtypeStruct) -> NamedSharding:
-        """Where a parameter lives: sharded, if it can be."""
+        """The sharding of a parameter: sharded if possible."""
         return fsdp_sharding(param.shape, self.replicated.mesh)
 
 
 def fsdp_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Where FSDP puts a parameter: split along its longest axis that the devices divide, if any."""
+    """FSDP's sharding of a parameter: split along its longest axis that divides evenly, if any."""
     even = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
     longest = max(even, key=lambda axis: shape[axis], default=None)
     spec = [AXIS if axis == longest else None for axis in range(len(shape))]
@@ -118,7 +118,7 @@ def fsdp_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
 
 
 class PMap(Data):
-    """Each device runs a program of its own; they communicate in `average` and in the method."""
+    """Each device runs its own program; they communicate in `average` and in the method."""
 
     axis_name = AXIS
 
@@ -136,7 +136,7 @@ class PMap(Data):
     def compile(self, init: Callable, step: Callable, tx: optax.GradientTransformation) -> tuple:
         """Compiles `step` as the program of each device."""
         init, _, like = super().compile(init, step, tx)
-        # Only the device's number is mapped over the devices. `part` cuts up the batch.
+        # Only the device's number is mapped over the devices. `part` divides the batch.
         mapped = {
             (refresh, record): jax.pmap(
                 lambda _, *args, refresh=refresh, record=record: step(*args, refresh=refresh, record=record),
@@ -166,7 +166,7 @@ def make_layout(devices: int | Literal["all"], kind: str, batch_size: int) -> On
         batch_size: of all devices together.
 
     Raises:
-        UsageError: if there are fewer devices, or if they do not divide the batch.
+        UsageError: if there are fewer devices, or if the batch cannot be divided evenly.
     """
     here = jax.devices()
     number = len(here) if devices == "all" else devices
@@ -192,7 +192,7 @@ jit_step = partial(jax.jit, static_argnames=("refresh", "record"), donate_argnum
 
 
 def waiting(step: Callable) -> Callable:
-    """Makes a step wait for its result on CPUs: simulated devices with many steps queued deadlock."""
+    """Makes a step wait for its result on CPUs, where simulated devices with many queued steps deadlock."""
     if jax.default_backend() != "cpu":
         return step
     return wraps(step)(lambda *args, **kwargs: jax.block_until_ready(step(*args, **kwargs)))

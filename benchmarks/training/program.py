@@ -1,9 +1,9 @@
 """The compiled functions of a training run: network and loss, optimizer, one step, evaluation.
 
-The step is compiled twice, with and without the occasional work of Eigen-SAM and XSAM, and the host
-chooses: on CPUs, convolutions inside `lax.cond` or `lax.scan` would be far slower (`cost/step_cost.py`).
+The step is compiled twice, with and without the refresh of Eigen-SAM and XSAM, and the host chooses: on CPUs,
+convolutions inside `lax.cond` or `lax.scan` would be far slower (`cost/step_cost.py`).
 
-What several devices need is in `parallel.py`; on one device the `layout` below does nothing.
+Code for several devices is in `parallel.py`; on one device the `layout` below does nothing.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from optax_sam.diagnostics.monitor import QUANTITIES
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds.
+    """What a checkpoint contains.
 
     Attributes:
         params: trainable variables.
@@ -44,15 +44,15 @@ class Program(NamedTuple):
 
     Attributes:
         init: seed -> state.
-        loss: params, rest, images, labels -> (mean loss, rest after the batch), not compiled.
+        loss: params, rest, images, labels -> (mean loss, rest after the batch); not compiled.
         step: state, training data, order, index of the batch, key of the epoch (if images are augmented),
             refresh, record -> state, mean loss.
-        evaluate: state, images, labels -> sum of losses, number of right answers.
+        evaluate: state, images, labels -> sum of losses, number of correct predictions.
         steps_per_epoch: whole batches in the training data.
         num_steps: steps of the whole run.
-        refresh_every: steps between refreshes; None where the method has nothing to refresh.
-        record_every: steps between recordings of the monitor; None where there is none.
-        layout: where the arrays live.
+        refresh_every: steps between refreshes; None if the method has nothing to refresh.
+        record_every: steps between recordings of the monitor; None if there is none.
+        layout: how the arrays are placed.
         like: the abstract state, to restore a checkpoint into.
     """
 
@@ -69,7 +69,7 @@ class Program(NamedTuple):
 
 
 def make_program(config: Config, dataset: Dataset) -> Program:
-    """Builds the functions of a run; its seed plays no part here."""
+    """Builds the functions of a run; they do not depend on its seed."""
     steps_per_epoch = whole_batches(config, len(dataset.train.labels))
     num_steps = config.epochs * steps_per_epoch
     augmentation = augmentation_of(config)
@@ -107,7 +107,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         batch = layout.part(batch)
         images, labels = train.images[batch], train.labels[batch]
         if config.augment != "none":
-            # Once, outside of the loss: all gradients of the step are of the same images.
+            # Once, outside of the loss: all gradients of the step use the same images.
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch)
             images = augment(images, keys, dataset.black, augmentation)
         (value, rest), grads = layout.average(
@@ -161,7 +161,7 @@ def whole_batches(config: Config, num_train: int) -> int:
 
 
 def augmentation_of(config: Config) -> Augmentation:
-    """What is done to each batch."""
+    """The augmentation of each batch."""
     augmentation = AUGMENTATIONS[config.augment]
     if augmentation.cutout_size:
         augmentation = augmentation._replace(
@@ -189,7 +189,7 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
 
 
 def monitored(method: optax.GradientTransformation, config: Config) -> optax.GradientTransformation:
-    """Puts a monitor around the method, if one is asked for."""
+    """Wraps the method in a monitor, if one is asked for."""
     if config.monitor is None:
         return method
     if config.monitor < 1:
@@ -199,6 +199,6 @@ def monitored(method: optax.GradientTransformation, config: Config) -> optax.Gra
 
 
 def recorded(state: TrainState) -> dict[str, float]:
-    """What the monitor recorded last."""
+    """The latest values of the monitor."""
     values = {name: optax.tree.get(state.opt_state, name) for name in QUANTITIES}
     return {name: float(value) for name, value in values.items() if not isinstance(value, optax.EmptyState)}

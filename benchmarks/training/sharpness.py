@@ -10,12 +10,12 @@ from benchmarks.data.arrays import Split
 from optax_sam import curvature
 
 NUM_IMAGES = 1000
-CHUNK = 250  # on CPUs, gradients of many images at once are slower than in parts
+CHUNK = 250  # on CPUs, gradients of many images at once are slower than those of parts
 NUM_ITERS = 20
 
 
 def chunks(split: Split, num: int | None = None) -> curvature.Batches:
-    """A split, or its first images, in parts."""
+    """A split, or its first images, as batches."""
     return curvature.Batches((split.images[:num], split.labels[:num]), CHUNK)
 
 

@@ -1,4 +1,4 @@
-"""What experiments of many short trainings share: settings by name, one network, the time of a step."""
+"""Code shared by experiments of many short runs: settings by name, training a network, timing a step."""
 
 import collections
 import dataclasses
@@ -59,7 +59,7 @@ def train_to_the_end(program: Program, config: Config, noisy: Split) -> TrainSta
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What result files hold of a configuration."""
+    """The part of a configuration that result files contain."""
     return {name: getattr(config, name) for name in RECORDED}
 
 
@@ -70,7 +70,7 @@ def time_per_step(
     rounds: int = 40,
     steps: int = 10,
 ) -> dict[str, float]:
-    """Seconds a step, with its share of the occasional work: medians over rounds in which rows take turns."""
+    """Seconds per step, with its share of the refreshes: medians over rounds in which rows take turns."""
     order = epoch_order(0, 0, len(noisy.labels))
     states = {name: program.init(0) for name, program in programs.items()}
     times: dict[tuple[str, bool], list[float]] = {}

@@ -1,4 +1,4 @@
-"""Jobs on all cores: a process on each gets more done than one process with as many threads."""
+"""Jobs on all cores: one process per core is faster than one process with as many threads."""
 
 import multiprocessing
 import os
@@ -14,12 +14,12 @@ Result = TypeVar("Result")
 
 
 def on_each_core(function: Callable[[Job], Result], jobs: Sequence[Job], processes: int) -> Iterator[Result]:
-    """Yields `function(job)` of every job, in their order, as they are done, with a progress bar.
+    """Yields `function(job)` for every job, in order, as they finish, with a progress bar.
 
     Args:
-        function: of one job; importable by name.
-        jobs: what to do.
-        processes: jobs at a time; with 1, they run in this process.
+        function: does one job; importable by name.
+        jobs: the jobs.
+        processes: number of jobs at a time; with 1, they run in this process.
 
     Yields:
         The results.
@@ -42,7 +42,7 @@ def on_each_core(function: Callable[[Job], Result], jobs: Sequence[Job], process
 
 
 def start_worker(cores: multiprocessing.Queue) -> None:
-    """Pins this process to a core of its own, where the system can, and leaves the terminal alone."""
+    """Pins this process to its own core, if the system allows it, and writes nothing to the terminal."""
     core = cores.get()
     if hasattr(os, "sched_setaffinity"):
         own = sorted(os.sched_getaffinity(0))

@@ -52,7 +52,7 @@ def test_fewest_products_of_equal_quality():
         for n, a in values.items()
     ]
     text = eigenvector_report.equal_quality(records, (2, 3, 5))
-    assert "with 3 products (0.900), 60 % of the cost; with 5 it gets 0.990" in text
+    assert "with 3 products (0.900), 60 % of the cost; with 5 products it reaches 0.990" in text
 
 
 def test_the_page_shows_the_committed_results():

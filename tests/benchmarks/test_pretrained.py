@@ -264,6 +264,6 @@ def test_what_does_not_fit_is_refused(dataset, tmp_path):
     with pytest.raises(UsageError, match=r"neither .npz nor .safetensors"):
         pretrained.load(tmp_path / "weights.pth", params(), dataset)
     mlp = nnx.state(table.MODELS["mlp"]((8, 8, 3), 3, rngs=nnx.Rngs(0)), nnx.Param)
-    with pytest.raises(UsageError, match="do not go together"):
+    with pytest.raises(UsageError, match="does not fit this model"):
         pretrained.load(path, mlp, dataset)
     assert jax.tree.leaves(mlp)

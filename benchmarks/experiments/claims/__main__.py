@@ -1,11 +1,11 @@
 """The claims of the three newest papers, each tested by a small program: numbers, a picture, a verdict.
 
-    python -m benchmarks.experiments.claims                       what is missing, then pictures and page
-    python -m benchmarks.experiments.claims eigen_sam info_sam    measures these only
+    python -m benchmarks.experiments.claims                       measures what is missing, then reports
+    python -m benchmarks.experiments.claims eigen_sam info_sam    measures only these
     python -m benchmarks.experiments.claims --report-only         pictures and page from the result files
 
-Some 20 minutes of one core for all of them. Results are appended to `benchmarks/results/claims_*.jsonl` as
-jobs end: stopped, it goes on where it was. What comes from the accuracy suite is read from its result files.
+All of them take about 20 minutes on one core. Results are appended to `benchmarks/results/claims_*.jsonl` as
+jobs end. If stopped, it continues where it was. Results of the accuracy suite are read from its result files.
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ CLAIMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to do."""
+    """Tests of the papers' claims."""
 
     claims: tyro.conf.Positional[tuple[Literal[*CLAIMS], ...]] = tuple(CLAIMS)
-    """Which claims to measure. Pictures and page are always of all."""
+    """Which claims to measure. Pictures and page always show all."""
     report_only: bool = False
     """Measure nothing."""
     data_dir: Path = sources.DEFAULT_DATA_DIR
@@ -50,11 +50,11 @@ class Options:
     download: bool = False
     """Let TensorFlow Datasets download them."""
     processes: int = os.cpu_count() or 1
-    """Networks trained at a time, each on a core of its own."""
+    """Number of networks trained at a time, each on its own core."""
     results: Path = RESULTS
     """Folder of the result files, the suite's included."""
     docs: Path = DOCS
-    """Folder of claims.md; pictures go into claims/ beside it."""
+    """Folder of claims.md; pictures are written to its subfolder claims/."""
 
 
 def run(options: Options) -> None:
@@ -91,7 +91,7 @@ def main() -> None:
     except UsageError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on with what is missing")
+        sys.exit("\nstopped; the same command continues with what is missing")
 
 
 if __name__ == "__main__":

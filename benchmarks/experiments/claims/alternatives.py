@@ -1,7 +1,7 @@
 """Neither Reverse-SAM nor a penalty on the gradient's norm replaces SAM.
 
-Luo et al., NeurIPS 2024 (https://arxiv.org/abs/2501.12666), compare SAM with two methods that a theory
-of lower order in ρ cannot tell from it. With the clean gradient g, H = ∇²L and T = ∇³L(ĝ, ĝ, ·):
+Luo et al., NeurIPS 2024 (https://arxiv.org/abs/2501.12666), compare SAM with two methods that a
+lower-order theory in ρ cannot distinguish from it. With the clean gradient g, H = ∇²L and T = ∇³L(ĝ, ĝ, ·):
 
     SAM                      ∇L(w + ρ ĝ)         = g + ρ H ĝ + ½ ρ² T + ...
     gradient norm penalty    ∇(L + ρ ‖∇L‖)       = g + ρ H ĝ
@@ -11,10 +11,10 @@ of lower order in ρ cannot tell from it. With the clean gradient g, H = ∇²L 
 Whether the paper's Reverse-SAM is the third or the fourth could not be confirmed, so both are here. Two
 statements, on Fashion-MNIST with 40 % wrong labels:
 
-1. At its best radius, SAM is more accurate than each of the others at theirs. Radii from one grid, chosen by
-   accuracy on validation images with a seed that is not used again. Compared: SAM's test accuracy less
-   each of the others', seed by seed.
-2. And its minima are flatter. Compared: λ_max of each of the others less SAM's, seed by seed, at the end of
+1. At its best radius, SAM is more accurate than each of the others at theirs. Radii come from one grid and
+   are chosen by accuracy on validation images, with a seed that is not used again. Compared: SAM's test
+   accuracy minus each of the others', seed by seed.
+2. Its minima are flatter. Compared: λ_max of each of the others minus SAM's, seed by seed, at the end of
    training on the first 1,000 training images.
 
 The methods are functions of a few lines in `benchmarks/methods.py`.
@@ -47,18 +47,18 @@ STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Alternatives(Claim):
-    """SAM beside a penalty on the gradient's norm, Reverse-SAM and Reflected SAM."""
+    """SAM compared with a penalty on the gradient's norm, Reverse-SAM and Reflected SAM."""
 
     name: ClassVar[str] = "alternatives"
     radii: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
-    """To choose from, for every method."""
+    """The radii to choose from, for every method."""
     epochs: int = 12
     """Passes over the training data."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Networks that are compared."""
 
     def jobs(self, records: list[Record]) -> list[Job]:
-        """Trials on validation data; then, when all are there, the networks that are compared."""
+        """Trials on validation data; when these are complete, also the networks that are compared."""
         shared = {"data": "fashion_mnist", "label_noise": 0.4, "epochs": self.epochs}
         trials = [
             {"experiment": "trial", "method": method, "settings": {"rho": rho}, "seed": TUNING_SEED} | shared
@@ -168,7 +168,7 @@ class Alternatives(Claim):
 
 
 def best(records: list[Record], method: str) -> dict[str, float]:
-    """The radius with the highest validation accuracy; the first of equals."""
+    """The radius with the highest validation accuracy; the first if several tie."""
     if method == "sgd":
         return {}
     trials = select(records, experiment="trial", method=method)

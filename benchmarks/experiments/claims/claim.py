@@ -1,4 +1,4 @@
-"""What all claims share: jobs whose results are kept in a file, and what is reported of them."""
+"""The parts that all claims share: jobs whose results are kept in a file, and their report."""
 
 import abc
 import dataclasses
@@ -14,12 +14,12 @@ from benchmarks.training.workers import on_each_core
 
 
 class Report(NamedTuple):
-    """What the page shows of a claim.
+    """What the page shows for a claim.
 
     Attributes:
         verdicts: one for each of its statements.
         tables: Markdown.
-        has_picture: whether there are measurements of its own to draw.
+        has_picture: whether it has its own measurements to draw.
     """
 
     verdicts: list[Verdict]
@@ -28,7 +28,7 @@ class Report(NamedTuple):
 
 
 class SuiteResults(NamedTuple):
-    """Result files of the accuracy suite; empty where they are not there yet.
+    """Result files of the accuracy suite; empty if they do not exist yet.
 
     Attributes:
         tuning: trials on validation data.
@@ -49,17 +49,17 @@ class Claim(abc.ABC):
     """One of the programs. Its fields are the settings of the measurement."""
 
     name: ClassVar[str]
-    """Of its result file, picture and block in the page."""
+    """Name of its result file, its picture and its block on the page."""
     recipes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: RECIPES)
     """How the networks on each data set are trained."""
 
     @abc.abstractmethod
     def jobs(self, records: list[Record]) -> list[Job]:
-        """What is to be measured; later jobs may depend on the records of earlier ones."""
+        """The measurements to make; later jobs may depend on the records of earlier ones."""
 
     @abc.abstractmethod
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
-        """Does a job, with the data sets prepared in a folder; each record contains the job."""
+        """Does a job, with the data sets prepared in `data_dir`; each record contains the job."""
 
     @abc.abstractmethod
     def report(self, records: list[Record], suite: SuiteResults) -> Report:
@@ -71,12 +71,12 @@ class Claim(abc.ABC):
 
 
 def result_file(claim: Claim, folder: Path) -> Path:
-    """Where the records of a claim are."""
+    """The file with the records of a claim."""
     return folder / f"claims_{claim.name}.jsonl"
 
 
 def is_result_of(record: Record, job: Job) -> bool:
-    """Whether the job has made the record."""
+    """Whether the record is a result of the job."""
     return job.items() <= record.items()
 
 
@@ -86,7 +86,7 @@ def is_done(job: Job, records: Iterable[Record]) -> bool:
 
 
 def measure_missing(claim: Claim, folder: Path, data_dir: Path, processes: int) -> None:
-    """Does the jobs of a claim that have no results yet; stopped, it goes on where it was."""
+    """Does the jobs of a claim that have no results yet. If stopped, it continues where it was."""
     file = result_file(claim, folder)
     records = read_records(file)
 
@@ -97,7 +97,7 @@ def measure_missing(claim: Claim, folder: Path, data_dir: Path, processes: int) 
         for own in on_each_core(functools.partial(claim.measure, data_dir=data_dir), jobs, processes):
             records += own
             write_records(file, records)
-    # In the order of the jobs, without what an earlier version of the program has left.
+    # In the order of the jobs, without the results of earlier versions of the program.
     write_records(file, (r for job in claim.jobs(records) for r in records if is_result_of(r, job)))
 
 
@@ -107,7 +107,7 @@ def select(records: Iterable[Record], **values: Any) -> list[Record]:
 
 
 def paired(records: Iterable[Record], field: str, one: dict[str, Any], other: dict[str, Any]) -> list[float]:
-    """Differences one − other of a field, seed by seed, where both are there."""
+    """Differences one − other of a field, for the seeds that both have."""
     records = list(records)
     values = [{r["seed"]: r[field] for r in select(records, **side) if field in r} for side in (one, other)]
     return [values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]

@@ -1,17 +1,17 @@
-"""Eigen-SAM turns SAM's perturbation to the top eigenvector of the Hessian, and ends in flatter minima.
+"""Eigen-SAM turns SAM's perturbation towards the Hessian's top eigenvector, and finds flatter minima.
 
 Luo et al., NeurIPS 2024 (https://arxiv.org/abs/2501.12666), figure 1. Two statements:
 
 1. The alignment |⟨ε/‖ε‖, v₁⟩| of Eigen-SAM's perturbation with the top eigenvector of the Hessian is higher
    than SAM's, and than that of SGD's gradient, along training.
-   Compared: the mean over all epochs, Eigen-SAM's less each of the others', seed by seed.
-2. So is its λ₁, the top eigenvalue, the lowest. Compared: the mean over all epochs, each of the others'
-   less Eigen-SAM's, seed by seed.
+   Compared: the mean over all epochs, Eigen-SAM's minus each of the others', seed by seed.
+2. Its λ₁, the top eigenvalue, is the lowest. Compared: the mean over all epochs, each of the others'
+   minus Eigen-SAM's, seed by seed.
 
 Measured on Fashion-MNIST with right labels, at equal ρ, after every epoch: v₁ and λ₁ of the loss on the first
-1,000 training images by `top_eigenpairs`; the perturbations of the next 16 mini-batches, Eigen-SAM's with the
-eigenvector that it has at that moment. Two further rows look at what the alignment is made of: a tilt of 1
-instead of 0.2, and an eigenvector from twice as many products every 10 steps.
+1,000 training images by `top_eigenpairs`, and the perturbations of the next 16 mini-batches, Eigen-SAM's with
+the eigenvector that it has then. Two further rows show what the alignment depends on: a tilt of 1 instead of
+0.2, and an eigenvector from twice as many products every 10 steps.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class EigenSAM(Claim):
     epochs: int = 12
     """Passes over the training data."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Networks of each of the paper's rows; of the others, the first alone."""
+    """Networks of each of the paper's rows; the other rows use only the first seed."""
     num_batches: int = 16
     """Mini-batches whose perturbations are measured after an epoch."""
     first_iters: int = 20
@@ -77,7 +77,7 @@ class EigenSAM(Claim):
     """Hessian-vector products for those that start from the eigenvector of the epoch before."""
 
     def own_rows(self) -> dict[str, tuple[str, dict[str, Any], plots.Style]]:
-        """The rows of this measurement: method, settings, how they are drawn."""
+        """The rows of this measurement: method, settings and style."""
         return {row: ROWS[row] for row in self.rows}
 
     def jobs(self, records: list[Record]) -> list[Job]:
@@ -97,7 +97,7 @@ class EigenSAM(Claim):
         ]
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
-        """Trains a network; a record an epoch."""
+        """Trains a network; one record per epoch."""
         setting = setting_of(job, self.recipes, data_dir)
         noisy = training_data(setting)
         few = chunks(noisy, NUM_IMAGES)
@@ -213,7 +213,7 @@ class EigenSAM(Claim):
 def perturbation_of(
     method: str, rho: float = 0.0, alpha: float = 0.0
 ) -> Callable[[optax.Updates, TrainState], optax.Updates]:
-    """Gradient, state -> the method's perturbation there; of SGD and SAM, anything along the gradient."""
+    """Gradient, state -> the method's perturbation; for SGD and SAM, any vector along the gradient."""
     if method != "eigen_sam":
         return lambda gradient, state: gradient
     ascent = optax.chain(optax_sam.steepest_ascent(rho), optax_sam.tilt_to_top_eigenvector(alpha))

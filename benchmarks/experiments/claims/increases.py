@@ -1,7 +1,7 @@
-"""What perturbations made of noisy gradients do to the true loss: L(w + ε) − L(w), all ε of length ρ.
+"""How much perturbations from noisy gradients raise the true loss: L(w + ε) − L(w), all ε of length ρ.
 
-A controlled problem, and a network along its training. Each estimator of the gradient noise sees the same
-gradients, one after another.
+Measured on a controlled problem, and on a network during training. Each estimator of the gradient noise gets
+the same gradients, one after another.
 """
 
 import functools
@@ -55,7 +55,7 @@ Stages = Mapping[str, optax.GradientTransformationExtraArgs]
 def observe(
     stages: Stages, gradient: optax.Updates, states: Mapping[str, Any]
 ) -> tuple[dict[str, optax.Updates], dict[str, Any]]:
-    """Shows a gradient to all estimators: their perturbations, their states."""
+    """Passes a gradient to all estimators; returns their perturbations and their states."""
     found = {name: stage.update(gradient, states[name], gradient) for name, stage in stages.items()}
     return (
         {name: epsilon for name, (epsilon, _) in found.items()},
@@ -100,9 +100,9 @@ def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
 
 @jax.jit
 def perturbations_along(gradients: jax.Array, rho: jax.Array, deviation: jax.Array) -> dict[str, jax.Array]:
-    """The perturbations of all estimators that see one gradient after another."""
+    """The perturbations of all estimators, given one gradient after another."""
     stages = ascents(lambda count: rho)
-    # A further one, C = 1/σ² with the true σ² up to a factor, which shows what estimating it costs.
+    # One more: C = 1/σ² with the true σ², up to a factor, which shows the cost of estimating it.
     known = optax.stateless(lambda gradient, params: deviation**-2)
     stages["known_variance"] = optax_sam.steepest_ascent(lambda count: rho, objective=known)
 
@@ -130,7 +130,7 @@ def compiled(loss: Callable[..., jax.Array], rho: float) -> tuple[Callable[..., 
 
 
 def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record]:
-    """Increases along the training of a network, a record for each estimator and measured step.
+    """Increases during the training of a network, a record for each estimator and measured step.
 
     Args:
         job: what to train.

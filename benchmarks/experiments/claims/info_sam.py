@@ -5,22 +5,23 @@ loss of the batch. Its perturbation raises the *true* loss, by L(w + ε) − L(w
 gradient would. All perturbations below have the same length ρ. Five statements:
 
 1. A controlled problem: infoSAM's ε raises the true loss more than SAM's. L is a quadratic of 100 parameters
-   with a known Hessian, the parameters stay where they are, and every coordinate of the gradient has noise of
-   its own, with standard deviations over four orders of magnitude, at six ratios of the length of the noise
-   to that of the gradient. Compared, at each ratio: infoSAM's increase less SAM's, seed by seed.
-2. There, infoSAM's ε approaches the noise-free one. Compared, at each ratio: infoSAM's increase less the
-   mean of SAM's and the noise-free one's; positive where half of the gap is closed.
+   with a known Hessian, the parameters stay fixed, and every coordinate of the gradient has its own noise,
+   with standard deviations over four orders of magnitude, at six ratios of the length of the noise to that
+   of the gradient. Compared, at each ratio: infoSAM's increase minus SAM's, seed by seed.
+2. There, infoSAM's ε approaches the noise-free one. Compared, at each ratio: infoSAM's increase minus the
+   mean of SAM's and the noise-free one's; positive if more than half of the gap is closed.
 3. A network: the same as 1 on Fashion-MNIST with 40 % wrong labels, where the true loss is that of all 10,000
    training images, and the noise that of batches of 128 or of 32. Compared, for each: every measured step
    of every seed (52 steps apart, after the first 156).
 4. There, the same as 2.
 5. infoSAM is more accurate than SAM with wrong labels. Compared, at each fraction of wrong labels: test
-   accuracies of the two tuned rows of the accuracy suite (`benchmarks/suite.py`), seed by seed.
+   accuracies of the two tuned rows of the accuracy suite (`benchmarks/experiments/suite.py`),
+   seed by seed.
 
-"infoSAM" in the statements is that of the library's defaults. The tables have other estimators beside it, and
-for the network Spearman's rank correlation, over the parameters, of the squared true gradient and the noise
-variance that infoSAM sees; in the controlled problem the two are independent. The network
-is trained by SAM; all perturbations are computed at the same parameters from the same gradients.
+"infoSAM" in the statements has the library's defaults. The tables also show other estimators and, for the
+network, Spearman's rank correlation over the parameters of the squared true gradient and the noise variance
+that infoSAM estimates; in the controlled problem the two are independent. The network is trained with SAM;
+all perturbations are computed at the same parameters from the same gradients.
 """
 
 import dataclasses
@@ -55,19 +56,19 @@ LABELS = {name: style.label for name, style in STYLES.items()} | {
 
 @dataclasses.dataclass(frozen=True)
 class InfoSAM(Claim):
-    """What the perturbations of SAM and infoSAM do to the true loss."""
+    """How much the perturbations of SAM and infoSAM raise the true loss."""
 
     name: ClassVar[str] = "info_sam"
     num_parameters: int = 100
-    """Of the controlled problem."""
+    """Number of parameters of the controlled problem."""
     ratios: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-    """Lengths of its noise, in lengths of the gradient."""
+    """Lengths of its noise, relative to the length of the gradient."""
     num_gradients: int = 1000
-    """Of which the second half is measured."""
+    """Number of gradients, of which the second half is measured."""
     controlled_seeds: tuple[int, ...] = tuple(range(10))
     """Controlled problems."""
     epochs: Mapping[int, int] = dataclasses.field(default_factory=lambda: {128: 8, 32: 2})
-    """Of the networks: batch size -> passes over the data."""
+    """For the networks: batch size -> passes over the data."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Networks of each batch size."""
     warm_up: int = 156
@@ -154,7 +155,7 @@ class InfoSAM(Claim):
         return Report(verdicts, tables)
 
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
-        """Increases by noise, and along the training of the network."""
+        """Increases by noise, and during the training of the network."""
         groups = by_batch_size(records)
         figure, axes = plots.panels(1 + len(groups), "What a perturbation of length ρ does to the true loss")
         own = select(records, experiment="controlled")
@@ -192,7 +193,7 @@ class InfoSAM(Claim):
 
 
 def differences(records: list[Record], estimator: str, *, half_of_the_gap: bool) -> list[float]:
-    """Increases less SAM's, or less the mean of SAM's and the noise-free one's, one by one."""
+    """Increases minus SAM's, or minus the mean of SAM's and the noise-free one's, one by one."""
     key = lambda record: (record["seed"], record.get("step"))
     sam = {key(record): record["increase"] for record in select(records, estimator="sam")}
     return [
@@ -217,7 +218,7 @@ def by_batch_size(records: list[Record]) -> dict[str, list[Record]]:
 
 
 def comparisons(groups: dict[str, list[Record]], *, half_of_the_gap: bool) -> list[Comparison]:
-    """What infoSAM adds to SAM's increase in each group."""
+    """InfoSAM's increase minus what it is compared with, in each group."""
     return [
         Comparison(name, differences(own, "info_sam", half_of_the_gap=half_of_the_gap))
         for name, own in groups.items()
@@ -225,7 +226,7 @@ def comparisons(groups: dict[str, list[Record]], *, half_of_the_gap: bool) -> li
 
 
 def suite_comparisons(networks: list[Record]) -> list[Comparison]:
-    """Test accuracies, infoSAM less SAM, for each fraction of wrong labels."""
+    """Test accuracies, infoSAM minus SAM, for each fraction of wrong labels."""
     found = []
     for noise in sorted({record["label_noise"] for record in networks} - {0.0}):
         own = select(networks, label_noise=noise)

@@ -1,4 +1,4 @@
-"""What the claims put into `docs/claims.md`."""
+"""The blocks of `docs/claims.md` that are generated from the claims' results."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from benchmarks.reports.pages import table
 
 
 def blocks(reports: Mapping[str, Report]) -> dict[str, str]:
-    """Name -> Markdown: one block a claim, and `summary` with all verdicts."""
+    """Name -> Markdown: one block per claim, and `summary` with all verdicts."""
     found = {
         name: "\n\n".join(
             [

@@ -35,7 +35,7 @@ RECIPES: Recipes = {
 
 
 class Setting(NamedTuple):
-    """A network to be trained. All but the configuration is shared by all seeds and levels of label noise.
+    """A network to be trained. Seeds and levels of label noise share all but the configuration.
 
     Attributes:
         config: of the network.
@@ -51,14 +51,14 @@ class Setting(NamedTuple):
 
 
 def config_of(job: Job, recipes: Recipes) -> Config:
-    """Configuration of a job: its data set's, changed by what the job names."""
+    """Configuration of a job: that of its data set, with the job's own settings."""
     base = Config(**recipes[job["data"]])
     own = {name: job[name] for name in ("method", "seed", "label_noise", "epochs")}
     return with_settings(base, own | job["settings"])
 
 
 def setting_of(job: Job, recipes: Recipes, data_dir: Path) -> Setting:
-    """Data and compiled functions of a job, made once in each process."""
+    """Data and compiled functions of a job, made once per process."""
     config = config_of(job, recipes)
     shared = dataclasses.replace(config, seed=0, label_noise=0.0)
     key = (repr(shared), data_dir)
@@ -86,7 +86,7 @@ def mean_loss(setting: Setting, params: optax.Params, parts: curvature.Batches) 
 
 
 def batch_after(setting: Setting, noisy: Split, step: int) -> tuple[jax.Array, jax.Array]:
-    """The batch of the next training step, when `step` have been made."""
+    """The batch of the next training step, after `step` steps."""
     epoch, index = divmod(step, setting.program.steps_per_epoch)
     size = setting.config.batch_size
     order = epoch_order(setting.config.seed, epoch, len(noisy.labels))
@@ -102,19 +102,19 @@ def states_along_training(setting: Setting, noisy: Split) -> Iterator[tuple[int,
 
 
 def record_of(job: Job, config: Config | None = None, **measured: Any) -> Record:
-    """A line of a result file: the job, what was measured, and what the result depends on."""
+    """A line of a result file: the job, the measured values, and what the result depends on."""
     of_network = {} if config is None else {"config": settings_of(config)}
     return job | measured | of_network | {"versions": versions_and_device()}
 
 
 def final_accuracy(job: Job, recipes: Recipes, data_dir: Path, *, sharpness: bool = False) -> Record:
-    """Trains a network; accuracy on validation and test data after the last epoch.
+    """Trains a network; returns its accuracy on validation and test data after the last epoch.
 
     Args:
         job: what to train.
-        recipes: how, on each data set.
-        data_dir: of prepared data sets.
-        sharpness: whether to measure the largest eigenvalue of the Hessian, too, of the training loss on the
+        recipes: the settings for each data set.
+        data_dir: folder of prepared data sets.
+        sharpness: whether to measure the largest eigenvalue of the Hessian too, for the training loss on the
             first 1,000 images, wrong labels included.
     """
     setting = setting_of(job, recipes, data_dir)

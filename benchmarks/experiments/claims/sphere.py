@@ -1,6 +1,6 @@
-"""Losses on a sphere about w: along XSAM's arc from ε to the gradient at w + ε, and at the worst point found.
+"""Losses on a sphere around w: along XSAM's arc from ε to the gradient at w + ε, and at the worst point.
 
-On random quadratics, and on the batches along the training of a network.
+Measured on random quadratics, and on batches during the training of a network.
 """
 
 import functools
@@ -30,7 +30,7 @@ QUADRATIC_RADII = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)  # in un
 
 
 def quadratics(job: Job) -> list[Record]:
-    """α* of random positive definite quadratics, a record a radius."""
+    """α* of random positive definite quadratics, one record per radius."""
     rng = np.random.default_rng(0)
     size = (job["num_quadratics"], 20)
     axes, _ = np.linalg.qr(rng.normal(size=(*size, size[-1])))
@@ -40,7 +40,7 @@ def quadratics(job: Job) -> list[Record]:
 
     def search(hessian: jax.Array, w: jax.Array, radius: float) -> jax.Array:
         rho = job["rho"] * jnp.linalg.norm(w)
-        # Radii as schedules, because they depend on w.
+        # Radii are schedules, because they depend on w.
         tx = optax_sam.xsam(rho=lambda count: rho, rho_max=lambda count: radius * rho)
         value_fn = lambda w: 0.5 * w @ hessian @ w
         _, state = tx.update(jax.grad(value_fn)(w), tx.init(w), w, value_fn=value_fn, refresh=True)
@@ -71,7 +71,7 @@ class Probes(NamedTuple):
 
 @functools.cache
 def probes(loss: Callable[..., jax.Array], rho: float, rho_max: float) -> Probes:
-    """Compiled once in each process."""
+    """The functions, compiled once per process."""
     stage = optax_sam.spherical_search(rho_max)
     alphas = jnp.linspace(0.0, 2.0, 21)
 
@@ -83,7 +83,7 @@ def probes(loss: Callable[..., jax.Array], rho: float, rho_max: float) -> Probes
         start = stage.init(params)
 
         def point(alpha: jax.Array, radius: float) -> optax.Updates:
-            """Radius · v(α), as the stage makes it of a kept α."""
+            """Radius · v(α), as the stage computes it from a kept α."""
             state = optax.tree.set(start, alpha=alpha)
             direction, _ = stage.update(ahead, state, params, perturbation=epsilon, refresh=False)
             return tree_math.scale(radius / tree_math.norm(ahead), direction)
@@ -112,7 +112,7 @@ def probes(loss: Callable[..., jax.Array], rho: float, rho_max: float) -> Probes
 def worst_found(
     probes: Probes, params: optax.Params, epsilon: optax.Params, batch: Any, ascent_steps: int
 ) -> float:
-    """The largest loss along a projected ascent on the sphere that starts at ε."""
+    """The largest loss during a projected ascent on the sphere from ε."""
     losses = []
     for _ in range(ascent_steps + 1):
         value, gradient = probes.value_and_gradient(tree_math.add(params, epsilon), batch)
@@ -122,13 +122,13 @@ def worst_found(
 
 
 def network(job: Job, setting: Setting, per_epoch: int, ascent_steps: int) -> list[Record]:
-    """Losses on the sphere along the training of a network, a record for each batch that is looked at.
+    """Losses on the sphere during the training of a network, a record for each batch measured.
 
     Args:
         job: what to train.
         setting: of the job.
         per_epoch: measurements in an epoch, of two batches each.
-        ascent_steps: on the sphere, to the worst point found.
+        ascent_steps: steps of the ascent on the sphere to the worst point found.
     """
     noisy = training_data(setting)
     probe = probes(setting.loss, job["settings"]["rho"], job["settings"]["rho_max"])

@@ -1,16 +1,16 @@
 """Verdicts on claims, computed from the results.
 
-The rule of every verdict, unless the claim's docstring says otherwise: a claim consists of comparisons, each
-one a difference that is positive where the claim is right, measured several times (seeds, or steps). A
-comparison is *shown* when the mean of its differences is more than two standard errors above zero.
+The rule for every verdict, unless the claim's docstring says otherwise: a claim consists of comparisons. Each
+is a difference that is positive if the claim is right, measured several times (seeds, or steps). A comparison
+is *shown* if the mean of its differences is more than two standard errors above zero.
 
     holds             every comparison is shown
     in part           some are
     does not hold     none is
     not measured yet  the numbers are missing
 
-With three seeds and no true difference a comparison is shown by chance with probability 0.09, with ten seeds
-with probability 0.04: verdicts of few seeds are weak evidence.
+If there is no true difference, a comparison is shown by chance with probability 0.09 for three seeds and 0.04
+for ten: verdicts from few seeds are weak evidence.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from benchmarks.reports.records import mean_and_error
 
 
 class Verdict(NamedTuple):
-    """What came out.
+    """The outcome for a claim.
 
     Attributes:
         statement: the claim in one sentence.
@@ -34,12 +34,12 @@ class Verdict(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A difference that is positive where a claim is right.
+    """A difference that is positive if a claim is right.
 
     Attributes:
         name: what is compared.
         differences: one for each seed or step.
-        scale: of the numbers as they are shown, such as 100 for percent.
+        scale: factor of the numbers as they are shown, such as 100 for percent.
     """
 
     name: str

@@ -1,17 +1,17 @@
-"""XSAM is more accurate than SAM, with one ascent and with three, and its search may be rare.
+"""XSAM is more accurate than SAM, with one ascent and with three, even if it searches rarely.
 
 Chen and Zhou, ICLR 2026 (https://arxiv.org/abs/2603.10048), figures 3 and 4. Three statements:
 
 1. At its best radius XSAM is more accurate than SAM at its best, with k = 1 ascent and with k = 3, on the
-   digits of the demonstration with 40 % wrong labels (usual recipe, ρ_max = 2 ρ, a search an epoch). Radii
-   are chosen by accuracy on validation images, mean over seeds. Compared, for each k: test accuracies, seed
-   by seed.
+   digits of the demonstration with 40 % wrong labels (usual recipe, ρ_max = 2 ρ, one search per epoch).
+   Radii are chosen by accuracy on validation images, averaged over seeds. Compared, for each k: test
+   accuracies, seed by seed.
 2. With both tuned, radius and more, XSAM is more accurate than SAM in the accuracy suite
-   (`benchmarks/suite.py`, Fashion-MNIST). Compared, at each fraction of wrong labels, for k = 1 and k = 3
-   against SAM: test accuracies, seed by seed.
+   (`benchmarks/experiments/suite.py`, Fashion-MNIST). Compared, at each fraction of wrong labels, for k = 1
+   and k = 3 with SAM: test accuracies, seed by seed.
 3. Accuracy hardly depends on how often α* is searched. Compared, for a search every half epoch, every five
-   epochs, and none after the first: its test accuracy less that with a search an epoch, plus one percent,
-   seed by seed; positive where less than one percent is lost.
+   epochs, and none after the first: its test accuracy minus that with one search per epoch, plus one percent,
+   seed by seed; positive if less than one percent is lost.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class XSAMAccuracy(Claim):
     rows: tuple[tuple[str, int], ...] = tuple(ROWS)
     """Names in `ROWS`."""
     radii: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-    """To choose from, for every row."""
+    """The radii to choose from, for every row."""
     epochs: int = 60
     """Passes over the training data."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -69,7 +69,7 @@ class XSAMAccuracy(Claim):
     """Steps between searches."""
 
     def styles(self) -> dict[tuple[str, int], plots.Style]:
-        """How the rows of this measurement are drawn."""
+        """The styles of the rows of this measurement."""
         return {row: ROWS[row] for row in self.rows}
 
     def jobs(self, records: list[Record]) -> list[Job]:
@@ -242,12 +242,12 @@ def curve_of(records: list[Record], method: str, num_steps: int) -> dict[float, 
 
 
 def best(curve: dict[float, list[Record]]) -> float:
-    """The radius with the highest validation accuracy; the first of equals."""
+    """The radius with the highest validation accuracy; the first if several tie."""
     return max(curve, key=lambda rho: np.mean([record["validation_accuracy"] for record in curve[rho]]))
 
 
 def suite_comparisons(networks: list[Record]) -> list[Comparison]:
-    """XSAM's test accuracy less SAM's, for each fraction of wrong labels."""
+    """XSAM's test accuracy minus SAM's, for each fraction of wrong labels."""
     found = []
     for noise in sorted({record["label_noise"] for record in networks}):
         for row, k in (("xsam", 1), ("xsam3", 3)):
@@ -259,7 +259,7 @@ def suite_comparisons(networks: list[Record]) -> list[Comparison]:
 
 
 def suite_curves(tuning: list[Record], noise: float) -> dict[str, dict[float, float]]:
-    """Validation accuracies of the suite's first trials, which differ in ρ alone: row -> ρ -> accuracy."""
+    """Validation accuracies of the suite's first trials, which differ only in ρ: row -> ρ -> accuracy."""
     curves = {}
     for row in SUITE_STYLES:
         trials = select(tuning, row=row, label_noise=noise)

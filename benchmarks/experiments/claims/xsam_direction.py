@@ -1,27 +1,27 @@
-"""XSAM's search finds a direction nearer to the worst point nearby than SAM's, and may be rare.
+"""XSAM's search finds a direction nearer to the worst point nearby than SAM's, even if it is rare.
 
 Chen and Zhou, ICLR 2026 (https://arxiv.org/abs/2603.10048). SAM's ε has the direction v(0), its gradient
 v(1); v(α) is on the arc through both, and α* where the loss at distance ρ_max is largest (figure 1,
 proposition 1, figure 2). Three statements:
 
-1. On a sphere of radius ρ_max about w, v(1) points nearer the maximum than v(0), and v(α*) nearer still.
+1. On a sphere of radius ρ_max around w, v(1) points nearer to the maximum than v(0), and v(α*) nearer still.
    On the batch of the search itself the latter is true by construction (α = 1 is among the values
-   searched), so α* is the one that training keeps from the start of the epoch, tried on later batches.
-   Compared, for right labels and for 40 % wrong ones: the loss at v(1) less that at v(0); at v(α*) less that
-   at v(1); means over training, seed by seed. The worst point found by projected ascent on the sphere,
-   20 steps from v(α*), shows how much there is to be found.
-2. Proposition 1: on positive definite quadratics, α* > 1 where ρ_max is large, and α* < 1 where it is small.
-   Holds if so for every one of 100 random quadratics, at ρ_max = 100 ρ and at ρ_max = 0.1 ρ; in part if at
-   one of the two. (The same, drawn by Hypothesis: `test_positive_definite_quadratics` in
-   `tests/descent/test_spherical_search.py`.) A first version of this measurement took ρ_max = ρ for small,
-   where α* is 1.
-3. α* varies slowly in training, so that a search an epoch is enough. Compared, for both fractions of wrong
-   labels: 0.2, a tenth of the range that is searched, less the mean absolute change of α* from a batch to
+   searched), so here α* is the one that training keeps from the start of the epoch, tested on later batches.
+   Compared, for right labels and for 40 % wrong ones: the loss at v(1) minus that at v(0), and at v(α*) minus
+   that at v(1); means over training, seed by seed. The worst point found by projected ascent on the sphere,
+   20 steps from v(α*), shows how large the rise can be.
+2. Proposition 1: on positive definite quadratics, α* > 1 if ρ_max is large, and α* < 1 if it is small. The
+   claim holds if this is true for each of 100 random quadratics, at ρ_max = 100 ρ and at ρ_max = 0.1 ρ; in
+   part if only at one of the two. (The same, drawn by Hypothesis: `test_positive_definite_quadratics` in
+   `tests/descent/test_spherical_search.py`.) A first version of this measurement used ρ_max = ρ as
+   the small value, where α* is 1.
+3. α* varies slowly in training, so that one search per epoch is enough. Compared, for both fractions of wrong
+   labels: 0.2, a tenth of the range that is searched, minus the mean absolute change of α* from a batch to
    the one an epoch later, seed by seed. The table also shows the change from one batch to another at the
-   same w, which no search an epoch could follow, and the standard deviation without it.
+   same w, which one search per epoch cannot follow, and the standard deviation without it.
 
-Measured on Fashion-MNIST along a training by XSAM with a search an epoch, ρ = 0.1 and ρ_max = 0.2, six times
-an epoch, on two batches each time.
+Measured on Fashion-MNIST during a training with XSAM, with one search per epoch, ρ = 0.1 and ρ_max = 0.2, six
+times per epoch, on two batches each time.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class XSAMDirection(Claim):
     per_epoch: int = 6
     """Measurements in an epoch, of two batches each."""
     ascent_steps: int = 20
-    """On the sphere, to the worst point found."""
+    """Steps of the ascent on the sphere to the worst point found."""
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """Quadratics, then networks."""
@@ -163,7 +163,7 @@ class XSAMDirection(Claim):
                         "α*",
                         "mean",
                         "standard deviation",
-                        "the same without the batches' part",
+                        "the same without the differences between batches",
                         "change in an epoch",
                         "change of batch, same w",
                         "autocorrelation at an epoch",
@@ -175,7 +175,7 @@ class XSAMDirection(Claim):
         return Report(verdicts, tables)
 
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
-        """Losses on the sphere, α* along training, α* by distance."""
+        """Losses on the sphere, α* during training, α* by distance."""
         figure, axes = plots.panels(3, "XSAM: the worst direction on the arc, Fashion-MNIST")
         directions = {"v(0)": "v(0):\nε's", "v(1)": "v(1):\nSAM's", "v(kept)": "v(α*),\nkept"}
         directions["v(alpha*)"] = "v(α*),\nfresh"
@@ -225,7 +225,7 @@ def by_seed(records: list[Record], values) -> list[float]:
 
 
 def series(records: list[Record], seed: int, batch: int = 0) -> np.ndarray:
-    """α* at distance ρ_max along the training of a network."""
+    """α* at distance ρ_max during the training of a network."""
     return np.array(
         [record["alphas"][RADII.index(1.0)] for record in select(records, seed=seed, batch=batch)]
     )
@@ -244,7 +244,7 @@ def changes_of_batch(records: list[Record]) -> list[float]:
 
 
 def slow_part(records: list[Record]) -> list[float]:
-    """Standard deviation of α* along training without what two batches at the same w differ by, by seed."""
+    """Standard deviation of α* during training, without differences between batches at the same w."""
     found = []
     for seed in sorted({record["seed"] for record in records}):
         one, other = series(records, seed, 0), series(records, seed, 1)
@@ -254,7 +254,7 @@ def slow_part(records: list[Record]) -> list[float]:
 
 
 def autocorrelation(records: list[Record], lag: int) -> list[float]:
-    """Of α* at a lag, seed by seed; 0 where α* does not vary at all."""
+    """Autocorrelation of α* at a lag, seed by seed; 0 if α* does not vary at all."""
     found = []
     for seed in sorted({record["seed"] for record in records}):
         values = series(records, seed) - series(records, seed).mean()
