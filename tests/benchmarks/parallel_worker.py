@@ -25,7 +25,7 @@ from tests.devices.layouts import max_difference
 from tests.devices.processes import reported
 
 NUM_DEVICES, NUM_STEPS, BATCH_SIZE = 4, 5, 40
-METHODS = {"sam": {}, "eigen_sam": {"num_iters": 2}}  # with options
+METHODS = {"sam": {}, "eigen_sam": {"num_iters": 1}}  # with options
 ELSEWHERE = {"data": (2, "fsdp"), "fsdp": (2, "fsdp"), "pmap": (1, "data")}
 
 make_program = train.make_program

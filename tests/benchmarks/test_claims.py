@@ -7,13 +7,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
+from matplotlib.collections import PathCollection
 
 from benchmarks import methods
 from benchmarks.errors import UsageError
-from benchmarks.experiments.claims import __main__, claim, info_sam, setting, sphere
+from benchmarks.experiments.claims import __main__, alternatives, claim, info_sam, setting, sphere
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import PAPERS, EigenSAM, perturbation_of
 from benchmarks.experiments.claims.info_sam import InfoSAM
@@ -22,6 +24,7 @@ from benchmarks.experiments.claims.verdict import Comparison, Verdict, judge, nu
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.models import table
+from benchmarks.reports import plots
 from benchmarks.reports.pages import DOCS, filled
 from benchmarks.reports.records import RESULTS, read_records
 from tests.benchmarks.networks import Tiny
@@ -73,19 +76,146 @@ def tiny(monkeypatch, tmp_path, data_dir):
     return __main__.Options(data_dir=data_dir, processes=1, results=tmp_path, docs=tmp_path)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, beside the files."""
+    figures, save = [], plots.save
+    monkeypatch.setattr(
+        plots, "save", lambda figure, *args, **kw: figures.append(figure) or save(figure, *args, **kw)
+    )
+    return figures
+
+
 @pytest.mark.parametrize("name", CLAIMS)
-def test_claim_measures_and_reports(name, tiny):
+def test_claim_measures_and_reports(name, tiny, drawn):
     one = TINY[name]
     claim.measure_missing(one, tiny.results, tiny.data_dir, 1)
     records = read_records(claim.result_file(one, tiny.results))
     jobs = one.jobs(records)
     assert all(claim.is_done(job, records) for job in jobs)
     assert all({"versions", "seed"} <= record.keys() for record in records if "num_quadratics" not in record)
-    report = one.report(records, claim.read_suite(tiny.results))
-    measured = [verdict for verdict in report.verdicts if "accuracy suite" not in verdict.statement]
-    assert all(verdict.outcome in ("holds", "in part", "does not hold") for verdict in measured)
-    one.draw(records, claim.read_suite(tiny.results), tiny.docs / "picture.png")
-    assert (tiny.docs / "picture.png").stat().st_size > 10_000
+    suite = claim.read_suite(tiny.results)
+    one.draw(records, suite, tiny.docs / "picture.png")
+    assert plt.imread(tiny.docs / "picture.png").std() > 0
+    report = one.report(records, suite)
+    assert report.tables
+    assert not any("nan" in table for table in report.tables)
+    # From the numbers themselves, without the code of the claim.
+    expected = CHECKS[name](one, records, drawn[0].axes)
+    assert [verdict.outcome for verdict in report.verdicts] == expected
+
+
+def by_rule(*comparisons):
+    shown = [np.mean(x) > 2 * np.std(x, ddof=1) / np.sqrt(len(x)) for x in comparisons]
+    return "holds" if all(shown) else "in part" if any(shown) else "does not hold"
+
+
+def of(records, field, **values):
+    return np.array([record[field] for record in claim.select(records, **values)], float)
+
+
+def assert_line(axes, label, expected):
+    line = next(line for line in axes.lines if line.get_label() == label)
+    np.testing.assert_allclose(line.get_ydata(), expected)
+
+
+def points(axes):
+    """Of all scatter plots, in order."""
+    return np.concatenate([x.get_offsets() for x in axes.collections if isinstance(x, PathCollection)])
+
+
+def check_eigen_sam(one, records, panels):
+    assert len(records) == 3 * len(one.seeds) * one.epochs
+    assert all(0 <= value <= 1 for name in ("alignment", "test_accuracy") for value in of(records, name))
+    assert (of(records, "top_eigenvalue") > 0).all()  # of a linear model
+    along = lambda field, row: of(records, field, row=row).reshape(len(one.seeds), one.epochs)
+    tracked = "alignment_of_the_tracked_eigenvector"
+    assert np.isnan(along(tracked, "sam")).all()
+    assert (np.abs(along(tracked, "eigen_sam") - 0.5) <= 0.5).all()
+    for axes, field in zip(panels, ("alignment", tracked, "top_eigenvalue"), strict=True):
+        assert_line(axes, "Eigen-SAM, α = 0.2", along(field, "eigen_sam").mean(0))
+    for field, axes in (("alignment", panels[0]), ("top_eigenvalue", panels[2])):
+        assert_line(axes, "SAM", along(field, "sam").mean(0))
+    mean = lambda field, row: along(field, row).mean(1)
+    gains = lambda field: [mean(field, "eigen_sam") - mean(field, row) for row in ("sgd", "sam")]
+    return [by_rule(*gains("alignment")), by_rule(*(-x for x in gains("top_eigenvalue")))]
+
+
+def check_info_sam(one, records, panels):
+    get = lambda field, name, **values: of(records, field, estimator=name, **values)
+    controlled = [{"experiment": "controlled", "noise_ratio": ratio} for ratio in one.ratios]
+    network = {"experiment": "network"}
+    sam = [get("increase", "sam", **group) for group in (*controlled, network)]
+    own = [get("increase", "info_sam", **group) for group in (*controlled, network)]
+    free = [get("noise_free_increase", "sam", **group) for group in (*controlled, network)]
+    assert all((x > 0).all() for x in free)
+    assert (np.abs(of(records, "cosine_with_the_noise_free", **network)) < 1 + 1e-5).all()
+    assert_line(panels[0], "SAM", [np.mean(x / y) for x, y in zip(sam[:-1], free[:-1], strict=True)])
+    steps = sorted(set(of(records, "step", **network)))
+    assert steps == [3, 6]  # every third after the second of eight
+    assert_line(panels[1], "infoSAM", own[-1].reshape(len(one.seeds), len(steps)).mean(0))
+    more = [x - y for x, y in zip(own, sam, strict=True)]
+    half = [x - (y + z) / 2 for x, y, z in zip(own, sam, free, strict=True)]
+    found = [by_rule(*x) for x in (more[:-1], half[:-1], more[-1:], half[-1:])]
+    return [*found, "not measured yet"]
+
+
+def check_xsam_direction(one, records, panels):
+    networks = claim.select(records, experiment="network")
+    for losses in (record["loss_at"] for record in networks):
+        on_the_arc = [losses[name] for name in ("v(0)", "v(1)", "v(kept)")]
+        assert max(on_the_arc) - 1e-6 <= losses["v(alpha*)"] <= losses["worst found"] + 1e-6
+    nearer, slow, heights = [], [], []
+    for noise in (0.0, 0.4):
+        own = [claim.select(networks, label_noise=noise, seed=seed) for seed in one.seeds]
+        loss = lambda name, own=own: np.array([[r["loss_at"][name] for r in network] for network in own])
+        nearer += [(loss("v(1)") - loss("v(0)")).mean(1), (loss("v(kept)") - loss("v(1)")).mean(1)]
+        clean = np.array([[r["loss"] for r in network] for network in own])
+        names = ("v(0)", "v(1)", "v(kept)", "v(alpha*)")
+        heights += [100 * (loss(name) - clean) / (loss("worst found") - clean) for name in names]
+        found = lambda seed, noise=noise: claim.select(networks, label_noise=noise, seed=seed, batch=0)
+        alphas = np.array([[r["alphas"][sphere.RADII.index(1.0)] for r in found(seed)] for seed in one.seeds])
+        slow.append(0.2 - np.abs(alphas[:, one.per_epoch :] - alphas[:, : -one.per_epoch]).mean(1))
+    np.testing.assert_allclose(points(panels[0])[:, 1], np.concatenate([x.mean(1) for x in heights]))
+    quadratics = {r["radius"]: np.array(r["alphas"]) for r in claim.select(records, experiment="quadratic")}
+    assert {len(alphas) for alphas in quadratics.values()} == {one.num_quadratics}
+    assert_line(panels[2], "100 random quadratics", [alphas.mean() for alphas in quadratics.values()])
+    ends = (quadratics[max(quadratics)] > 1).all(), (quadratics[min(quadratics)] < 1).all()
+    of_quadratics = "holds" if all(ends) else "in part" if any(ends) else "does not hold"
+    return [by_rule(*nearer), of_quadratics, by_rule(*slow)]
+
+
+def check_xsam_accuracy(one, records, panels):
+    accuracy = lambda **values: of(records, "test_accuracy", **values)
+    sam, xsam = (accuracy(experiment="radius", method=method) for method in ("sam", "xsam"))
+    assert_line(panels[0], "SAM, k = 1", [100 * sam.mean()])
+    assert_line(panels[0], "XSAM, k = 1", [100 * xsam.mean()])
+    usual, never = (accuracy(interval=name) for name in ("1 epoch", "never again"))
+    assert {len(x) for x in (sam, xsam, usual, never)} == {2}
+    np.testing.assert_allclose(points(panels[2]), np.transpose([[0, 0, 1, 1], 100 * np.append(usual, never)]))
+    return [by_rule(xsam - sam), "not measured yet", by_rule(never - usual + 0.01)]
+
+
+def check_alternatives(one, records, panels):
+    field = lambda name, method: of(records, name, experiment="test", method=method)
+    sharpness = {method: field("largest_hessian_eigenvalue", method) for method in alternatives.STYLES}
+    accuracy = {method: field("test_accuracy", method) for method in alternatives.STYLES}
+    assert all((values > 0).all() for values in sharpness.values())  # of a linear model
+    expected = [np.concatenate([*x.values()]) for x in (sharpness, accuracy)]
+    np.testing.assert_allclose(points(panels[1]), np.transpose(expected) * [1, 100])
+    trial = of(records, "validation_accuracy", experiment="trial", method="sam")
+    assert_line(panels[0], "SAM", 100 * trial)
+    gains = [accuracy["sam"] - accuracy[other] for other in alternatives.OTHERS]
+    return [by_rule(*gains), by_rule(*(sharpness[x] - sharpness["sam"] for x in alternatives.OTHERS))]
+
+
+CHECKS = {
+    "eigen_sam": check_eigen_sam,
+    "info_sam": check_info_sam,
+    "xsam_direction": check_xsam_direction,
+    "xsam_accuracy": check_xsam_accuracy,
+    "alternatives": check_alternatives,
+}
 
 
 class Counted(Alternatives):

@@ -16,12 +16,13 @@ from tests.benchmarks.conftest import REPOSITORY
 
 PUBLISHED = sorted((REPOSITORY / "benchmarks" / "configs").glob("*.toml"))
 
-# The networks, small enough to compile in some seconds.
+# The networks and refreshes, small enough to compile in some seconds.
 SMALLER = {
-    "resnet18": {"num_blocks": (1, 1), "width": 4},
+    "resnet18": {"num_blocks": (1,), "width": 4},
     "wide_resnet28_10": {"depth": 10, "width": 1},
-    "vit_b16": {"image_size": 32, "hidden_size": 16, "num_layers": 1, "num_heads": 2},
+    "vit_b16": {"image_size": 16, "hidden_size": 16, "num_layers": 1, "num_heads": 2},
 }
+CHEAPER = {"eigen_sam": {"num_iters": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def images():
     """As many classes as CIFAR-100 has, of random images."""
     random = np.random.default_rng(0)
     split = lambda size: arrays.Split(
-        random.normal(size=(size, 32, 32, 3)).astype(np.float32), random.integers(0, 100, size)
+        random.normal(size=(size, 16, 16, 3)).astype(np.float32), random.integers(0, 100, size)
     )
     zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
     return arrays.Dataset(split(32), split(0), split(8), 100, zero, one)
@@ -39,7 +40,13 @@ def images():
 def test_published_configuration_trains(file, images):
     config = parse(["--config", str(file)])
     assert config.validation_size == 0  # nothing is chosen in such a run
-    small = dataclasses.replace(config, batch_size=16, epochs=2, model_options=SMALLER[config.model])
+    small = dataclasses.replace(
+        config,
+        batch_size=16,
+        epochs=2,
+        model_options=SMALLER[config.model],
+        options=config.options | CHEAPER.get(config.method, {}),
+    )
     program = make_program(small, images)
     steps = train.train_steps(program, jax.tree.map(jax.numpy.asarray, images.train), program.init(0), 0)
     losses = [float(loss) for _, _, loss in itertools.islice(steps, 3)]

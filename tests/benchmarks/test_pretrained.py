@@ -211,8 +211,9 @@ def test_training_starts_from_the_file(dataset, tmp_path):
         method="sam", model="vit_b16", model_options=OPTIONS, pretrained=path, batch_size=20, epochs=1
     )
     program = make_program(config, dataset)
-    assert np.array_equal(program.init(0).params["class_token"][...], jax_layout()["cls"])
-    steps = train.train_steps(program, train.add_label_noise(dataset.train, config, 3), program.init(0), 0)
+    start = program.init(0)
+    assert np.array_equal(start.params["class_token"][...], jax_layout()["cls"])
+    steps = train.train_steps(program, train.add_label_noise(dataset.train, config, 3), start, 0)
     losses = [float(loss) for _, _, loss in itertools.islice(steps, 2)]
     assert losses[0] == pytest.approx(math.log(3), rel=1e-5)  # a head of zeros
     assert losses[1] != losses[0]
@@ -225,7 +226,7 @@ def test_position_embeddings_are_interpolated(dataset, tmp_path):
     grid = np.linspace(0, 1, 2)  # grows from left to right alike in all rows
     arrays["pos_embed"][0, 1:] = np.tile(grid, 2)[:, None]
     path = save(tmp_path / "weights.safetensors", arrays)
-    model = vit(image_size=24)
+    model = nnx.eval_shape(lambda: vit(image_size=24))
     weights = pretrained.load(path, nnx.state(model, nnx.Param), dataset)
     positions = weights["positions"][...]
     assert positions.shape == (1, 1 + 36, SIZE)
@@ -244,7 +245,7 @@ def test_position_embeddings_are_interpolated(dataset, tmp_path):
 
 def test_what_does_not_fit_is_refused(dataset, tmp_path):
     path = save(tmp_path / "weights.safetensors", timm())
-    params = lambda **options: nnx.state(vit(**options), nnx.Param)
+    params = lambda **options: nnx.state(nnx.eval_shape(lambda: vit(**options)), nnx.Param)
     with pytest.raises(UsageError, match="holds 2 encoder blocks, the model has 1"):
         pretrained.load(path, params(num_layers=1), dataset)
     with pytest.raises(
@@ -263,7 +264,8 @@ def test_what_does_not_fit_is_refused(dataset, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(UsageError, match=r"neither .npz nor .safetensors"):
         pretrained.load(tmp_path / "weights.pth", params(), dataset)
-    mlp = nnx.state(table.MODELS["mlp"]((8, 8, 3), 3, rngs=nnx.Rngs(0)), nnx.Param)
+    make = lambda: table.MODELS["mlp"]((8, 8, 3), 3, rngs=nnx.Rngs(0))
+    mlp = nnx.state(nnx.eval_shape(make), nnx.Param)
     with pytest.raises(UsageError, match="does not fit this model"):
         pretrained.load(path, mlp, dataset)
     assert jax.tree.leaves(mlp)

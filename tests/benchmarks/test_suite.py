@@ -3,13 +3,15 @@ import itertools
 import json
 from collections import Counter
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from benchmarks.data import arrays
 from benchmarks.errors import UsageError
 from benchmarks.experiments import suite, suite_rows
 from benchmarks.models import table
-from benchmarks.reports import pages, suite_figures, suite_report, suite_tables
+from benchmarks.reports import pages, plots, suite_figures, suite_report, suite_tables
 from benchmarks.reports.records import RESULTS, read_records, write_records
 from benchmarks.reports.suite_numbers import differences
 from tests.benchmarks.networks import Tiny
@@ -87,12 +89,71 @@ def test_suite_tunes_runs_goes_on_and_reports(tiny, tmp_path, monkeypatch, capsy
     times = read_records(tmp_path / "suite_time.jsonl")
     assert [time["row"] for time in times] == list(ROWS)
 
-    records = read_records(file)
-    for make in suite_tables.TABLES.values():
-        assert "SAM" in make(records, tuned, times) or "networks" in make(records, tuned, times)
-    suite_figures.draw_noise(records, tmp_path / "noise.png")
-    suite_figures.draw_radius(tuned, tmp_path / "radius.png")
-    suite_figures.draw_cost(records, times, tmp_path / "cost.png")
+    check_tables(read_records(file), tuned, times)
+    check_pictures(read_records(file), tuned, times, monkeypatch, tmp_path)
+
+
+def values(records, field, row, noise):
+    """In per cent, by seed."""
+    return [100 * r[field] for r in records if (r["row"], r["label_noise"]) == (row, noise)]
+
+
+def check_tables(records, tuned, times):
+    """The numbers in the cells are those of the records."""
+    tables = {name: make(records, tuned, times) for name, make in suite_tables.TABLES.items()}
+    lines = {name: [line.split("|")[1:-1] for line in text.splitlines()[2:]] for name, text in tables.items()}
+    found = {name: {row.strip(): cells for row, *cells in table} for name, table in lines.items()}
+    label = lambda row: suite_rows.ROWS[row].label
+    shown = lambda table, row: [
+        float(cell.split("±")[0].replace("**", "")) for cell in found[table][label(row)]
+    ]
+    means = lambda field, row: [np.mean(values(records, field, row, noise)) for noise in (0.0, 0.4)]
+    for row in ROWS:
+        accuracy = np.array(means("test_accuracy", row))
+        assert shown("accuracy", row) == pytest.approx(accuracy, abs=0.051)
+        fitted = means("training_accuracy_on_noisy_labels", row)
+        assert shown("fitted", row) == pytest.approx(fitted, abs=0.051)
+        sharpness = np.array(means("largest_hessian_eigenvalue", row)) / 100
+        assert shown("sharpness", row) == pytest.approx(sharpness, abs=0.0051)
+        for name, other in (("differences", "sam"), ("differences_to_tuned", "sgd_decay")):
+            assert shown(name, row) == pytest.approx(accuracy - means("test_accuracy", other), abs=0.051)
+    for row in ("sam", "sgd_decay"):
+        for noise, cell in zip((0.0, 0.4), found["settings"][label(row)], strict=True):
+            chosen = suite_rows.best(tuned, row, noise)
+            assert cell.strip() == ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+    a_step = {time["row"]: time["seconds_per_step"] / times[0]["seconds_per_step"] for time in times}
+    for row in ROWS:
+        assert shown("cost", row) == pytest.approx([a_step[row]] * 2, abs=0.0051)
+    numbers = ("networks reported", 12), ("seeds of each row and noise level", 2)
+    for name, number in (*numbers, ("trials on validation data", 12)):
+        assert int(found["runs"][name][0]) == number
+
+
+def check_pictures(records, tuned, times, monkeypatch, folder):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or figure.savefig(path))
+    suite_figures.draw_noise(records, folder / "noise.png")
+    suite_figures.draw_radius(tuned, folder / "radius.png")
+    suite_figures.draw_cost(records, times, folder / "cost.png")
+    noise, radius = ({line.get_label(): line for line in x.axes[0].lines} for x in figures[:2])
+    for row in ROWS:
+        label = suite_rows.ROWS[row].label
+        accuracies = [np.mean(values(records, "test_accuracy", row, level)) for level in (0.0, 0.4)]
+        assert noise[label].get_ydata() == pytest.approx(accuracies)
+        assert label in [text.get_text() for text in figures[2].legends[0].get_texts()]
+    heights = [line.get_ydata()[0] for line in figures[2].axes[0].lines if len(line.get_ydata()) == 1]
+    for row in ROWS:
+        assert np.isclose(heights, np.mean(values(records, "test_accuracy", row, 0.4))).any()
+    searched = [dict(settings) for settings in suite_rows.ROWS["sam"].first]
+    points = sorted(
+        (trial["settings"]["rho"], 100 * trial["validation_accuracy"])
+        for trial in tuned
+        if (trial["row"], trial["label_noise"]) == ("sam", 0.0) and trial["settings"] in searched
+    )
+    assert len(points) == 2
+    assert radius[suite_rows.ROWS["sam"].label].get_xydata().tolist() == [pytest.approx(p) for p in points]
+    for figure in figures:
+        plt.close(figure)
 
 
 def test_suite_refuses_to_mix_settings(tiny, tmp_path):

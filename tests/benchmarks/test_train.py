@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from benchmarks.training.config import Config, parse
 from benchmarks.training.interrupt import ask_for_interrupt
 from tests.benchmarks.conftest import REPOSITORY
 from tests.benchmarks.networks import Regularised, Tiny
+from tests.benchmarks.stopping import stop
 
 
 @pytest.fixture(scope="module")
@@ -152,18 +154,6 @@ def test_an_epoch_visits_every_image_once():
     assert not np.array_equal(*orders)
 
 
-def stop(train_steps, number, last):
-    """Lets the loop get a signal after its step `last`."""
-
-    def stopped(*args):
-        for step, state, loss in train_steps(*args):
-            if step == last:
-                signal.raise_signal(number)
-            yield step, state, loss
-
-    return stopped
-
-
 # A command line of `train` that does so, with the small network.
 STOPS_ITSELF = """
 import sys
@@ -171,7 +161,7 @@ from benchmarks.models import table
 from tests.benchmarks.networks import Tiny
 table.MODELS["tiny"] = Tiny  # before the command line looks at it
 from benchmarks import train
-from tests.benchmarks.test_train import stop
+from tests.benchmarks.stopping import stop
 train.train_steps = stop(train.train_steps, int(sys.argv.pop(1)), int(sys.argv.pop(1)))
 train.main()
 """
@@ -195,7 +185,10 @@ def test_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(data_dir, t
     def kill(step):
         """Goes on with the run until it is killed; returns the step of its last checkpoint."""
         command = [sys.executable, "-c", STOPS_ITSELF, str(signal.SIGKILL.value), str(step), *arguments]
-        process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the same bits as in this process
+        process = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        )
         assert process.returncode == -signal.SIGKILL, process.stderr
         with ocp.CheckpointManager(config.output / "checkpoints") as checkpoints:
             return checkpoints.latest_step()
@@ -303,7 +296,9 @@ def test_resume_with_batch_norm_and_dropout(data_dir, tmp_path, monkeypatch):
     assert resumed | {"seconds": 0} == end | {"seconds": 0}
 
 
-def test_a_run_writes_metrics_and_is_not_overwritten_or_continued_with_other_settings(data_dir, tmp_path):
+def test_a_run_writes_metrics_and_is_not_overwritten_or_continued_with_other_settings(
+    data_dir, tmp_path, monkeypatch
+):
     config = Config(
         method="sgd",
         model="tiny",
@@ -313,6 +308,7 @@ def test_a_run_writes_metrics_and_is_not_overwritten_or_continued_with_other_set
         output=tmp_path / "run",
         data_dir=data_dir,
     )
+    share_program(monkeypatch, config)
     finished = train.run(config)
     start, *epochs, end = without_times(config.output)
     assert start["config"]["seed"] == end["seed"] == 3

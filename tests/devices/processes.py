@@ -25,13 +25,13 @@ Checks = dict[tuple[str, ...], dict[str, Any]]
 class Process:
     """`python -m module` as the leader of a process group of its own, in float64 on CPU."""
 
-    def __init__(self, module: str, *arguments: str, num_devices: int = 8):
+    def __init__(self, module: str, *arguments: str, num_devices: int = 8, xla_flags: str = ""):
         environment = os.environ | {
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # LLVM's only: compiles in half the time
             "JAX_ENABLE_X64": "1",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # many small programs, if there is a cache
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices} {xla_flags}",
         }
         # Files, not pipes: nobody reads while the process runs, and a full pipe would stop it.
         self.output, self.errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
