@@ -37,12 +37,12 @@ import tyro
 from benchmarks.data import sources
 from benchmarks.data.arrays import Dataset, load
 from benchmarks.errors import UsageError
-from benchmarks.experiments.suite_rows import BATCH_SIZE, ROWS, best, next_trial
 from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
 from benchmarks.train import add_label_noise, evaluate
 from benchmarks.training.config import Config
 from benchmarks.training.program import Program, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
+from benchmarks.training.suite_rows import BATCH_SIZE, ROWS, best, next_trial
 from benchmarks.training.trials import settings_of, time_per_step, train_to_the_end, with_settings
 from benchmarks.training.workers import on_each_core, quiet
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib import ticker
 
-from benchmarks.experiments.suite_rows import ROWS
 from benchmarks.reports import plots
 from benchmarks.reports.plots import STYLES
 from benchmarks.reports.records import Record, mean_and_error
 from benchmarks.reports.suite_numbers import differences, of, present
+from benchmarks.training.suite_rows import ROWS
 
 Records = list[Record]
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from benchmarks.experiments.suite_rows import ROWS, best
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
 from benchmarks.reports.suite_numbers import differences, of, present, spread
+from benchmarks.training.suite_rows import ROWS, best
 
 Records = list[Record]
 

@@ -9,11 +9,12 @@ import pytest
 
 from benchmarks.data import arrays
 from benchmarks.errors import UsageError
-from benchmarks.experiments import suite, suite_rows
+from benchmarks.experiments import suite
 from benchmarks.models import table
 from benchmarks.reports import pages, plots, suite_figures, suite_report, suite_tables
 from benchmarks.reports.records import RESULTS, read_records, write_records
 from benchmarks.reports.suite_numbers import differences
+from benchmarks.training import suite_rows
 from tests.benchmarks.networks import Tiny
 
 ROWS = ("sgd", "sam", "sgd_decay")

@@ -18,10 +18,7 @@ from tests.strategies import SIZE, nonzero_vectors
 spectra = arrays("float64", SIZE, elements=st.integers(-20, 20).map(lambda n: n / 2))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "num_iters"))

@@ -24,10 +24,10 @@ import numpy as np
 from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, paired, select
 from benchmarks.experiments.claims.setting import Job, final_accuracy
 from benchmarks.experiments.claims.verdict import Comparison, judge, number
-from benchmarks.experiments.suite_rows import ROWS as SUITE_ROWS
 from benchmarks.reports import plots
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.training.suite_rows import ROWS as SUITE_ROWS
 
 STEPS_PER_EPOCH = 10
 INTERVAL_RHO = 0.2
