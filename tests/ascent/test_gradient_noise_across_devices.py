@@ -58,7 +58,9 @@ def test_nearer_the_truth_than_the_estimate_over_time(num_steps):
     assert error(across) < 0.75 * error(over_time)
 
 
-NEEDS = r'each must pass its own.*axis_name="batch", m_sharpness=True.*no `jax.lax.pmean` of the gradients'
+NEEDS = (
+    r'each must pass its own.*axis_name="batch", m_sharpness=True.*without `jax.lax.pmean` of the gradients'
+)
 
 
 def test_averaged_gradients_are_refused():
