@@ -202,9 +202,7 @@ def orthogonalise(
     length = tree_math.norm(product)
     for _ in range(2):
         product = project(product)
-    square = tree_math.vdot(product, product)
-    # ‖r‖, with derivative 0 rather than NaN where the space ends.
-    residual = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    residual = tree_math.norm(product)
     return product, residual, residual > 100 * jnp.finfo(residual.dtype).eps * length
 
 

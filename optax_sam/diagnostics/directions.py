@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.krylov import orthogonalise
+from optax_sam.curvature.krylov import combination, orthogonalise
 from optax_sam.diagnostics.ball import value_and_gradient_over
 
 
@@ -199,8 +199,9 @@ def path_plane(path: Sequence[optax.Params]) -> Plane:
     products = jnp.stack([jnp.stack([tree_math.vdot(a, b) for b in steps]) for a in steps])
     centred = jnp.eye(len(path)) - 1 / len(path)
     _, components = jnp.linalg.eigh(centred @ products @ centred)
-    sums = [_weighted_sum(centred @ components[:, -i], steps) for i in (1, 2)]
-    plane = _span(origin, sums)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
+    sums = combination((centred @ components[:, :-3:-1]).T, stacked)
+    plane = _span(origin, [jax.tree.map(lambda x, i=i: x[i], sums) for i in (0, 1)])
     return plane._replace(coordinates=jnp.stack([_coordinates(step, plane) for step in steps]))
 
 
@@ -265,11 +266,6 @@ def _span(origin: optax.Params, vectors: Sequence[optax.Params]) -> Plane:
     e_2 = tree_math.scale(jnp.where(is_new, 1.0, 0.0), tree_math.unit(rest))
     plane = Plane(origin, (e_1, e_2), jnp.zeros((2, 2)))
     return plane._replace(coordinates=jnp.stack([_coordinates(vector, plane) for vector in vectors]))
-
-
-def _weighted_sum(weights: jax.Array, vectors: Sequence[optax.Params]) -> optax.Params:
-    add = lambda *leaves: sum(w.astype(x.dtype) * x for w, x in zip(weights, leaves, strict=True))
-    return jax.tree.map(add, *vectors)
 
 
 def _coordinates(vector: optax.Params, plane: Plane) -> jax.Array:
