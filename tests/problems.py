@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 
 class Quadratic(NamedTuple):
@@ -72,3 +73,10 @@ SPECTRA = {
 def quadratic_loss(params, hessian):
     """½ wᵀ H w, compiled once for all spectra: the Hessian is data."""
     return 0.5 * flat(params) @ hessian @ flat(params)
+
+
+def at(origin, directions, point):
+    """w + a d₁ + b d₂, in NumPy."""
+    w, unravel = ravel_pytree(origin)
+    moved = w + sum(a * ravel_pytree(d)[0] for a, d in zip(point, directions, strict=True))
+    return unravel(moved)

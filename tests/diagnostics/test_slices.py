@@ -5,10 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from optax_sam import curvature, diagnostics
-from tests.problems import network
+from tests.problems import at, network
 
 NETWORK = network()
 DATA = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), NETWORK.batches)
@@ -19,13 +18,6 @@ GRID = np.array([-0.7, 0.0, 0.2, 1.1], np.float32)
 
 def loss(params):
     return NETWORK.loss(params, DATA)
-
-
-def at(origin, directions, point):
-    """w + a d₁ + b d₂, in NumPy."""
-    w, unravel = ravel_pytree(origin)
-    moved = w + sum(a * ravel_pytree(d)[0] for a, d in zip(point, directions, strict=True))
-    return unravel(moved)
 
 
 @pytest.mark.parametrize("data", [{}, {"batches": curvature.Batches(DATA, 64)}], ids=["loss", "batches"])
