@@ -1,6 +1,7 @@
 """The rows of the accuracy suite: methods, trials on validation data, and choosing the best trial."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.reports.records import Record
@@ -18,6 +19,7 @@ class Row(NamedTuple):
         then: changes to the best of the four, for a fifth trial.
         epochs: passes over the training data.
         refresh_every: steps between refreshes, as in the method's paper.
+        fixed: settings of this row that are not chosen.
     """
 
     method: str
@@ -26,6 +28,7 @@ class Row(NamedTuple):
     then: Mapping[str, float] | None = None
     epochs: int = 20
     refresh_every: int = 100
+    fixed: Mapping[str, float] = MappingProxyType({})
 
 
 def radii(*factors: float, **units: float) -> list[dict[str, float]]:
@@ -44,6 +47,15 @@ XSAM_RADII = radii(*FOUR, rho=0.1, rho_max=0.2)
 OTHER_RHO_MAX = {"rho_max": 0.15}
 EPOCH = 10_000 // BATCH_SIZE
 
+# The best radius grows as the part shrinks.
+PART_RADII = radii(1, 2, 3, 4, rho=0.1)
+
+
+def part(size: int) -> dict[str, float]:
+    """The ascent on a part of the batch."""
+    return {"ascent_batch": size}
+
+
 ROWS = {
     "sgd": Row("sgd", "SGD"),
     "sgd_40": Row("sgd", "SGD, 40 epochs", epochs=40),
@@ -61,6 +73,40 @@ ROWS = {
         OTHER_RHO_MAX,
         refresh_every=EPOCH,
     ),
+    # At the price of less than two gradients.
+    "part_32": Row("sam", "SAM, ascent on 32 of 128", radii(*FOUR, rho=0.1), {"rho": 0.4}, fixed=part(32)),
+    "part_16": Row("sam", "SAM, ascent on 16 of 128", PART_RADII, {"rho": 0.6}, fixed=part(16)),
+    "part_8": Row("sam", "SAM, ascent on 8 of 128", PART_RADII, {"rho": 0.6}, fixed=part(8)),
+    "look_sam": Row("look_sam", "LookSAM", radii(*FOUR, rho=0.1), {"alpha": 0.5}, refresh_every=5),
+    "every_5th": Row(
+        "look_sam",
+        "SAM, every 5th step",
+        radii(1, 2, 4, 6, rho=0.1),
+        {"rho": 0.3},
+        refresh_every=5,
+        fixed={"alpha": 0.0},
+    ),
+    "one_gradient": Row("one_gradient", "One gradient, uphill", radii(0.5, 1, 2, 4, rho=0.1), {"decay": 0.8}),
+    "momentum_sam": Row("momentum_sam", "Momentum-SAM", radii(0.5, 1, 2, 3, rho=1.0), {"rho": 1.5}),
+    # Controls: an ascent on examples that are not in the batch, and a random direction.
+    "outside_16": Row(
+        "sam",
+        "Control: ascent on 16 others",
+        PART_RADII,
+        {"rho": 0.6},
+        fixed=part(16) | {"ascent_outside": True},
+    ),
+    "random": Row(
+        "random_direction", "Control: random direction", radii(1, 3, 10, 30, rho=0.1), {"rho": 0.5}
+    ),
+    # The wider family.
+    "vasso": Row("vasso", "VaSSO", radii(*FOUR, rho=0.1), {"theta": 0.4}),
+    "friendly_sam": Row("friendly_sam", "Friendly SAM", radii(*FOUR, rho=0.1), {"decay": 0.6}),
+    "gsam": Row("gsam", "GSAM", radii(*FOUR, rho=0.1), {"alpha": 0.1}),
+    "wsam": Row("wsam", "WSAM", radii(*FOUR, rho=0.02), {"gamma": 0.7}),
+    "stable_sam": Row("stable_sam", "StableSAM", radii(*FOUR, rho=0.1), {"rho": 0.15}),
+    "sparse_sam": Row("sparse_sam", "Sparse SAM", radii(*FOUR, rho=0.1), {"sparsity": 0.8}),
+    "lookbehind_sam": Row("lookbehind_sam", "Lookbehind-SAM", radii(*FOUR, rho=0.05), {"alpha": 0.8}),
     "sgd_decay": Row("sgd", "SGD, decay tuned", SGD_DECAYS, FASTER),
     "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
     "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
