@@ -24,8 +24,8 @@ from optax_sam.methods.bayesian_sam import bayesian_sam
 from optax_sam.methods.eigen_sam import eigen_sam
 from optax_sam.methods.fisher_sam import fisher_sam
 from optax_sam.methods.friendly_sam import friendly_sam
-from optax_sam.methods.gradient_norm_penalty import gradient_norm_penalty
-from optax_sam.methods.gsam import gsam, rho_following_learning_rate
+from optax_sam.methods.gradient_norm_penalty import GradientNormPenaltyState, gradient_norm_penalty
+from optax_sam.methods.gsam import gsam
 from optax_sam.methods.info_sam import info_sam
 from optax_sam.methods.look_sam import look_sam
 from optax_sam.methods.lookbehind_sam import lookbehind_sam
@@ -40,6 +40,7 @@ from optax_sam.methods.wsam import wsam
 from optax_sam.methods.xsam import xsam
 from optax_sam.one_gradient import RememberedGradientState, one_gradient
 from optax_sam.reuse import ReuseState, reuse
+from optax_sam.schedules import rho_following_learning_rate
 from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 
 __version__ = "0.1.0"
@@ -64,7 +65,6 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "friendly_sam",
     "sparse_sam",
     "gsam",
-    "rho_following_learning_rate",
     "wsam",
     "stable_sam",
     "lookbehind_sam",
@@ -73,6 +73,9 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "momentum_sam",
     "reverse_sam",
     "gradient_norm_penalty",
+    "GradientNormPenaltyState",
+    # A schedule of the radius.
+    "rho_following_learning_rate",
     # Ascent stages, g to the perturbation, and their preconditioners.
     "steepest_ascent",
     "SteepestAscentState",

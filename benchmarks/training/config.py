@@ -35,7 +35,7 @@ class Config:
     refresh_every: int = 100
     """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
     ascent_batch: int | None = None
-    """Take the clean gradient, along which the ascent goes, of this many images of the batch. Left out: all."""
+    """Take the clean gradient, which the ascent follows, of this many images of the batch. Left out: all."""
     ascent_outside: bool = False
     """A control: take it of images of the next batch."""
     monitor: int | None = None

@@ -46,8 +46,8 @@ class Program(NamedTuple):
         init: seed -> state.
         loss: params, rest, images, labels -> (mean loss, rest after the batch); not compiled.
         step: state, training data, order, index of the batch, key of the epoch (if images are augmented),
-            refresh, record -> state, mean loss: of the clean pass, so of `ascent_batch` images, or at w + ε for
-            a method that needs no clean pass.
+            refresh, record -> state, mean loss: of the clean pass, so of `ascent_batch` images, or at w + ε
+            for a method that needs no clean pass.
         evaluate: state, images, labels -> sum of losses, number of correct predictions.
         steps_per_epoch: whole batches in the training data.
         num_steps: steps of the whole run.

@@ -83,7 +83,7 @@ def fisher_mask(sparsity: float = 0.5, *, interval: int = 100) -> optax.Gradient
     """Masks a perturbation but for the fraction 1 − s of the coordinates with the largest g².
 
     Args:
-      sparsity: s in [0, 1); 0.5 to 0.98 in the paper. 0 is SAM.
+      sparsity: s in [0, 1); 0.5 in the authors' example. 0 is SAM.
       interval: steps from one mask to the next with `refresh=None`; every epoch in the paper's code.
 
     Returns:
@@ -121,7 +121,7 @@ def dynamic_mask(
     """Masks a perturbation; at each refresh a fraction of the mask moves from small |g| to random places.
 
     Args:
-      sparsity: s in [0, 1); 0.5 to 0.98 in the paper. 0 is SAM. The first mask is random.
+      sparsity: s in [0, 1); 0.5 in the authors' example. 0 is SAM. The first mask is random.
       drop_rate: fraction of the mask that is dropped at a refresh; 0.5 in the authors' code, where it falls
         to 0 along a cosine. A number, or a schedule of the number of refreshes.
       interval: steps from one mask to the next with `refresh=None`.

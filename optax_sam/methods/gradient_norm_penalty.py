@@ -1,6 +1,6 @@
 """Gradient norm penalty: the gradient of L + ρ ‖∇L‖, which SAM approximates."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,17 @@ from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
 
 
-def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
+class GradientNormPenaltyState(NamedTuple):
+    """State of `gradient_norm_penalty`.
+
+    Attributes:
+      penalty_count: number of updates made, for a schedule of `rho`; int32.
+    """
+
+    penalty_count: jax.Array
+
+
+def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientTransformationExtraArgs:
     """Gradient norm penalty, or explicit gradient regularisation: d = ∇(L + ρ ‖∇L‖) = g + ρ H g/‖g‖.
 
     SAM's direction ∇L(w + ρ g/‖g‖) is the same to first order in ρ.
@@ -19,11 +29,11 @@ def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtr
     Symbols: g the clean gradient, H the Hessian of the batch loss, ρ `rho`.
 
     Args:
-      rho: weight ρ of the penalty, a number.
+      rho: weight ρ of the penalty, a number or a schedule of the number of updates made.
 
     Returns:
-      A gradient transformation without state to put in front of a base optimizer. `update` takes the
-      arguments of `sharpness_aware`; `curvature_fn` and `refresh` have no effect.
+      A gradient transformation with `GradientNormPenaltyState` to put in front of a base optimizer. `update`
+      takes the arguments of `sharpness_aware`; `curvature_fn` and `refresh` have no effect.
 
     Raises:
       ValueError: if rho is negative.
@@ -47,11 +57,14 @@ def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtr
       Zhao, Zhang and Hu, `Penalizing gradient norm for efficiently improving generalization in deep learning
       <https://arxiv.org/abs/2202.03599>`_, 2022
     """
-    checks.check_number("rho", rho)
+    checks.check_radius("rho", rho)
+
+    def init(params: optax.Params) -> GradientNormPenaltyState:
+        return GradientNormPenaltyState(jnp.zeros((), jnp.int32))
 
     def update(
         updates: optax.Updates,
-        state: optax.EmptyState,
+        state: GradientNormPenaltyState,
         params: optax.Params | None = None,
         *,
         value_fn: ValueFn | None = None,
@@ -59,7 +72,7 @@ def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtr
         axis_name: AxisName = None,
         m_sharpness: bool = False,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.EmptyState]:
+    ) -> tuple[optax.Updates, GradientNormPenaltyState]:
         checks.check_params(updates, params)
         loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness)
         loss.check_passed(updates)
@@ -67,6 +80,8 @@ def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtr
         direction = tree_math.cast_like(tree_math.unit(gradient), params)
         product = jax.jvp(loss.gradient, (params,), (direction,))[1]
         one = jnp.ones((), tree_math.accumulation_dtype(updates))
-        return tree_math.combine(one, gradient, rho * one, product), state
+        weight = jnp.maximum(rho(state.penalty_count), 0) if callable(rho) else rho
+        direction = tree_math.combine(one, gradient, weight * one, product)
+        return direction, GradientNormPenaltyState(optax.safe_increment(state.penalty_count))
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return optax.GradientTransformationExtraArgs(init, update)
