@@ -1,4 +1,4 @@
-"""The site as `make docs` built it: it has every public name, every link leads somewhere, nothing is fetched."""
+"""The site as `make docs` built it: every public name is there, links lead somewhere, nothing is fetched."""
 
 import importlib
 import pkgutil
