@@ -24,12 +24,11 @@ from benchmarks.errors import UsageError
 from benchmarks.reports.pages import DOCS, filled, table
 
 ROOT = DOCS.parent
-# The methods are the functions of `optax_sam.methods`; the stages are all others.
+# The methods are the functions that have a file of their name in `optax_sam.methods`.
 METHODS = [
     name
     for name in optax_sam.__all__
-    if inspect.isfunction(function := getattr(optax_sam, name))
-    and function.__module__.startswith("optax_sam.methods.")
+    if getattr(getattr(optax_sam, name), "__module__", "") == f"optax_sam.methods.{name}"
 ]
 
 
