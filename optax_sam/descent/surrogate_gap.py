@@ -27,7 +27,7 @@ def surrogate_gap(alpha: float = 0.4) -> optax.GradientTransformationExtraArgs:
     """Maps the gradient g' at w + ε to d = g' − α g⊥, with g⊥ the part of g orthogonal to g'.
 
     Args:
-      alpha: α; 0.4 in the paper for vision transformers, 0.01 to 0.1 for residual networks. 0 is SAM.
+      alpha: α; 0.4 in the authors' example. 0 is SAM.
 
     Returns:
       A gradient transformation g' ↦ d without state, for the descent of `sharpness_aware`. It reads the extra

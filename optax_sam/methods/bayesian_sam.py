@@ -51,8 +51,8 @@ def bayesian_sam(
     Raises:
       ValueError: if a number is negative, a decay not below 1 or `num_examples` below 1.
 
-    Cost: two gradients; under `jit` the clean one is not computed (see `one_gradient`). Memory for s and
-    m, two copies of the parameters.
+    Cost: two gradients, and a random number for each parameter; under `jit` the clean one is not computed
+    (see `one_gradient`). Memory for s and m, two copies of the parameters.
 
     Deviations from the authors' code: see `optax_sam.ascent.posterior_sample`.
 

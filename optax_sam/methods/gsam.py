@@ -18,7 +18,7 @@ def gsam(
 
     Args:
       rho: radius ρ. In the paper it follows the learning rate: `rho_following_learning_rate`.
-      alpha: α; 0.4 in the paper for vision transformers, 0.01 to 0.1 for residual networks. 0 is SAM.
+      alpha: α; 0.4 in the authors' example. 0 is SAM.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
 
     Returns:

@@ -15,10 +15,11 @@ def lookbehind_sam(
     Symbols: w_0 = w the parameters, ρ `rho`, α `alpha`, k `num_steps`.
 
     Args:
-      rho: radius ρ of *each* ascent (not of all together, as in the other methods); 0.05 in the paper.
+      rho: radius ρ of *each* ascent (not of all together, as in the other methods); 0.05 in the authors'
+      example.
       alpha: α; 0.2, 0.5 or 0.8 in the paper. None: from the agreement of the gradients; see
         `optax_sam.descent.lookbehind`.
-      num_steps: number k of ascents; 2, 5 or 10 in the paper.
+      num_steps: number k of ascents; 2 in the authors' example.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.

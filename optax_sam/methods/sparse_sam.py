@@ -18,7 +18,7 @@ def sparse_sam(
     Symbols: g the clean gradient, M `mask`, ρ `rho`.
 
     Args:
-      rho: radius ρ before the mask; 0.1 for CIFAR-10 and 0.2 for CIFAR-100 in the paper.
+      rho: radius ρ before the mask; 0.1 in the authors' example for CIFAR-10.
       mask: a stage ε ↦ M ⊙ ε: `random_mask`, `fisher_mask` (SSAM-F in the paper) or `dynamic_mask` (SSAM-D).
         None: `fisher_mask(0.5)`.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.

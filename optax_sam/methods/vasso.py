@@ -17,8 +17,7 @@ def vasso(
 
     Args:
       rho: radius ρ; 0.05 is the default of the authors' code.
-      theta: weight θ of the newest gradient, in (0, 1]; 0.9 is the default of the authors' code, 0.4 or less
-        in most of the paper's experiments. 1 is SAM.
+      theta: weight θ of the newest gradient, in (0, 1]; 0.9 is the default of the authors' code. 1 is SAM.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
 
     Returns:

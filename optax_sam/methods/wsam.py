@@ -18,8 +18,8 @@ def wsam(
     Symbols: g the clean gradient, g' the gradient at w + ε, ρ `rho`, γ `gamma`.
 
     Args:
-      rho: radius ρ; 0.05 in the authors' code.
-      gamma: γ in [0, 1); 0.9 in the authors' code, 0.5 is SAM, 0 the base optimizer.
+      rho: radius ρ; 0.05 in the code.
+      gamma: γ in [0, 1); 0.9 in the code, 0.5 is SAM, 0 the base optimizer.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
 
     Returns:

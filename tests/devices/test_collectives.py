@@ -22,7 +22,7 @@ SHARDED_LAYOUTS = ("fsdp", "tensor", "fsdp and tensor")
 REPLICATED_LAYOUTS = ("data", *layouts.PER_DEVICE_VIEW)
 GRADIENTS = {"averaged": averaged_gradient, "local": local_gradient}
 
-# Second gradients, of which there are `num_steps`. Momentum-SAM does not compute the first, so that one is left.
+# Second gradients, of which there are `num_steps`. Momentum-SAM computes only that one, LookSAM the first.
 INNER_GRADIENTS = {"sam_3_steps": 3, "combination": 2, "look_sam": 0, "momentum_sam": 0}
 # Averages that state needs of what is local: of the gradient that `gradient_noise` observes, of the
 # perturbation that `spherical_search` starts from.
