@@ -54,7 +54,9 @@ def setup_namespace():
 def starts_from_setup(document):
     """Whether a page tells its reader to start from the setup."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    return re.search(r"\bstarts from the \[setup\]\((recipes/)?plain_jax\.md\)", text) is not None
+    return (
+        re.search(r"\bstarts from the \[setup\]\((recipes/|\.\./recipes/)?plain_jax\.md\)", text) is not None
+    )
 
 
 @pytest.mark.parametrize("document", [page for page in PAGES if python_blocks(page)])

@@ -1,8 +1,9 @@
 """The rows of the accuracy suite: methods, trials on validation data, and choosing the best trial."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from benchmarks.reports.records import Record
 
@@ -20,6 +21,7 @@ class Row(NamedTuple):
         epochs: passes over the training data.
         refresh_every: steps between refreshes, as in the method's paper.
         fixed: settings of this row that are not chosen.
+        group: the table and the pictures in which it appears.
     """
 
     method: str
@@ -29,6 +31,7 @@ class Row(NamedTuple):
     epochs: int = 20
     refresh_every: int = 100
     fixed: Mapping[str, float] = MappingProxyType({})
+    group: Literal["methods", "cheap", "controls", "family"] = "methods"
 
 
 def radii(*factors: float, **units: float) -> list[dict[str, float]]:
@@ -51,10 +54,17 @@ EPOCH = 10_000 // BATCH_SIZE
 PART_RADII = radii(1, 2, 3, 4, rho=0.1)
 
 
+cheap = partial(Row, group="cheap")
+control = partial(Row, group="controls")
+family = partial(Row, group="family")
+
+
 def part(size: int) -> dict[str, float]:
     """The ascent on a part of the batch."""
     return {"ascent_batch": size}
 
+
+OUTSIDE = part(16) | {"ascent_outside": True}
 
 ROWS = {
     "sgd": Row("sgd", "SGD"),
@@ -73,12 +83,16 @@ ROWS = {
         OTHER_RHO_MAX,
         refresh_every=EPOCH,
     ),
+    "sgd_decay": Row("sgd", "SGD, decay tuned", SGD_DECAYS, FASTER),
+    "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
+    "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
+    "asam_decay": Row("asam", "ASAM, decay tuned", ASAM_DECAYS, STRONGER),
     # At the price of less than two gradients.
-    "part_32": Row("sam", "SAM, ascent on 32 of 128", radii(*FOUR, rho=0.1), {"rho": 0.4}, fixed=part(32)),
-    "part_16": Row("sam", "SAM, ascent on 16 of 128", PART_RADII, {"rho": 0.6}, fixed=part(16)),
-    "part_8": Row("sam", "SAM, ascent on 8 of 128", PART_RADII, {"rho": 0.6}, fixed=part(8)),
-    "look_sam": Row("look_sam", "LookSAM", radii(*FOUR, rho=0.1), {"alpha": 0.5}, refresh_every=5),
-    "every_5th": Row(
+    "part_32": cheap("sam", "SAM, ascent on 32 of 128", radii(*FOUR, rho=0.1), {"rho": 0.4}, fixed=part(32)),
+    "part_16": cheap("sam", "SAM, ascent on 16 of 128", PART_RADII, {"rho": 0.6}, fixed=part(16)),
+    "part_8": cheap("sam", "SAM, ascent on 8 of 128", PART_RADII, {"rho": 0.6}, fixed=part(8)),
+    "look_sam": cheap("look_sam", "LookSAM", radii(*FOUR, rho=0.1), {"alpha": 0.5}, refresh_every=5),
+    "every_5th": cheap(
         "look_sam",
         "SAM, every 5th step",
         radii(1, 2, 4, 6, rho=0.1),
@@ -86,31 +100,21 @@ ROWS = {
         refresh_every=5,
         fixed={"alpha": 0.0},
     ),
-    "one_gradient": Row("one_gradient", "One gradient, uphill", radii(0.5, 1, 2, 4, rho=0.1), {"decay": 0.8}),
-    "momentum_sam": Row("momentum_sam", "Momentum-SAM", radii(0.5, 1, 2, 3, rho=1.0), {"rho": 1.5}),
-    # Controls: an ascent on examples that are not in the batch, and a random direction.
-    "outside_16": Row(
-        "sam",
-        "Control: ascent on 16 others",
-        PART_RADII,
-        {"rho": 0.6},
-        fixed=part(16) | {"ascent_outside": True},
+    "one_gradient": cheap(
+        "one_gradient", "One gradient, uphill", radii(0.5, 1, 2, 4, rho=0.1), {"decay": 0.8}
     ),
-    "random": Row(
-        "random_direction", "Control: random direction", radii(1, 3, 10, 30, rho=0.1), {"rho": 0.5}
-    ),
+    "momentum_sam": cheap("momentum_sam", "Momentum-SAM", radii(0.5, 1, 2, 3, rho=1.0), {"rho": 1.5}),
+    # An ascent on examples that are not in the batch, and a random direction.
+    "outside_16": control("sam", "Ascent on 16 others", PART_RADII, {"rho": 0.6}, fixed=OUTSIDE),
+    "random": control("random_direction", "Random direction", radii(1, 3, 10, 30, rho=0.1), {"rho": 0.5}),
     # The wider family.
-    "vasso": Row("vasso", "VaSSO", radii(*FOUR, rho=0.1), {"theta": 0.4}),
-    "friendly_sam": Row("friendly_sam", "Friendly SAM", radii(*FOUR, rho=0.1), {"decay": 0.6}),
-    "gsam": Row("gsam", "GSAM", radii(*FOUR, rho=0.1), {"alpha": 0.1}),
-    "wsam": Row("wsam", "WSAM", radii(*FOUR, rho=0.02), {"gamma": 0.7}),
-    "stable_sam": Row("stable_sam", "StableSAM", radii(*FOUR, rho=0.1), {"rho": 0.15}),
-    "sparse_sam": Row("sparse_sam", "Sparse SAM", radii(*FOUR, rho=0.1), {"sparsity": 0.8}),
-    "lookbehind_sam": Row("lookbehind_sam", "Lookbehind-SAM", radii(*FOUR, rho=0.05), {"alpha": 0.8}),
-    "sgd_decay": Row("sgd", "SGD, decay tuned", SGD_DECAYS, FASTER),
-    "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
-    "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
-    "asam_decay": Row("asam", "ASAM, decay tuned", ASAM_DECAYS, STRONGER),
+    "vasso": family("vasso", "VaSSO", radii(*FOUR, rho=0.1), {"theta": 0.4}),
+    "friendly_sam": family("friendly_sam", "Friendly SAM", radii(*FOUR, rho=0.1), {"decay": 0.6}),
+    "gsam": family("gsam", "GSAM", radii(*FOUR, rho=0.1), {"alpha": 0.1}),
+    "wsam": family("wsam", "WSAM", radii(*FOUR, rho=0.02), {"gamma": 0.7}),
+    "stable_sam": family("stable_sam", "StableSAM", radii(*FOUR, rho=0.1), {"rho": 0.15}),
+    "sparse_sam": family("sparse_sam", "Sparse SAM", radii(*FOUR, rho=0.1), {"sparsity": 0.8}),
+    "lookbehind_sam": family("lookbehind_sam", "Lookbehind-SAM", radii(*FOUR, rho=0.05), {"alpha": 0.8}),
 }
 
 
