@@ -25,6 +25,8 @@ def rho_following_learning_rate(
     Raises:
       ValueError: if η_min is not smaller than η_max.
 
+    Cost: none.
+
     Deviations from the authors' code (juntang-zhuang/GSAM): a radius below 0 is 0.
 
     Example:

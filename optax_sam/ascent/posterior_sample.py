@@ -130,6 +130,8 @@ def sample_params(
     Returns:
       Parameters with the structure, shapes and dtypes of `params`.
 
+    Cost: a random number for each parameter.
+
     Example:
       >>> import jax, jax.numpy as jnp, optax_sam
       >>> w, s = jnp.zeros(10_000), jnp.full(10_000, 4.0)
