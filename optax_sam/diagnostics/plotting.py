@@ -1,4 +1,4 @@
-"""Pictures of loss surfaces, spectral densities and recordings, readable at the width of a column (3.3 inches).
+"""Pictures of loss surfaces, spectral densities and recordings, to be read at a column's width (3.3 inches).
 
     surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, np.linspace(-1, 1, 31))
     plotting.plot_loss_surface(surface, arrows={"g₀": plane.coordinates[1], "g₁": plane.coordinates[2]})
