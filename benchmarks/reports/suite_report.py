@@ -3,8 +3,9 @@
     python -m benchmarks.reports.suite_report
     python -m benchmarks.reports.suite_report --results runs/bench --print
 
-Writes the tables between the marks in `RESULTS.md` (the text around them is written by hand) and the figures
-in `docs/`. Nothing is trained here: `python -m benchmarks.experiments.suite tune`, `run` and `time` do that.
+Writes the tables between the marks in `RESULTS.md` and `docs/choose.md` (the text around them is written by
+hand) and the figures in `docs/`. Nothing is trained here: `python -m benchmarks.experiments.suite tune`, `run`
+and `time` do that.
 """
 
 import dataclasses
@@ -54,7 +55,9 @@ def main() -> None:
             print(accuracy_table(records, trials, []), difference_table(records, trials, []), sep="\n\n")
             return
         times = read(report.results / "suite_time.jsonl", "time")
-        fill_tables(PAGE, {name: make(records, trials, times) for name, make in TABLES.items()})
+        tables = {name: make(records, trials, times) for name, make in TABLES.items()}
+        fill_tables(PAGE, tables)
+        fill_tables(DOCS / "choose.md", {"cheap": tables["cheap"]})
     except UsageError as error:
         sys.exit(f"error: {error}")
     draw_noise(records, DOCS / "suite_noise.png")
