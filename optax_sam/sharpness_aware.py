@@ -149,6 +149,7 @@ def sharpness_aware(
     descent = optax.with_extra_args_support(descent)
 
     def init(params: optax.Params) -> SharpnessAwareState:
+        checks.check_arrays(params)
         return SharpnessAwareState(
             ascent_value=jnp.zeros((), tree_math.accumulation_dtype(params)),
             ascent=ascent.init(params),
