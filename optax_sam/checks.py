@@ -192,8 +192,8 @@ def check_arrays(params: optax.Params) -> None:
         if not hasattr(leaf, "dtype"):
             raise TypeError(
                 "The parameters must be a pytree of arrays, but the leaf"
-                f" `params{jax.tree_util.keystr(path)}` is of type {type(leaf).__name__}. Pass the arrays that"
-                " are trained, not a whole model, to `tx.init` and `tx.update`: with Equinox"
+                f" `params{jax.tree_util.keystr(path)}` is of type {type(leaf).__name__}. Pass the arrays"
+                " that are trained, not a whole model, to `tx.init` and `tx.update`: with Equinox"
                 " `eqx.filter(model, eqx.is_inexact_array)`, and a `value_fn` that puts the rest back,"
                 " `eqx.combine(params, static)`. Make numbers arrays: `jnp.asarray(number)`."
             )
@@ -201,7 +201,8 @@ def check_arrays(params: optax.Params) -> None:
 
 def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
     """Raises unless `gradient` has the tree structure and shapes of `params`."""
-    if jax.tree.structure(gradient) != jax.tree.structure(params):
+    structures: tuple[Any, Any] = (jax.tree.structure(gradient), jax.tree.structure(params))
+    if structures[0] != structures[1]:
         raise ValueError(
             f"{name} must have the tree structure of the parameters, but"
             f" {first_difference(gradient, params)}. Pass the gradient with respect to all of `params`, and"
@@ -229,7 +230,7 @@ def check_takes_params(name: str, function: Callable[..., Any]) -> None:
     except TypeError:
         raise TypeError(
             f"`{name}` must take the parameters alone, but its signature is `{signature}`. Close over"
-            f" everything else: `{name}=lambda params: function(params, batch)`. (`optax.contrib.sam` calls its"
+            f" everything else: `{name}=lambda params: function(params, batch)`. (`optax.contrib.sam` calls"
             " `grad_fn(params, i)` with the number of the step; here it is `grad_fn(params)`.)"
         ) from None
 

@@ -181,8 +181,8 @@ def _called(function: Callable[[optax.Params], Any], params: optax.Params) -> An
     except Exception as error:
         if type(error).__name__ == "TraceContextError" or "Incorrect number of leaves" in str(error):
             error.add_note(
-                "A model of flax's nnx was merged or called inside `value_fn` or `grad_fn`. It needs all states,"
-                " not the parameters alone, and copies of everything that it changes (BatchNorm statistics,"
+                "A model of flax's nnx was merged or called inside `value_fn` or `grad_fn`. It needs all"
+                " states, not the parameters alone, and copies of all that it changes (BatchNorm statistics,"
                 " random streams). Before the clean gradient write"
                 " `value_fn = optax_sam.flax.nnx_value_fn(loss_fn, model, *args)`."
             )
