@@ -109,9 +109,7 @@ def wiring_check(
         raise ValueError(f"`action` must be one of {get_args(Action)}, got {action!r}.")
     reported: set[str] = set()
 
-    def report(
-        limit: float, comparison: Comparison, mismatch: np.ndarray, products: np.ndarray
-    ) -> None:
+    def report(limit: float, comparison: Comparison, mismatch: np.ndarray, products: np.ndarray) -> None:
         if not mismatch > limit:
             return
         cause = likely_cause(comparison, np.asarray(products, np.float64))

@@ -36,20 +36,25 @@ def assert_same(tree, other, rtol=1e-5):
 
 
 @contextlib.contextmanager
+def finished() -> Iterator[None]:
+    """Waits for the callbacks of what runs inside."""
+    yield
+    jax.effects_barrier()
+
+
+@contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Raises if there is a warning, also one from a callback."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), finished():
         warnings.simplefilter("error", UserWarning)
         yield
-        jax.effects_barrier()
 
 
 @contextlib.contextmanager
 def warning(*parts: str) -> Iterator[None]:
     """Expects a warning of the check with all of `parts`, in this order."""
-    with pytest.warns(UserWarning, match="(?s)" + ".*".join(("not that of", *parts))):
+    with pytest.warns(UserWarning, match="(?s)" + ".*".join(("not that of", *parts))), finished():
         yield
-        jax.effects_barrier()
 
 
 def mismatch(state) -> float:

@@ -48,9 +48,7 @@ def make_step(tx, functions):
     @jax.jit
     def train_step(params, state, opt_state, loss_scale, batch):
         grads, (loss, new_state) = unscaled_gradient(params, state, loss_scale, batch)
-        updates, new_opt_state = tx.update(
-            grads, opt_state, params, **functions(state, loss_scale, batch)
-        )
+        updates, new_opt_state = tx.update(grads, opt_state, params, **functions(state, loss_scale, batch))
         # Of both gradients: `updates` are not finite if one of them is not.
         is_finite = jmp.all_finite((grads, updates))
         new = optax.apply_updates(params, updates), new_state, new_opt_state
