@@ -152,14 +152,14 @@ def wiring_check(
             products = _products(gradient, *map(jax.tree.leaves, (updates, params)))
             if axis_name is not None:  # The state is the same on all devices.
                 products = jax.lax.pmean(varying(products, axis_name), axis_name)
-            mismatch = _mismatch(products, state.mismatch)
+            mismatch = _mismatch(products)
             if action != "record":
                 named = "clean_value_fn" if clean_value_fn else "grad_fn" if grad_fn else "value_fn"
                 paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
                 axes = unnamed_axes() if axis_name is None else ()
                 comparison = Comparison(named, tuple(paths), _num_devices(axis_name), axes)
                 jax.debug.callback(functools.partial(report, limit, comparison), mismatch, products)
-            return mismatch
+            return jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32))
 
         count = jnp.zeros((), jnp.int32)  # `record=None`: in every update
         return updates, WiringCheckState(refreshed(record, count, 1, measure, state.mismatch))
@@ -184,12 +184,12 @@ def _products(gradient: list[jax.Array], passed: list[jax.Array], params: list[j
     return jnp.stack(rows) if rows else jnp.zeros((0, 6), dtype)
 
 
-def _mismatch(products: jax.Array, last: jax.Array) -> jax.Array:
-    """Returns ‖v − g‖ / ‖g‖, and the last one if g is not finite."""
+def _mismatch(products: jax.Array) -> jax.Array:
+    """Returns ‖v − g‖ / ‖g‖, and NaN if g is not finite, so that there is nothing to compare with."""
     _, passed, _, difference, _, _ = jnp.sum(products, 0)
     ratio = jnp.sqrt(difference / jnp.where(passed == 0, 1, passed))
     ratio = jnp.where((passed == 0) & (difference > 0) | ~jnp.isfinite(difference), jnp.inf, ratio)
-    return jnp.where(jnp.isfinite(passed), ratio.astype(last.dtype), last)
+    return jnp.where(jnp.isfinite(passed), ratio, jnp.nan)
 
 
 def _num_devices(axis_name: AxisName) -> int:
