@@ -27,9 +27,10 @@ PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 # Compiles in half the time. The tests of the benchmarks count and compare programs as users compile them.
 FAST := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 # JAX fixes the number of devices when it starts: those with 8 simulated ones have processes of their own.
-PACKAGE := --ignore tests/devices --ignore tests/benchmarks --ignore tests/test_notebooks.py --ignore tests/site
+PACKAGE := --ignore tests/devices --ignore tests/benchmarks --ignore tests/test_notebooks.py \
+  --ignore tests/site --ignore tests/test_package.py
 DEVICES := tests/devices
-BENCHMARKS := tests/benchmarks tests/test_notebooks.py
+BENCHMARKS := tests/benchmarks tests/test_notebooks.py tests/test_package.py
 
 test: $(STAMP)  ## run every test, the documents' programs and the docstring examples
 	$(FAST) $(BIN)/$(PYTEST) $(PACKAGE)

@@ -95,7 +95,7 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
 
 def skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Leaves out the methods, which have pages of their own, and fields, which their class explains."""
-    is_method = inspect.isfunction(obj) and obj.__module__.startswith("optax_sam.methods.")
+    is_method = inspect.isfunction(obj) and obj.__module__ == f"optax_sam.methods.{obj.__name__}"
     is_field = type(obj).__name__ == "_tuplegetter"
     return True if is_method or is_field else None
 
