@@ -10,7 +10,7 @@ import pytest
 
 import optax_sam
 from benchmarks.reports import method_tables
-from optax_sam import curvature, diagnostics
+from optax_sam import curvature, diagnostics, flax
 from optax_sam.diagnostics import plotting
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def test_every_link_leads_to_a_file(document):
         assert ((ROOT / document).parent / target).exists(), target
 
 
-MODULES = [optax_sam, curvature, diagnostics, plotting]
+MODULES = [optax_sam, curvature, diagnostics, flax, plotting]
 PUBLIC = {f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in module.__all__}
 public_functions = pytest.mark.parametrize("name", [n for n in PUBLIC if inspect.isfunction(PUBLIC[n])])
 public_tuples = pytest.mark.parametrize("name", [n for n in PUBLIC if hasattr(PUBLIC[n], "_fields")])
@@ -143,7 +143,7 @@ def test_public_function_has_every_section(name):
     assert ">>>" in doc, f"the example of {name} is no code"
     arguments = doc.split("\nArgs:")[1].split("\nReturns:")[0]
     for argument in inspect.signature(PUBLIC[name]).parameters:
-        assert re.search(rf"^\s+{argument}: ", arguments, re.MULTILINE), f"{name} does not explain {argument}"
+        assert re.search(rf"^\s+\*?{argument}: ", arguments, re.MULTILINE), f"{name} does not explain {argument}"
 
 
 @public_tuples
