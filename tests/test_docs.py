@@ -143,7 +143,8 @@ def test_public_function_has_every_section(name):
     assert ">>>" in doc, f"the example of {name} is no code"
     arguments = doc.split("\nArgs:")[1].split("\nReturns:")[0]
     for argument in inspect.signature(PUBLIC[name]).parameters:
-        assert re.search(rf"^\s+\*?{argument}: ", arguments, re.MULTILINE), f"{name} does not explain {argument}"
+        explained = re.search(rf"^\s+\*?{argument}: ", arguments, re.MULTILINE)
+        assert explained, f"{name} does not explain {argument}"
 
 
 @public_tuples

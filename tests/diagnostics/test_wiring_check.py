@@ -73,6 +73,10 @@ def other_key(params):
     return jnp.mean((2 * mask * jnp.tanh(X @ params["inner"]) @ params["outer"] - Y) ** 2)
 
 
+def divided_by_zero(params):
+    return loss(params) / 0
+
+
 @pytest.mark.filterwarnings("ignore:`value_fn` does not depend")
 @pytest.mark.parametrize(
     ("value_fn", "grads", "parts"),
@@ -96,9 +100,22 @@ def other_key(params):
             (r"The difference is 0\.4 times the parameters", "weight decay", "`optax.adamw`"),
         ),
         (loss, scaled(0.0), ("mismatch inf", "passed in is zero")),
-        (lambda params: loss(params) / 0, GRADS, ("inf", "not finite", "division")),
+        (divided_by_zero, GRADS, ("mismatch inf", "is not finite", "division by zero")),
     ],
-    ids=["key", "batch", "constant", "part", "scaled", "scale", "sum", "clipped", "sign", "decay", "0", "inf"],
+    ids=[
+        "key",
+        "batch",
+        "constant",
+        "part",
+        "scaled",
+        "scale",
+        "sum",
+        "clipped",
+        "sign",
+        "decay",
+        "0",
+        "inf",
+    ],
 )
 def test_likely_cause(value_fn, grads, parts):
     with warning("`value_fn`", *parts):
