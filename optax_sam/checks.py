@@ -24,7 +24,7 @@ def goes_in_front(method: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(method)
     def build(*args: P.args, **kwargs: P.kwargs) -> T:
-        if any(isinstance(value, optax.GradientTransformation) for value in (*args, kwargs.get("rho"))):
+        if any(isinstance(value, optax.GradientTransformation) for value in (*args[:1], kwargs.get("rho"))):
             name = f"optax_sam.{method.__name__}"
             raise TypeError(
                 f"`{name}` does not take the base optimizer: it goes in front of it,"
