@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import optax_sam
-from optax_sam import curvature, diagnostics
+from optax_sam import curvature, diagnostics, sde
 from optax_sam.diagnostics import plotting
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def test_every_alias_is_in_the_table_of_methods():
     assert sorted(row.split("|")[2].strip(" `") for row in table[2:]) == sorted(METHODS)
 
 
-MODULES = [optax_sam, curvature, diagnostics, plotting]
+MODULES = [optax_sam, curvature, diagnostics, plotting, sde]
 PUBLIC = {f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in module.__all__}
 public_functions = pytest.mark.parametrize("name", [n for n in PUBLIC if inspect.isfunction(PUBLIC[n])])
 public_tuples = pytest.mark.parametrize("name", [n for n in PUBLIC if hasattr(PUBLIC[n], "_fields")])
