@@ -31,14 +31,14 @@ PACKAGE := --ignore tests/devices --ignore tests/benchmarks --ignore tests/test_
 DEVICES := tests/devices
 BENCHMARKS := tests/benchmarks tests/test_notebooks.py
 
-test: $(STAMP)  ## run every test, the README and the docstring examples
+test: $(STAMP)  ## run every test, the documents' programs and the docstring examples
 	$(FAST) $(BIN)/$(PYTEST) $(PACKAGE)
 	$(FAST) $(BIN)/$(PYTEST) $(DEVICES)
 	$(BIN)/$(PYTEST) $(BENCHMARKS)
 
 quick: $(STAMP)  ## run the package's tests on one device; under 3 minutes on two cores
 	$(FAST) $(BIN)/$(PYTEST) $(PACKAGE) --ignore tests/test_optax_common.py \
-	  -k "not block_runs and not first_script" tests
+	  -k "not page_runs and not first_script" tests
 
 test-lowest: pyproject.toml  ## run every test with the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -9,65 +9,62 @@ from pathlib import Path
 import pytest
 
 import optax_sam
+from benchmarks.reports import method_tables
 from optax_sam import curvature, diagnostics, sde
 from optax_sam.diagnostics import plotting
 
 ROOT = Path(__file__).parent.parent
-SETUP = "Setup: plain JAX"
+SETUP = "docs/recipes/plain_jax.md"
+PAGES = [
+    "CONTRIBUTING.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+]
 
 
 def python_blocks(document):
-    """Returns (heading, code, line) of every ```python block."""
+    """Returns (code, line) of every ```python block."""
     lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
-    blocks, heading, language, start = [], "", None, 0
+    blocks, language, start = [], None, 0
     for number, line in enumerate(lines, 1):
-        if language is None and (match := re.match(r"#+ (.*)", line)):
-            heading = match[1]
-        elif language is None and line.startswith("```"):
+        if language is None and line.startswith("```"):
             language, start = line.removeprefix("```"), number
         elif language is not None and line == "```":
             if language == "python":
-                blocks.append((heading, "\n".join(lines[start : number - 1]), start))
+                blocks.append(("\n".join(lines[start : number - 1]), start))
             language = None
     assert language is None, f"{document}:{start}: the block is not closed"
     return blocks
 
 
-def run(document, code, line, namespace):
-    # As many empty lines in front as there are in the document, so that tracebacks point into it.
-    exec(compile("\n" * line + code, str(ROOT / document), "exec"), namespace)
-
-
-README = python_blocks("README.md")
-FIRST_SCRIPT = README[0][1]
-SETUP_BLOCK = next(block for block in README if block[0] == SETUP)
-BLOCKS = [("README.md", *block) for block in README[1:]] + [
-    ("CONTRIBUTING.md", *block) for block in python_blocks("CONTRIBUTING.md")
-]
-FUNCTIONS = [name for name in optax_sam.__all__ if inspect.isfunction(getattr(optax_sam, name))]
-# The methods are the functions of this module; the stages are all others.
-METHODS = [name for name in FUNCTIONS if getattr(optax_sam, name).__module__.startswith("optax_sam.methods.")]
+def run(document, namespace):
+    """Runs the blocks of a page one after another, as a reader would."""
+    for code, line in python_blocks(document):
+        # As many empty lines in front as there are in the document, so that tracebacks point into it.
+        exec(compile("\n" * line + code, str(ROOT / document), "exec"), namespace)
 
 
 @pytest.fixture(scope="module")
 def setup_namespace():
-    """The names that the README's recipes share, as a reader has them after the setup block."""
-    namespace = {"__name__": "readme"}
-    run("README.md", *SETUP_BLOCK[1:], namespace)
+    """The names that recipes share, as a reader has them after the page with the setup."""
+    namespace = {"__name__": "setup"}
+    run(SETUP, namespace)
     return namespace
 
 
-def block_id(block):
-    document, heading, _, line = block
-    return f"{document}:{line}-{re.sub(r'[^a-z0-9]+', '-', heading.lower()).strip('-')}"
+def starts_from_setup(document):
+    """Whether a page tells its reader to start from the setup."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.search(r"\bstarts from the \[setup\]\((recipes/)?plain_jax\.md\)", text) is not None
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=block_id)
-def test_block_runs(block, setup_namespace):
-    document, heading, code, line = block
-    if heading == SETUP:
+@pytest.mark.parametrize("document", [page for page in PAGES if python_blocks(page)])
+def test_page_runs(document, setup_namespace):
+    if document == SETUP:
         return  # The fixture has run it.
-    run(document, code, line, dict(setup_namespace) if document == "README.md" else {"__name__": "example"})
+    run(document, dict(setup_namespace) if starts_from_setup(document) else {"__name__": "page"})
+
+
+FIRST_SCRIPT, _ = python_blocks("README.md")[0]
 
 
 def promised_accuracies():
@@ -75,6 +72,7 @@ def promised_accuracies():
 
 
 def test_first_script_is_short_and_runs_as_it_stands(tmp_path):
+    assert len(python_blocks("README.md")) == 1
     assert len(FIRST_SCRIPT.splitlines()) <= 25
     script = tmp_path / "script.py"
     script.write_text(FIRST_SCRIPT, encoding="utf-8")
@@ -94,11 +92,34 @@ def test_first_script_without_perturbation_prints_what_the_text_says(capsys):
     assert float(capsys.readouterr().out.removeprefix("test accuracy ")) == pytest.approx(sgd, abs=0.04)
 
 
-def test_every_alias_is_in_the_table_of_methods():
-    section = (ROOT / "README.md").read_text("utf-8").split("\n## Methods\n")[1].split("\n## ")[0]
-    table = section.strip().split("\n\n")[0].splitlines()
-    assert table[0].startswith("| Method | Alias |")
-    assert sorted(row.split("|")[2].strip(" `") for row in table[2:]) == sorted(METHODS)
+def test_readme_fits_two_screens():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def test_tables_of_methods_are_those_of_the_methods():
+    for path, text in method_tables.filled_pages().items():
+        assert path.read_text("utf-8") == text, "run `python -m benchmarks.reports.method_tables`"
+
+
+def test_every_page_of_a_method_shows_its_docstring():
+    pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")}
+    assert pages == {"index", *method_tables.METHODS}
+    for name in method_tables.METHODS:
+        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8")
+        assert f".. autofunction:: optax_sam.{name}\n" in page
+
+
+def links(document):
+    """Returns the targets of a page's links and pictures that are files of this repository."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target.split("#")[0] for target in targets if not re.match(r"https?:|#", target)]
+
+
+@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md", "benchmarks/RESULTS.md", *PAGES])
+def test_every_link_leads_to_a_file(document):
+    for target in links(document):
+        assert ((ROOT / document).parent / target).exists(), target
 
 
 MODULES = [optax_sam, curvature, diagnostics, plotting, sde]

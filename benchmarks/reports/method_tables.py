@@ -1,0 +1,113 @@
+"""The tables of methods in `README.md` and `docs/`, from one page a method and the docstrings.
+
+    python -m benchmarks.reports.method_tables
+
+A row comes from the method itself and from its page `docs/methods/<name>.md`: what it computes and the
+paper's address from the docstring, its title from the page's heading, and the rest from the lines above it
+(YAML):
+
+    price: gradients a step takes
+    state: memory, in copies of the parameters
+    published_values: of rho and of what belongs to it
+    try_when: a reason to try it
+"""
+
+import inspect
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+import optax_sam
+from benchmarks.errors import UsageError
+from benchmarks.reports.pages import DOCS, filled, table
+
+ROOT = DOCS.parent
+# The methods are the functions of `optax_sam.methods`; the stages are all others.
+METHODS = [
+    name
+    for name in optax_sam.__all__
+    if inspect.isfunction(function := getattr(optax_sam, name))
+    and function.__module__.startswith("optax_sam.methods.")
+]
+
+
+class Page(NamedTuple):
+    """What a method's page says."""
+
+    title: str
+    price: str
+    state: str
+    published_values: str
+    try_when: str
+
+
+def read_page(name: str) -> Page:
+    """Reads the lines above the heading of a method's page, and the heading.
+
+    Raises:
+        UsageError: if there is no page, or a line is missing or unknown.
+    """
+    path = DOCS / "methods" / f"{name}.md"
+    fields = ", ".join(Page._fields[1:])
+    if not path.exists():
+        raise UsageError(f"{name} has no page: write docs/methods/{name}.md, with {fields} as in sam.md")
+    match = re.match(r"---\n(.*?)\n---\n\n# ([^\n]*)\n", path.read_text(encoding="utf-8"), re.DOTALL)
+    values = yaml.safe_load(match[1]) if match else {}
+    if set(values) != set(Page._fields[1:]):
+        raise UsageError(f"docs/methods/{name}.md begins with {fields} between two lines ---, then a heading")
+    return Page(match[2], **{key: str(value) for key, value in values.items()})
+
+
+def equation(name: str) -> str:
+    """What a method computes: the first line of its docstring, after the name."""
+    summary = inspect.getdoc(getattr(optax_sam, name)).split("\n\n")[0].replace("\n", " ")
+    return summary.split(": ", 1)[-1].removesuffix(".")
+
+
+def paper(name: str) -> str:
+    """The address of the first paper in a docstring."""
+    return re.search(r"<(https://\S+)>`_", inspect.getdoc(getattr(optax_sam, name)))[1]
+
+
+def tables(methods: str) -> dict[str, str]:
+    """The tables, by name.
+
+    Args:
+        methods: the folder of the methods' pages, seen from the page that the table is for.
+    """
+    pages = {name: read_page(name) for name in METHODS}
+    link = lambda name: f"[`{name}`]({methods}{name}.md)"
+    row = lambda cells: [cell.replace("|", r"\|") for cell in cells]
+    rows = [
+        row([f"[{page.title}]({paper(name)})", link(name), equation(name), page.price, page.state])
+        for name, page in pages.items()
+    ]
+    reasons = [row([link(name), page.published_values, page.try_when]) for name, page in pages.items()]
+    titles = ["Method", "Alias", "What it computes", "Gradients a step", "Extra state"]
+    return {
+        "methods": table(titles, rows, numbers=False),
+        "choose": table(["Alias", "Published values, as a start", "Try it when"], reasons, numbers=False),
+    }
+
+
+# Page: the folder of the methods' pages seen from there, and its table.
+PLACES = {
+    "README.md": ("docs/methods/", "methods"),
+    "docs/methods/index.md": ("", "methods"),
+    "docs/choose.md": ("methods/", "choose"),
+}
+
+
+def filled_pages() -> dict[Path, str]:
+    """The text of every page that has a table of methods, with that table."""
+    return {
+        ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), {name: tables(folder)[name]})
+        for page, (folder, name) in PLACES.items()
+    }
+
+
+if __name__ == "__main__":
+    for path, text in filled_pages().items():
+        path.write_text(text, encoding="utf-8")
