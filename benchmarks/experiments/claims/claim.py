@@ -48,6 +48,8 @@ def read_suite(folder: Path) -> SuiteResults:
 class Claim(abc.ABC):
     """One of the programs. Its fields are the settings of the measurement."""
 
+    page: ClassVar[str] = "claims"
+    """Name of the page in `docs/` on which it is reported, and of the folder with its picture."""
     name: ClassVar[str]
     """Name of its result file, its picture and its block on the page."""
     recipes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: RECIPES)
@@ -72,7 +74,7 @@ class Claim(abc.ABC):
 
 def result_file(claim: Claim, folder: Path) -> Path:
     """The file with the records of a claim."""
-    return folder / f"claims_{claim.name}.jsonl"
+    return folder / f"{claim.page}_{claim.name}.jsonl"
 
 
 def is_result_of(record: Record, job: Job) -> bool:
