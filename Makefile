@@ -7,7 +7,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 # Small programs too: most of the tests are the time that these take to compile.
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: help env test quick test-lowest lint format types check demo bench clean
+.PHONY: help env test quick test-lowest lint format types docs check demo bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,9 +27,10 @@ PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 # Compiles in half the time. The tests of the benchmarks count and compare programs as users compile them.
 FAST := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 # JAX fixes the number of devices when it starts: those with 8 simulated ones have processes of their own.
-PACKAGE := --ignore tests/devices --ignore tests/benchmarks --ignore tests/test_notebooks.py
+PACKAGE := --ignore tests/devices --ignore tests/benchmarks --ignore tests/test_notebooks.py \
+  --ignore tests/site --ignore tests/test_package.py
 DEVICES := tests/devices
-BENCHMARKS := tests/benchmarks tests/test_notebooks.py
+BENCHMARKS := tests/benchmarks tests/test_notebooks.py tests/test_package.py
 
 test: $(STAMP)  ## run every test, the documents' programs and the docstring examples
 	$(FAST) $(BIN)/$(PYTEST) $(PACKAGE)
@@ -48,6 +49,8 @@ test-lowest: pyproject.toml  ## run every test with the oldest versions that pyp
 	$(FAST) $(VENV)-lowest/bin/$(PYTEST) $(PACKAGE)
 	$(FAST) $(VENV)-lowest/bin/$(PYTEST) $(DEVICES)
 	$(VENV)-lowest/bin/$(PYTEST) $(BENCHMARKS)
+	touch $(VENV)-lowest/installed
+	$(MAKE) docs VENV=$(VENV)-lowest
 
 lint: $(STAMP)  ## ruff: style, docstrings, formatting
 	$(BIN)/ruff check .
@@ -60,7 +63,17 @@ format: $(STAMP)  ## let ruff rewrite the files
 types: $(STAMP)  ## mypy, strict, on the package
 	$(BIN)/mypy
 
-check: lint types test  ## all of the above: what continuous integration runs
+# What the notebooks show; their test executes them.
+NOTEBOOKS := $(patsubst notebooks/%.py,docs/notebooks/%.ipynb,$(wildcard notebooks/*.py))
+docs/notebooks/%.ipynb: notebooks/%.py | $(STAMP)
+	$(BIN)/python -m pytest "tests/test_notebooks.py::test_notebook_runs_and_every_picture_is_drawn[$*]"
+
+SITE := docs/_build/html
+docs: $(STAMP) $(NOTEBOOKS)  ## build the site, docs/_build/html/index.html, and check it; executes new notebooks
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs $(SITE)
+	$(BIN)/python -m pytest tests/site
+
+check: lint types test docs  ## all of the above: what continuous integration runs
 
 demo: $(STAMP)  ## train on real data with 40 % wrong labels; prints a table, draws a picture
 	$(BIN)/python -m benchmarks.experiments.demo
@@ -71,5 +84,5 @@ bench: $(STAMP)  ## rerun a part of the accuracy suite: every method, 40 % wrong
 	$(BIN)/python -m benchmarks.experiments.suite run --noise 0.4 --seeds 2 --output runs/bench $(DATA)
 	$(BIN)/python -m benchmarks.reports.suite_report --results runs/bench --print
 
-clean:  ## remove environments and caches (data/ and runs/ stay)
-	rm -rf $(VENV) $(VENV)-lowest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove environments, caches and the site (data/ and runs/ stay)
+	rm -rf docs/_build docs/notebooks/*.ipynb $(VENV) $(VENV)-lowest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

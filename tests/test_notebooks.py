@@ -1,16 +1,21 @@
-"""Every notebook runs from top to bottom, in a fresh kernel, and each cell that draws shows its picture."""
+"""Every notebook runs from top to bottom, in a fresh kernel, and each cell that draws shows its picture.
+
+The site shows what these runs gave, in `docs/notebooks/`, so nothing is executed twice.
+"""
 
 import base64
 import io
 from pathlib import Path
 
 import jupytext
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+ROOT = Path(__file__).parents[1]
+FOLDER, EXECUTED = ROOT / "notebooks", ROOT / "docs" / "notebooks"
 
 
 def pictures(cell):
@@ -30,3 +35,4 @@ def test_notebook_runs_and_every_picture_is_drawn(source, tmp_path):
         assert len(found) == (cell in drawing), cell.source
         # Empty axes are black on white, curves and surfaces are not.
         assert all(np.ptp(picture[..., :3], axis=-1).max() > 0.1 for picture in found), cell.source
+    nbformat.write(notebook, EXECUTED / f"{source.stem}.ipynb")

@@ -37,7 +37,8 @@ from benchmarks import methods
 from benchmarks.data import sources
 from benchmarks.data.arrays import Dataset, load
 from benchmarks.errors import UsageError
-from benchmarks.reports.demo_report import draw, print_table
+from benchmarks.reports.demo_report import draw, page_table, print_table
+from benchmarks.reports.pages import DOCS, fill_tables
 from benchmarks.reports.records import RESULTS, Record, read_records, versions, write_records
 from benchmarks.train import add_label_noise, evaluate
 from benchmarks.training.config import Config
@@ -100,6 +101,8 @@ class Demo:
     """Folder of prepared data sets."""
     tune: bool = False
     """Choose every method's settings again, on validation data, instead of the demonstration."""
+    report_only: bool = False
+    """Train nothing: write the table and the picture of `docs/demo.md` from `results/demo.jsonl`."""
     processes: int = os.cpu_count() or 1
     """For --tune: number of trials at a time."""
     tuning_file: Path = TUNING_FILE
@@ -276,6 +279,11 @@ def main() -> None:
     demo = tyro.cli(Demo, prog="python -m benchmarks.experiments.demo", description=__doc__)
     quiet()
     try:
+        if demo.report_only:
+            records, labels = read_records(RESULT_FILE), {name: row.label for name, row in ROWS.items()}
+            fill_tables(DOCS / "demo.md", {"demo": page_table(records, labels)})
+            draw(records, labels, DOCS / "demo.png")
+            return
         dataset = dataset_of(demo)
         if demo.tune:
             tune(demo)

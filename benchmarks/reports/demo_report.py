@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import ticker
 
 from benchmarks.reports import plots
+from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record, mean_and_error
 
 
@@ -46,9 +47,29 @@ def print_table(records: list[Record], seconds: dict[str, float], labels: Mappin
         )
 
 
+def page_table(records: list[Record], labels: Mapping[str, str]) -> str:
+    """The table of `docs/demo.md`."""
+    seconds = {name: next(r["seconds_per_step"] for r in records if r["row"] == name) for name in labels}
+    signed = lambda value: f"{value:+.1f}".replace("-", "−")
+    return table(
+        ["", "test accuracy", "over tuned SGD, seed by seed", "λ_max of the Hessian", "time per step"],
+        (
+            [
+                labels[name],
+                f"{row['accuracy']:.1f} ± {row['accuracy_error']:.1f} %",
+                "–" if name == "sgd" else f"{signed(row['gain'])} ± {row['gain_error']:.1f}",
+                f"{row['sharpness']:.2f} ± {row['sharpness_error']:.2f}",
+                f"{row['time']:.1f}",
+            ]
+            for name, row in summarise(records, seconds).items()
+        ),
+        numbers=False,
+    )
+
+
 def draw(records: list[Record], labels: Mapping[str, str], path: Path) -> None:
     """Test accuracy along training, and at its end against sharpness."""
-    figure = plt.figure(figsize=(12, 5), layout="constrained")
+    figure = plt.figure(figsize=(8.4, 4.6), layout="constrained")
     # The left axis is broken: SGD with the usual recipe is far below the others.
     grid = figure.add_gridspec(4, 2)
     upper, lower = figure.add_subplot(grid[:3, 0]), figure.add_subplot(grid[3, 0])
@@ -80,7 +101,7 @@ def draw(records: list[Record], labels: Mapping[str, str], path: Path) -> None:
     break_at = min(others) - 4
     upper.set(
         ylim=(break_at, max(others) + 1.5),
-        title=f"During training (mean of {len(own)} seeds ± standard error)",
+        title=f"During training\n(mean of {len(own)} seeds ± standard error)",
         ylabel="test accuracy (%)",
     )
     upper.tick_params(labelbottom=False, bottom=False)
@@ -90,9 +111,9 @@ def draw(records: list[Record], labels: Mapping[str, str], path: Path) -> None:
     upper.plot([0], [0], transform=upper.transAxes, **slant)
     lower.plot([0], [1], transform=lower.transAxes, **slant)
     right.set(
-        xlabel="largest eigenvalue of the Hessian of the training loss (log scale)",
+        xlabel="largest eigenvalue of the Hessian (log scale)",
         ylabel="test accuracy (%)",
-        title="After the last epoch (each point a network)",
+        title="After the last epoch\n(each point a network)",
         xscale="log",
     )
     right.xaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))
@@ -100,6 +121,6 @@ def draw(records: list[Record], labels: Mapping[str, str], path: Path) -> None:
     right.xaxis.set_minor_locator(ticker.NullLocator())
     plots.tidy(upper, lower, right)
     upper.spines["bottom"].set_visible(False)
-    right.legend(frameon=False)
+    plots.legend_below(right)
     figure.suptitle("Digits with 40 % of the training labels wrong")
     plots.save(figure, path)

@@ -1,4 +1,4 @@
-"""The tables of methods in `README.md` and `docs/`, from one page a method and the docstrings.
+"""The tables of methods in `README.md` and `docs/`, and their papers in `CITATION.cff`.
 
     python -m benchmarks.reports.method_tables
 
@@ -24,12 +24,11 @@ from benchmarks.errors import UsageError
 from benchmarks.reports.pages import DOCS, filled, table
 
 ROOT = DOCS.parent
-# The methods are the functions of `optax_sam.methods`; the stages are all others.
+# The methods are the functions that have a file of their name in `optax_sam.methods`.
 METHODS = [
     name
     for name in optax_sam.__all__
-    if inspect.isfunction(function := getattr(optax_sam, name))
-    and function.__module__.startswith("optax_sam.methods.")
+    if getattr(getattr(optax_sam, name), "__module__", "") == f"optax_sam.methods.{name}"
 ]
 
 
@@ -66,9 +65,46 @@ def equation(name: str) -> str:
     return summary.split(": ", 1)[-1].removesuffix(".")
 
 
-def paper(name: str) -> str:
-    """The address of the first paper in a docstring."""
-    return re.search(r"<(https://\S+)>`_", inspect.getdoc(getattr(optax_sam, name)))[1]
+class Paper(NamedTuple):
+    """A paper in the references of a docstring: Foret et al., `Title <address>`_, 2021."""
+
+    authors: str
+    title: str
+    address: str
+    year: str
+
+
+def papers(name: str) -> list[Paper]:
+    """The papers of a method, its own first."""
+    references = inspect.getdoc(getattr(optax_sam, name)).split("\nReferences:\n")[1]
+    found = re.findall(r"([A-Z][^`]+), `([^`<]+) <(https://[^>]+)>`_, (\d{4})", " ".join(references.split()))
+    return [Paper(*(part.strip() for part in match)) for match in found]
+
+
+CITATION = """\
+# The list of references is written by `python -m benchmarks.reports.method_tables`.
+cff-version: 1.2.0
+title: "optax_sam: sharpness-aware minimisation for JAX"
+message: If a method helps your work, cite its paper, listed below; and this software, if it did.
+type: software
+authors:
+  - name: The optax_sam authors
+version: {version}
+license: Apache-2.0
+references:
+"""
+
+
+def citation() -> str:
+    """The text of `CITATION.cff`."""
+    every = {paper.address: paper for name in METHODS for paper in papers(name)}
+    entries = [
+        "  - type: article\n"
+        f"    authors:\n      - name: {paper.authors}\n"
+        f'    title: "{paper.title}"\n    year: {paper.year}\n    url: {paper.address}\n'
+        for paper in every.values()
+    ]
+    return CITATION.format(version=optax_sam.__version__) + "".join(entries)
 
 
 def tables(methods: str) -> dict[str, str]:
@@ -81,7 +117,9 @@ def tables(methods: str) -> dict[str, str]:
     link = lambda name: f"[`{name}`]({methods}{name}.md)"
     row = lambda cells: [cell.replace("|", r"\|") for cell in cells]
     rows = [
-        row([f"[{page.title}]({paper(name)})", link(name), equation(name), page.price, page.state])
+        row(
+            [f"[{page.title}]({papers(name)[0].address})", link(name), equation(name), page.price, page.state]
+        )
         for name, page in pages.items()
     ]
     reasons = [row([link(name), page.published_values, page.try_when]) for name, page in pages.items()]
@@ -101,8 +139,8 @@ PLACES = {
 
 
 def filled_pages() -> dict[Path, str]:
-    """The text of every page that has a table of methods, with that table."""
-    return {
+    """The text of every page that has a table of methods, with that table, and of `CITATION.cff`."""
+    return {ROOT / "CITATION.cff": citation()} | {
         ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), {name: tables(folder)[name]})
         for page, (folder, name) in PLACES.items()
     }

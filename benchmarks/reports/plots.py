@@ -10,6 +10,9 @@ import numpy as np
 mpl.use("agg")  # pictures go to files; no display needed
 import matplotlib.pyplot as plt
 
+# Ten points are readable where a page is as wide as the picture.
+mpl.rcParams.update({"axes.titlesize": "medium", "figure.titlesize": "medium"})
+
 # Colours: Wong, "Points of view: Color blindness", Nature Methods 2011. Rows with the same colour differ in
 # their markers and dashes.
 STYLES = {
@@ -28,6 +31,22 @@ STYLES = {
     "sgd_decay": {"color": "#000000", "marker": "o", "linestyle": ":", "fillstyle": "none"},
     "sgd_40_decay": {"color": "#7F7F7F", "marker": "o", "linestyle": ":", "fillstyle": "none"},
     "sam_decay": {"color": "#0072B2", "marker": "s", "linestyle": ":", "fillstyle": "none"},
+    "part_32": {"color": "#0072B2", "marker": (4, 1, 0)},
+    "part_16": {"color": "#0072B2", "marker": (6, 1, 0)},
+    "part_8": {"color": "#0072B2", "marker": (8, 1, 0)},
+    "look_sam": {"color": "#009E73", "marker": ">"},
+    "every_5th": {"color": "#009E73", "marker": "<"},
+    "one_gradient": {"color": "#D55E00", "marker": "^"},
+    "momentum_sam": {"color": "#D55E00", "marker": "v"},
+    "outside_16": {"color": "#7F7F7F", "marker": (6, 1, 0)},
+    "random": {"color": "#7F7F7F", "marker": "d"},
+    "vasso": {"color": "#CC79A7", "marker": "1"},
+    "friendly_sam": {"color": "#CC79A7", "marker": "2"},
+    "gsam": {"color": "#CC79A7", "marker": "3"},
+    "wsam": {"color": "#CC79A7", "marker": "4"},
+    "stable_sam": {"color": "#CC79A7", "marker": "x"},
+    "sparse_sam": {"color": "#CC79A7", "marker": "+"},
+    "lookbehind_sam": {"color": "#CC79A7", "marker": "*"},
     "asam_decay": {"color": "#E69F00", "marker": "D", "linestyle": ":", "fillstyle": "none"},
 }
 
@@ -62,7 +81,7 @@ def tidy(*panels: plt.Axes) -> None:
 
 def panels(num: int, title: str) -> tuple[plt.Figure, Sequence[plt.Axes]]:
     """A figure with panels side by side."""
-    figure, axes = plt.subplots(1, num, figsize=(5 * num, 4.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, num, figsize=(3.5 * num, 3.5), layout="constrained", squeeze=False)
     figure.suptitle(title)
     tidy(*axes[0])
     return figure, axes[0]
@@ -88,19 +107,13 @@ def curve(axes: plt.Axes, x: Sequence[float], values: np.ndarray, style: Style) 
         axes.fill_between(x, mean - error, mean + error, color=style.colour, alpha=0.15, lw=0)
 
 
-def legend(axes: plt.Axes) -> None:
-    """A legend of what was drawn, if anything was."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
-
-
 def legend_below(axes: plt.Axes) -> None:
-    """The same for all panels of the figure, if a panel has no room."""
+    """A legend of all panels below them, where it covers nothing."""
     labels = axes.get_legend_handles_labels()
     axes.figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
-def save(figure: plt.Figure, path: Path, dpi: int = 150) -> None:
+def save(figure: plt.Figure, path: Path, dpi: int = 200) -> None:
     """Writes the picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)

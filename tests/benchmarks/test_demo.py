@@ -11,7 +11,8 @@ from benchmarks.data.arrays import Split
 from benchmarks.errors import UsageError
 from benchmarks.experiments import demo
 from benchmarks.models import table
-from benchmarks.reports.demo_report import summarise
+from benchmarks.reports.demo_report import page_table, summarise
+from benchmarks.reports.pages import DOCS, filled
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
 from tests.benchmarks.networks import Tiny
 
@@ -115,3 +116,9 @@ def test_largest_eigenvalue_is_the_algebraically_largest():
     params = {"a": jnp.float32(1.0), "b": jnp.float32(2.0), "c": jnp.float32(3.0)}
     scales = Split(np.linspace(1.0, 3.0, 300, dtype=np.float32), np.zeros(300, np.int32))
     assert largest_hessian_eigenvalue(quadratic, params, scales) == pytest.approx(6.0, rel=1e-3)
+
+
+def test_the_page_shows_the_committed_results():
+    page = (DOCS / "demo.md").read_text(encoding="utf-8")
+    labels = {name: row.label for name, row in demo.ROWS.items()}
+    assert filled(page, {"demo": page_table(read(demo.RESULT_FILE), labels)}) == page

@@ -146,7 +146,7 @@ class Alternatives(Claim):
                 marker=style.marker,
             )
         axes[0].set(
-            title="Choosing ρ (one seed)",
+            title="Choosing ρ\n(one seed)",
             xlabel="ρ",
             ylabel="validation accuracy (%)",
             xscale="log",
@@ -155,7 +155,7 @@ class Alternatives(Claim):
         axes[0].set_xticklabels([f"{rho:g}" for rho in self.radii])
         axes[0].minorticks_off()
         axes[1].set(
-            title="At the best ρ (each point a network)",
+            title="At the best ρ\n(each point a network)",
             xlabel="largest eigenvalue λ_max of the Hessian",
             ylabel="test accuracy (%)",
             xscale="log",
@@ -163,8 +163,8 @@ class Alternatives(Claim):
         )
         axes[1].xaxis.set_major_formatter("{x:g}")
         axes[1].minorticks_off()
-        plots.legend(axes[1])
-        plots.save(figure, path, dpi=110)
+        plots.legend_below(axes[1])
+        plots.save(figure, path)
 
 
 def best(records: list[Record], method: str) -> dict[str, float]:

@@ -203,11 +203,11 @@ class EigenSAM(Claim):
                 if values.size and not np.isnan(values).any():
                     plots.curve(each, range(1, values.shape[1] + 1), values, style)
             each.set(xlabel="epoch")
-        axes[0].set(title="Alignment |⟨ε/‖ε‖, v₁⟩|", ylim=(0, None))
-        axes[1].set(title="Alignment of the tracked eigenvector with v₁", ylim=(0, 1.02))
-        axes[2].set(title="Top eigenvalue λ₁ of the Hessian", ylim=(0, None))
+        axes[0].set(title="Alignment of ε with v₁,\n|⟨ε/‖ε‖, v₁⟩|", ylim=(0, None))
+        axes[1].set(title="Alignment of the tracked\neigenvector with v₁", ylim=(0, 1.02))
+        axes[2].set(title="Top eigenvalue λ₁\nof the Hessian", ylim=(0, None))
         plots.legend_below(axes[0])
-        plots.save(figure, path, dpi=110)
+        plots.save(figure, path)
 
 
 def perturbation_of(

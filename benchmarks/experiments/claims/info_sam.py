@@ -171,9 +171,9 @@ class InfoSAM(Claim):
         axes[0].axhline(1, color=NOISE_FREE.colour, ls=NOISE_FREE.line)
         axes[0].set(
             xscale="log",
-            title=f"Known Hessian, {self.num_parameters} parameters",
+            title=f"Known Hessian,\n{self.num_parameters} parameters",
             xlabel="length of the noise / length of the gradient",
-            ylabel="increase, relative to the noise-free ε's",
+            ylabel="increase / the noise-free ε's",
         )
         for each, (title, group) in zip(axes[1:], groups.items(), strict=True):
             steps = sorted({record["step"] for record in group})
@@ -185,11 +185,11 @@ class InfoSAM(Claim):
             free = [[get(seed, step, "sam")["noise_free_increase"] for step in steps] for seed in seeds]
             plots.curve(each, steps, np.array(free), NOISE_FREE)
             each.set(
-                title=f"Fashion-MNIST, 40 % wrong labels, {title}", xlabel="step", ylabel="L(w + ε) − L(w)"
+                title=f"Fashion-MNIST,\n40 % wrong labels, {title}", xlabel="step", ylabel="L(w + ε) − L(w)"
             )
             each.set_ylim(0, None)
         plots.legend_below(axes[-1])
-        plots.save(figure, path, dpi=110)
+        plots.save(figure, path)
 
 
 def differences(records: list[Record], estimator: str, *, half_of_the_gap: bool) -> list[float]:

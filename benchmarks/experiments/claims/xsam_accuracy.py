@@ -206,13 +206,13 @@ class XSAMAccuracy(Claim):
         if not of_suite:
             axes[1].text(0.5, 0.5, "not measured yet", ha="center", transform=axes[1].transAxes)
         for each, title, radii in (
-            (axes[0], "Digits, test, 5 seeds", self.radii),
-            (axes[1], "Fashion-MNIST (suite), validation, one seed", (0.05, 0.1, 0.2, 0.3)),
+            (axes[0], "Digits,\ntest, 5 seeds", self.radii),
+            (axes[1], "Fashion-MNIST (suite),\nvalidation, one seed", (0.05, 0.1, 0.2, 0.3)),
         ):
             each.set(title=title, xlabel="ρ", ylabel="accuracy (%)", xscale="log", xticks=radii)
             each.set_xticklabels([f"{rho:g}" for rho in radii])
             each.minorticks_off()
-        plots.legend(axes[0])
+        plots.legend_below(axes[0])
         networks = select(records, experiment="interval")
         for x, name in enumerate(self.intervals):
             own = [100 * record["test_accuracy"] for record in select(networks, interval=name)]
@@ -221,13 +221,13 @@ class XSAMAccuracy(Claim):
                 error = np.std(own, ddof=1) / len(own) ** 0.5 if len(own) > 1 else 0
                 axes[2].errorbar([x + 0.15], [np.mean(own)], [error], color="k", marker="o", capsize=3)
         axes[2].set(
-            title=f"Digits, test, {len(self.interval_seeds)} seeds, ρ = {INTERVAL_RHO}",
+            title=f"Digits, ρ = {INTERVAL_RHO},\ntest, {len(self.interval_seeds)} seeds",
             xlabel="interval between searches",
             ylabel="accuracy (%)",
             xticks=range(len(self.intervals)),
         )
         axes[2].set_xticklabels(self.intervals)
-        plots.save(figure, path, dpi=110)
+        plots.save(figure, path)
 
 
 def curve_of(records: list[Record], method: str, num_steps: int) -> dict[float, list[Record]]:

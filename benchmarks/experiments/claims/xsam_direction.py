@@ -197,14 +197,16 @@ class XSAMDirection(Claim):
             )
             plots.curve(axes[2], [multiple * RHO_MAX / RHO for multiple in RADII], multiples, style)
         axes[0].set(
-            title="Batch loss at ρ_max (each point a network)",
-            ylabel="increase, % of the worst found on the sphere",
+            title="Batch loss at ρ_max\n(each point a network)",
+            ylabel="increase (% of the worst found)",
             xticks=range(len(directions)),
         )
         axes[0].set_xticklabels(directions.values())
-        plots.legend(axes[0])
         axes[1].set(
-            title="α* along training, one network, batch by batch", xlabel="step", ylabel="α*", ylim=(0, 2.05)
+            title="α* along training,\none network, batch by batch",
+            xlabel="step",
+            ylabel="α*",
+            ylim=(0, 2.05),
         )
         quadratic = select(records, experiment="quadratic")
         if quadratic:
@@ -214,8 +216,8 @@ class XSAMDirection(Claim):
             axes[2].fill_between(radii, values.min(0), values.max(0), color="k", alpha=0.08, lw=0)
         axes[2].axhline(1, color="k", lw=0.8)
         axes[2].set(title="α* by distance", xlabel="ρ_max / ρ", ylabel="α*", xscale="log", ylim=(0, 2.05))
-        plots.legend(axes[2])
-        plots.save(figure, path, dpi=110)
+        plots.legend_below(axes[2])
+        plots.save(figure, path)
 
 
 def by_seed(records: list[Record], values) -> list[float]:
