@@ -205,7 +205,9 @@ class XSAMTwoDimensions(Claim):
         colours = {"g₀": "#009E73", "g₁": "#0072B2", "g₂": "#E69F00", FAR: "#D55E00"}
         for name, colour in colours.items():
             tip = w + length * found[name][which]
-            axes[0].annotate("", tip, w, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2})
+            axes[0].annotate(
+                "", tip, w, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 5 if name == "g₁" else 2}
+            )
             axes[0].plot([], [], color=colour, lw=2, label=name)
         axes[0].plot(
             *(w + length * found["worst"][which]),
