@@ -162,8 +162,9 @@ def simulate(
     in ρ; with more, the path approaches that of the SDE, which differs from SAM by O(η).
 
     Why not diffrax: for it the noise would be a matrix of M columns, so M copies of `params` in each step,
-    while here the sum over γ is taken in one pass. Its solvers of higher order need commutative noise
-    or Lévy areas, which this noise has not, and the SDE itself is right to first order in η only.
+    while here the sum over γ is taken in one pass. Its solvers of higher order need noise that commutes,
+    which this does not, or the areas between M Brownian motions; and the SDE itself is right to first order
+    in η only.
 
     Args:
       value_fn: f_γ, the mean loss of the examples of a mini-batch, `value_fn(params, batch)`, a scalar.

@@ -10,8 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.experiments.claims import claim
-from benchmarks.experiments.claims.page import blocks
 from benchmarks.experiments.theory import __main__, gradient_rate, network, third_order, xsam_two_dimensions
 from benchmarks.experiments.theory.adversary import Adversary
 from benchmarks.experiments.theory.asymmetric_valley import AsymmetricValley
@@ -20,6 +18,8 @@ from benchmarks.experiments.theory.sde_paths import QUANTITIES, SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
 from benchmarks.experiments.theory.xsam_plane import XSAMPlane
 from benchmarks.experiments.theory.xsam_two_dimensions import XSAMTwoDimensions
+from benchmarks.reports import claims as claim
+from benchmarks.reports.claim_pages import blocks
 from benchmarks.reports.pages import DOCS, filled
 from benchmarks.reports.records import RESULTS, read_records
 from optax_sam import curvature

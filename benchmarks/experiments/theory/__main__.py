@@ -18,8 +18,6 @@ import tyro
 
 from benchmarks.data import sources
 from benchmarks.errors import UsageError
-from benchmarks.experiments.claims.claim import SuiteResults, measure_missing, result_file
-from benchmarks.experiments.claims.page import blocks
 from benchmarks.experiments.theory.adversary import Adversary
 from benchmarks.experiments.theory.asymmetric_valley import AsymmetricValley
 from benchmarks.experiments.theory.gradient_rate import GradientRate
@@ -27,6 +25,8 @@ from benchmarks.experiments.theory.sde_paths import SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
 from benchmarks.experiments.theory.xsam_plane import XSAMPlane
 from benchmarks.experiments.theory.xsam_two_dimensions import XSAMTwoDimensions
+from benchmarks.reports.claim_pages import blocks
+from benchmarks.reports.claims import SuiteResults, measure_missing, result_file
 from benchmarks.reports.pages import DOCS, fill_tables
 from benchmarks.reports.records import RESULTS, read_records
 from benchmarks.training.workers import quiet

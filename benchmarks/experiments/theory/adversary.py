@@ -23,12 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_sam
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, select
-from benchmarks.experiments.claims.setting import Job, record_of
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 
 CURVATURES = (1.0, 2.0)
 CASES = {
@@ -114,11 +113,9 @@ class Adversary(Claim):
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
         """The adversaries on the circle, for each case and method."""
         shown = [(case, row) for case in CASES for row in ROWS if select(records, case=case, row=row)]
-        figure, axes = plots.panels(
-            len(shown), "Adversarial models w + ε from noisy gradients; w at the centre"
-        )
+        figure, axes = plots.grid(2, 2, "Adversarial models w + ε from noisy gradients; w at the centre")
         grid = np.linspace(-0.75, 0.75, 81)
-        for each, (case, row) in zip(axes, shown, strict=True):
+        for each, (case, row) in zip(axes.flat, shown, strict=False):
             (record,) = select(records, case=case, row=row)
             clean = np.array(record["gradient"])
             places = np.stack(np.meshgrid(grid, grid), axis=-1)
@@ -140,5 +137,5 @@ class Adversary(Claim):
                 ylabel="ten times the noise",
             )
             each.grid(False)
-        plots.legend_below(axes[0])
-        plots.save(figure, path, dpi=90)
+        plots.legend_below(axes[0, 0])
+        plots.save(figure, path)

@@ -26,12 +26,11 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, select
-from benchmarks.experiments.claims.setting import Job, record_of
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 
 STEEP, FLAT, ALONG = 10.0, 1.0, 0.1
 LEARNING_RATE, RHO = 0.05, 0.5
@@ -161,7 +160,7 @@ class AsymmetricValley(Claim):
         axes[0].plot(*START, "k*", ms=11, label="start")
         axes[0].axvline(0, color="k", lw=0.6, ls=":")
         axes[0].set(
-            title=f"The first 150 steps of a run, σ = {sigma:g}",
+            title=f"150 steps of a run, σ = {sigma:g}",
             xlabel="x",
             ylabel="y",
             xlim=(-1, 1.2),
@@ -171,11 +170,11 @@ class AsymmetricValley(Claim):
             for row, style in ROWS.items():
                 values = [scale * means(records, row, s, field) for s in self.sigmas]
                 plots.curve(each, self.sigmas, np.transpose(values), style)
-            each.set(xlabel="standard deviation σ of the noise in y", xscale="log")
+            each.set(xlabel="deviation σ of the noise in y", xscale="log")
         axes[1].set(title="Mean of x / ρ", yscale="log")
         axes[2].set(title="Steps on the steep side, %")
         plots.legend_below(axes[0])
-        plots.save(figure, path, dpi=110)
+        plots.save(figure, path)
 
 
 def means(records: list[Record], row: str, sigma: float, field: str = "mean_x") -> np.ndarray:

@@ -25,12 +25,11 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, select
-from benchmarks.experiments.claims.setting import Job, record_of
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 
 NUM_PARAMETERS = 20
 CURVATURES = np.geomspace(0.1, 1.0, NUM_PARAMETERS)
@@ -162,7 +161,9 @@ class GradientRate(Claim):
 
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
         """The mean squared gradient norm by T."""
-        figure, (axes,) = plots.panels(1, "preSAM in the regime of Theorem 1")
+        figure, axes = plots.plt.subplots(figsize=(6, 4.5), layout="constrained")
+        figure.suptitle("preSAM in the regime of Theorem 1")
+        plots.tidy(axes)
         for row, (style, _) in ROWS.items():
             plots.curve(axes, self.lengths, squares(records, row), style)
         line = squares(records, "sam").mean() * np.array(self.lengths) ** -0.5 * np.mean(self.lengths) ** 0.5
@@ -170,8 +171,8 @@ class GradientRate(Claim):
         axes.set(
             xscale="log", yscale="log", xlabel="T, steps of the run", ylabel="mean of ‖∇f(w_t)‖² over the run"
         )
-        plots.legend(axes)
-        plots.save(figure, path, dpi=110)
+        plots.legend_below(axes)
+        plots.save(figure, path)
 
 
 def squares(records: list[Record], row: str) -> np.ndarray:

@@ -27,13 +27,12 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, select
-from benchmarks.experiments.claims.setting import Job, record_of
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
 from benchmarks.experiments.theory import network
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 from optax_sam import sde
 
 QUANTITIES = {
@@ -131,23 +130,19 @@ class SDEPaths(Claim):
         return Report(verdicts, [table(titles, lines, numbers=False)])
 
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
-        """The six quantities in columns, a row of panels for each ρ."""
+        """The six quantities one below the other, a column of panels for each ρ."""
         radii = [rho for rho in self.radii if select(records, rho=rho)]
-        figure, axes = plots.plt.subplots(
-            len(radii), 6, figsize=(21, 3.1 * len(radii) + 0.8), layout="constrained", squeeze=False
-        )
-        plots.tidy(*axes.flat)
+        title = "SAM and its SDEs on MNIST, fully connected network (mean of runs ± s.e.)"
+        figure, axes = plots.grid(6, len(radii), title, width=3.2, height=2.1)
         steps = range(self.every, self.num_steps + 1, self.every)
-        for line, rho in zip(axes, radii, strict=True):
-            for each, (name, title) in zip(line, QUANTITIES.items(), strict=True):
+        for column, rho in zip(axes.T, radii, strict=True):
+            for each, (name, title) in zip(column, QUANTITIES.items(), strict=True):
                 for row, style in ROWS.items():
                     plots.curve(each, steps, along(select(records, rho=rho), row, name), style)
-                each.set(title=f"{title}, ρ = {rho:g}")
-        for each in axes[-1]:
-            each.set(xlabel="step")
+                each.set_title(f"{title}, ρ = {rho:g}")
+            column[-1].set_xlabel("step")
         plots.legend_below(axes[0, 0])
-        figure.suptitle("SAM and its SDEs on MNIST, fully connected network (mean of runs ± s.e.)")
-        plots.save(figure, path, dpi=80)
+        plots.save(figure, path)
 
 
 @functools.cache

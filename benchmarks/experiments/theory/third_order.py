@@ -28,13 +28,12 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, paired, select
-from benchmarks.experiments.claims.setting import Job, record_of
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
 from benchmarks.experiments.theory import network
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, paired, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 from optax_sam import curvature, tree_math
 from optax_sam.curvature.products import derivatives_along
 
@@ -155,9 +154,10 @@ class ThirdOrder(Claim):
 
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
         """Alignment, share, SAM's rates, and λ₁ along training."""
-        figure, axes = plots.panels(
-            4, f"Third-order term along training, MNIST, ρ = {self.rho:g} (mean of seeds ± s.e.)"
+        figure, axes = plots.grid(
+            2, 2, f"Third-order term along training, MNIST, ρ = {self.rho:g} (mean of seeds ± s.e.)"
         )
+        axes = axes.ravel()
         steps = range(self.every, self.num_steps + 1, self.every)
         for row, (_, style) in ROWS.items():
             plots.curve(axes[0], steps, along(records, row, "alignment"), style)
@@ -170,17 +170,17 @@ class ThirdOrder(Claim):
         }
         for term, style in rates.items():
             plots.curve(axes[2], steps, along(records, "sam", f"rate_{term}"), style)
-        axes[0].set(title="Squared cosine of ε and v₁, mean over batches", ylim=(0, None))
-        axes[1].set(title="Third-order term along ∇λ₁, relative to (ρ²/2) ∇λ₁")
-        axes[2].set(title="SAM: rate at which each term of the drift lowers λ₁")
+        axes[0].set(title="Squared cosine of ε and v₁, batch by batch", ylim=(0, None))
+        axes[1].set(title="Third-order term: share of (ρ²/2) ∇λ₁")
+        axes[2].set(title="SAM: how fast each term lowers λ₁")
         axes[3].set(title="λ₁ of the training loss", ylim=(0, None))
         for each in axes:
             each.set_xlabel("step")
         for each in axes[1:3]:
             each.axhline(0, color="k", lw=0.8)
-        plots.legend(axes[0])
-        plots.legend(axes[2])
-        plots.save(figure, path, dpi=90)
+        for each in axes[2:4]:
+            each.legend(frameon=False, fontsize=8)
+        plots.save(figure, path)
 
 
 def ascent(alpha: float, rho: float) -> optax.GradientTransformationExtraArgs:

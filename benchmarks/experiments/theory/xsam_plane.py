@@ -22,13 +22,12 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, select
-from benchmarks.experiments.claims.setting import Job, record_of
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
 from benchmarks.experiments.theory import network
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 from optax_sam import diagnostics, tree_math
 
 DIRECTIONS = {"v0": "g₀", "v1": "g₁", "v_alpha": "v(α*)"}
@@ -118,10 +117,8 @@ class XSAMPlane(Claim):
         from optax_sam.diagnostics import plotting
 
         shown = [r for r in records if "surface" in r]
-        figure, axes = plots.plt.subplots(
-            1, len(shown), figsize=(5 * len(shown), 4.4), layout="constrained", squeeze=False
-        )
-        for each, record in zip(axes[0], shown, strict=True):
+        figure, axes = plots.plt.subplots(2, 2, figsize=(8, 6.6), layout="constrained")
+        for each, record in zip(axes.flat, shown, strict=False):
             grid = grid_of(record["rho_max"])
             surface = diagnostics.LossSurface((jnp.asarray(grid),) * 2, jnp.asarray(record["surface"]))
             # All of the same length, short enough to leave the star visible.
@@ -135,7 +132,7 @@ class XSAMPlane(Claim):
                 ylabel="along g₀",
             )
         figure.suptitle("Loss of a batch around w; circle of radius ρ_m with a star at its worst point")
-        plots.save(figure, path, dpi=90)
+        plots.save(figure, path)
 
 
 def grid_of(rho_max: float) -> np.ndarray:

@@ -28,12 +28,11 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, select
-from benchmarks.experiments.claims.setting import Job, record_of
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 
 LEARNING_RATE = 0.05
 FLAT = (1.0, 0.0)
@@ -221,8 +220,8 @@ class XSAMTwoDimensions(Claim):
         axes[0].plot(*w, "ko", ms=4)
         reach = 1.35 * length
         axes[0].set(xlim=(w[0] - reach, w[0] + reach), ylim=(w[1] - reach, w[1] + reach))
-        axes[0].set_title(f"Gradients applied at w; circle of radius 2ρ, ρ = {rho:g}")
-        axes[0].legend(fontsize=8, loc="upper right")
+        axes[0].set_title(f"At w; circle of radius 2ρ, ρ = {rho:g}")
+        axes[0].legend(fontsize=7, loc="upper right")
         start = self.start(records, rho)
         for row, style in ROWS.items():
             places = np.concatenate(
@@ -231,8 +230,7 @@ class XSAMTwoDimensions(Claim):
             axes[1].plot(*places.T, color=style.colour, ls=style.line, lw=1.4, label=style.label)
             axes[1].plot(*places[-1], style.marker, color=style.colour, ms=8, mec="k")
         axes[1].plot(*start, "*", color="w", mec="k", ms=13)
-        axes[1].set_title(f"Trajectories from one start (star), ρ = {rho:g}")
-        axes[1].legend(fontsize=8, loc="lower right")
+        axes[1].set_title(f"Paths from one start, ρ = {rho:g}")
         for row, style in ROWS.items():
             shares = [100 * np.mean(r["ends_flat"][row]) for r in records]
             axes[2].plot(
@@ -243,9 +241,9 @@ class XSAMTwoDimensions(Claim):
                 ls=style.line,
                 label=style.label,
             )
-        axes[2].set(title="Starts that end in the flat minimum, %", xlabel="ρ", ylim=(0, 100))
-        plots.legend(axes[2])
-        plots.save(figure, path, dpi=100)
+        plots.legend_below(axes[2])
+        axes[2].set(title="Starts that end in the flat one, %", xlabel="ρ", ylim=(0, 100))
+        plots.save(figure, path)
 
     def start(self, records: list[Record], rho: float) -> np.ndarray:
         """A start from which the methods end differently, if there is one: the first with XSAM alone flat."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks.experiments.claims.claim import Report
+from benchmarks.reports.claims import Report
 from benchmarks.reports.pages import table
 
 
