@@ -171,7 +171,7 @@ class GradientRate(Claim):
         axes.set(
             xscale="log", yscale="log", xlabel="T, steps of the run", ylabel="mean of ‖∇f(w_t)‖² over the run"
         )
-        plots.legend_below(axes)
+        axes.legend(frameon=False, fontsize=8)
         plots.save(figure, path)
 
 

@@ -182,9 +182,10 @@ class XSAMTwoDimensions(Claim):
 
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
         """The arrows at one point, trajectories from one start, and where they end by ρ."""
-        figure, axes = plots.panels(
-            3, "XSAM in two dimensions: a sharp minimum (left) and a flat one (right)"
+        figure, axes = plots.grid(
+            2, 2, "XSAM in two dimensions: a sharp minimum (left) and a flat one (right)"
         )
+        axes = axes.ravel()
         rho = self.radii[min(2, len(self.radii) - 1)]
         x, y = np.linspace(-2.2, 2.2, 111), np.linspace(-1.7, 1.7, 91)
         places = jnp.asarray(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
@@ -220,8 +221,10 @@ class XSAMTwoDimensions(Claim):
         axes[0].plot(*w, "ko", ms=4)
         reach = 1.35 * length
         axes[0].set(xlim=(w[0] - reach, w[0] + reach), ylim=(w[1] - reach, w[1] + reach))
-        axes[0].set_title(f"At w; circle of radius 2ρ, ρ = {rho:g}")
-        axes[0].legend(fontsize=7, loc="upper right")
+        axes[0].set_title(f"Gradients, circle of radius 2ρ, ρ = {rho:g}")
+        axes[3].axis("off")
+        handles = axes[0].get_legend_handles_labels()
+        axes[3].legend(*handles, frameon=False, loc="upper left", title="First panel, applied at w:")
         start = self.start(records, rho)
         for row, style in ROWS.items():
             places = np.concatenate(
