@@ -4,8 +4,7 @@
     python -m benchmarks.reports.suite_report --results runs/bench --print
 
 Writes the tables between the marks in `RESULTS.md` and `docs/choose.md` (the text around them is written by
-hand) and the figures in `docs/`. Nothing is trained here: that is `python -m benchmarks.experiments.suite`, with
-`tune`, `run` and `time`.
+hand) and the figures in `docs/`. Nothing is trained here; `python -m benchmarks.experiments.suite` does that.
 """
 
 import dataclasses
