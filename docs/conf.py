@@ -38,6 +38,7 @@ exclude_patterns = ["_build", "extensions"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"
+nb_merge_streams = True
 
 # `name` in a docstring is a link where such an object exists, and code everywhere.
 default_role = "py:obj"
