@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import optax_sam
 from benchmarks.errors import UsageError
-from optax_sam import curvature, tree_math
+from optax_sam import tree_math
 
 
 class Method(NamedTuple):
@@ -24,12 +26,14 @@ class Method(NamedTuple):
         label: its name in tables and figures.
         search: values to choose from on validation data, for each option that is tuned.
         occasional: whether every `interval`-th step does more work than the others.
+        one_gradient: whether the clean gradient is not used, so that a step need not compute it.
     """
 
     make: Callable[..., optax.GradientTransformation]
     label: str
     search: Mapping[str, tuple[float, ...]]
     occasional: bool = False
+    one_gradient: bool = False
 
 
 RADII = (0.2, 0.3, 0.4, 0.5)
@@ -44,31 +48,34 @@ def asam_xsam(rho: float = 1.0, rho_max: float = 0.2) -> optax.GradientTransform
     )
 
 
-def reverse_sam(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
-    """ε = −ρ g/‖g‖, d = ∇L(w + ε): SAM with its perturbation downhill."""
-    downhill = optax.chain(optax_sam.steepest_ascent(rho), optax.scale(-1.0))
-    return optax_sam.sharpness_aware(downhill)
+def sparse_sam(rho: float = 0.1, sparsity: float = 0.5) -> optax.GradientTransformationExtraArgs:
+    """SAM's ε on the coordinates with the largest squared gradients."""
+    return optax_sam.sparse_sam(rho, optax_sam.fisher_mask(sparsity))
 
 
 def reflected_sam(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
     """SAM's direction to first order in ρ, with the second-order term reversed: d = 2g − ∇L(w − ρ g/‖g‖)."""
-
-    def update(updates, state, params=None, *, grad, **extra_args):
-        return optax.tree.sub(optax.tree.scale(2.0, grad), updates), state
-
     downhill = optax.chain(optax_sam.steepest_ascent(rho), optax.scale(-1.0))
-    reflect = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-    return optax_sam.sharpness_aware(downhill, reflect)
+    return optax_sam.sharpness_aware(downhill, optax_sam.extrapolation(-1.0))
 
 
-def gradient_norm_penalty(rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
-    """Explicit gradient regularisation: d = ∇(L + ρ‖∇L‖) = g + ρ H g/‖g‖."""
+def one_gradient_sam(rho: float = 0.2, decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
+    """SAM's ascent along the running mean of past gradients at w + ε: one gradient per step."""
+    return optax_sam.one_gradient(optax_sam.steepest_ascent(rho), decay=decay)
 
-    def update(updates, state, params=None, *, value_fn, axis_name=None, **extra_args):
-        product = curvature.hvp(value_fn, params, tree_math.unit(updates), axis_name=axis_name)
-        return optax.tree.add_scale(updates, rho, product), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+def random_direction(rho: float = 0.2) -> optax.GradientTransformationExtraArgs:
+    """A control for SAM: ε of the same length in a random direction."""
+
+    def init(params):
+        return jnp.zeros((), jnp.int32)
+
+    def update(updates, count, params=None, **extra_args):
+        key = jax.random.fold_in(jax.random.key(0), count)
+        vector = tree_math.unit(tree_math.random_vector(key, updates))
+        return tree_math.scale(jnp.asarray(rho), vector), count + 1
+
+    return optax_sam.sharpness_aware(optax.GradientTransformationExtraArgs(init, update))
 
 
 # Equal budgets: every method has four settings of its own to choose from.
@@ -86,10 +93,25 @@ METHODS = {
         asam_xsam, "ASAM with XSAM's search", {"rho": (1.0, 2.0), "rho_max": (0.2, 0.4)}, occasional=True
     ),
     "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),
-    # Alternatives to SAM: see experiments/claims/alternatives.py.
-    "reverse_sam": Method(reverse_sam, "Reverse-SAM", {"rho": RADII}),
+    # The wider family.
+    "vasso": Method(optax_sam.vasso, "VaSSO", {"rho": RADII}),
+    "friendly_sam": Method(optax_sam.friendly_sam, "Friendly SAM", {"rho": RADII}),
+    "sparse_sam": Method(sparse_sam, "Sparse SAM", {"rho": RADII}, occasional=True),
+    "gsam": Method(optax_sam.gsam, "GSAM", {"rho": RADII}),
+    "wsam": Method(optax_sam.wsam, "WSAM", {"rho": RADII}),
+    "stable_sam": Method(optax_sam.stable_sam, "StableSAM", {"rho": RADII}),
+    "lookbehind_sam": Method(optax_sam.lookbehind_sam, "Lookbehind-SAM", {"rho": RADII}),
+    # At the price of less than two gradients.
+    "look_sam": Method(optax_sam.look_sam, "LookSAM", {"rho": RADII}, occasional=True),
+    "momentum_sam": Method(
+        optax_sam.momentum_sam, "Momentum-SAM", {"rho": (0.5, 1.0, 2.0, 3.0)}, one_gradient=True
+    ),
+    "one_gradient": Method(one_gradient_sam, "One gradient, uphill", {"rho": RADII}, one_gradient=True),
+    # Controls and alternatives to SAM: see experiments/claims/alternatives.py.
+    "reverse_sam": Method(optax_sam.reverse_sam, "Reverse-SAM", {"rho": RADII}),
+    "random_direction": Method(random_direction, "Random direction", {"rho": RADII}),
     "reflected_sam": Method(reflected_sam, "Reflected SAM", {"rho": RADII}),
-    "gradient_norm_penalty": Method(gradient_norm_penalty, "Gradient norm penalty", {"rho": RADII}),
+    "gradient_norm_penalty": Method(optax_sam.gradient_norm_penalty, "Gradient norm penalty", {"rho": RADII}),
 }
 
 

@@ -8,25 +8,51 @@ Start at `optax_sam.sharpness_aware`: its module explains the idea behind all of
 
 from optax_sam.ascent.fisher import fisher_information
 from optax_sam.ascent.gradient_noise import GradientNoiseState, gradient_noise
+from optax_sam.ascent.posterior_sample import PosteriorSampleState, posterior_sample, sample_params
+from optax_sam.ascent.running_mean import RunningMeanState, running_mean, subtract_running_mean
+from optax_sam.ascent.sparse_mask import SparseMaskState, dynamic_mask, fisher_mask, random_mask
 from optax_sam.ascent.steepest import SteepestAscentState, steepest_ascent
 from optax_sam.ascent.top_eigenvector import TiltToTopEigenvectorState, tilt_to_top_eigenvector
 from optax_sam.ascent.weight_magnitude import weight_magnitude
+from optax_sam.descent.extrapolation import extrapolation
+from optax_sam.descent.gradient_length import gradient_length
+from optax_sam.descent.lookbehind import lookbehind
 from optax_sam.descent.spherical_search import SphericalSearchState, spherical_search
+from optax_sam.descent.surrogate_gap import surrogate_gap
 from optax_sam.methods.asam import asam
+from optax_sam.methods.bayesian_sam import bayesian_sam
 from optax_sam.methods.eigen_sam import eigen_sam
 from optax_sam.methods.fisher_sam import fisher_sam
+from optax_sam.methods.friendly_sam import friendly_sam
+from optax_sam.methods.gradient_norm_penalty import GradientNormPenaltyState, gradient_norm_penalty
+from optax_sam.methods.gsam import gsam
 from optax_sam.methods.info_sam import info_sam
+from optax_sam.methods.look_sam import look_sam
+from optax_sam.methods.lookbehind_sam import lookbehind_sam
+from optax_sam.methods.momentum_sam import momentum_sam
 from optax_sam.methods.presam import presam
+from optax_sam.methods.reverse_sam import reverse_sam
 from optax_sam.methods.sam import sam
+from optax_sam.methods.sparse_sam import sparse_sam
+from optax_sam.methods.stable_sam import stable_sam
+from optax_sam.methods.vasso import vasso
+from optax_sam.methods.wsam import wsam
 from optax_sam.methods.xsam import xsam
+from optax_sam.one_gradient import RememberedGradientState, one_gradient
+from optax_sam.reuse import ReuseState, reuse
+from optax_sam.schedules import rho_following_learning_rate
 from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 (grouped by role)
-    # The combinator.
+    # Combinators: two gradients a step; one; one, and a second on every k-th step.
     "sharpness_aware",
     "SharpnessAwareState",
+    "one_gradient",
+    "RememberedGradientState",
+    "reuse",
+    "ReuseState",
     # Published methods.
     "sam",
     "asam",
@@ -35,6 +61,21 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "info_sam",
     "eigen_sam",
     "xsam",
+    "vasso",
+    "friendly_sam",
+    "sparse_sam",
+    "gsam",
+    "wsam",
+    "stable_sam",
+    "lookbehind_sam",
+    "bayesian_sam",
+    "look_sam",
+    "momentum_sam",
+    "reverse_sam",
+    "gradient_norm_penalty",
+    "GradientNormPenaltyState",
+    # A schedule of the radius.
+    "rho_following_learning_rate",
     # Ascent stages, g to the perturbation, and their preconditioners.
     "steepest_ascent",
     "SteepestAscentState",
@@ -44,7 +85,21 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "GradientNoiseState",
     "tilt_to_top_eigenvector",
     "TiltToTopEigenvectorState",
+    "running_mean",
+    "subtract_running_mean",
+    "RunningMeanState",
+    "random_mask",
+    "fisher_mask",
+    "dynamic_mask",
+    "SparseMaskState",
+    "posterior_sample",
+    "PosteriorSampleState",
+    "sample_params",
     # Descent stages, the gradient at the perturbed point to the direction.
     "spherical_search",
     "SphericalSearchState",
+    "surrogate_gap",
+    "extrapolation",
+    "gradient_length",
+    "lookbehind",
 ]

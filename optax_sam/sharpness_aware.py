@@ -30,11 +30,12 @@ and any other combination is a method too:
 
 A stage is an Optax gradient transformation, from here or from Optax, that may read these extra arguments:
 
-    loss           the batch loss, an `optax_sam.loss.BatchLoss`: `loss.value(w)`, `loss.gradient(w)`, ...
-    grad           the clean gradient g
-    perturbation   ε (descent only)
-    refresh        whether the periodic work is done in this step: `optax_sam.refresh`
-    ascent_step    0, 1, ..., num_steps - 1 (ascent only). Statistics are updated at 0 only.
+    loss               the batch loss, an `optax_sam.loss.BatchLoss`: `loss.value(w)`, `loss.gradient(w)`, ...
+    grad               the clean gradient g
+    refresh            whether the periodic work is done in this step: `optax_sam.refresh`
+    ascent_step        0, 1, ..., num_steps - 1 (ascent only). Statistics are updated at 0 only.
+    perturbation       ε (descent only)
+    ascent_gradients   ∇L(w_1), ..., ∇L(w_{k-1}), taken on the way to w + ε = w_k (descent only)
 
 On several devices, the arguments of a descent are averages over them. With `m_sharpness=True` those of an
 ascent are the device's own, and it must average what it keeps in its state: `loss.average(x)`.
@@ -178,12 +179,13 @@ def sharpness_aware(
         epsilon, ascent_state = ascent.update(
             updates, state.ascent, params, ascent_step=0, refresh=refresh, **extra_args
         )
-        perturbation = _divide(epsilon, num_steps)
+        perturbation, ascent_gradients = _divide(epsilon, num_steps), []
         for step in range(1, num_steps):
             # The later ascents use the statistics of the first one (an eigenvector, a variance) without
             # updating them; their schedules stay at this step.
             learnt = jax.tree.map(_unless_count, state.ascent, ascent_state)
             gradient = loss.ascent_gradient(tree_math.add(params, perturbation))
+            ascent_gradients.append(gradient)
             epsilon, _ = ascent.update(
                 gradient, learnt, params, ascent_step=step, refresh=False, **extra_args
             )
@@ -192,7 +194,11 @@ def sharpness_aware(
 
         if observe is not None:
             observe(perturbation=perturbation, ascent_value=value)
-        extra_args |= {"grad": loss.average(updates), "perturbation": loss.average(perturbation)}
+        extra_args |= {
+            "grad": loss.average(updates),
+            "perturbation": loss.average(perturbation),
+            "ascent_gradients": tuple(map(loss.average, ascent_gradients)),
+        }
         direction, descent_state = descent.update(
             gradient, state.descent, params, refresh=refresh, **extra_args
         )

@@ -92,6 +92,15 @@ def combine(a: jax.Array, x: optax.Params, b: jax.Array, y: optax.Params) -> opt
     return jax.tree.map(leaf, x, y)
 
 
+def mix(weight: jax.Array, old: optax.Params, new: optax.Params) -> optax.Params:
+    """Returns weight · old + (1 − weight) · new, in the dtypes of `old`: a step of a running mean."""
+    weight = computed_once(weight)
+    leaf = lambda old, new: (
+        weight.astype(old.dtype) * old + (1 - weight).astype(old.dtype) * new.astype(old.dtype)
+    )
+    return jax.tree.map(leaf, old, new)
+
+
 def add(x: optax.Params, y: optax.Params) -> optax.Params:
     """Returns x + y, each leaf in the dtype of x's."""
 

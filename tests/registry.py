@@ -19,12 +19,20 @@ class Method(NamedTuple):
       make: builds the method from its radius.
       static_args: arguments that `optax.inject_hyperparams` must not turn into arrays.
       has_refresh: whether the method does occasional work.
+      is_reused: whether it takes its second gradient on refresh steps alone.
+      is_uphill: whether the loss at w + ε of the first step is above that at w.
+      has_ascent: whether there is a perturbation at all.
+      is_base_at_zero: whether it is the base optimizer where rho = 0.
     """
 
     name: str
     make: Callable[..., optax.GradientTransformationExtraArgs]
     static_args: tuple[str, ...] = ("num_steps",)
     has_refresh: bool = False
+    is_reused: bool = False
+    is_uphill: bool = True
+    has_ascent: bool = True
+    is_base_at_zero: bool = True
 
 
 EIGEN = ("num_steps", "num_iters")
@@ -43,6 +51,17 @@ def combination(rho=0.05, *, rho_max=0.3, num_steps=2):
         optax_sam.spherical_search(rho_max, interval=3, num_alphas=5),
         num_steps=num_steps,
     )
+
+
+def sparse_sam(rho=0.05, *, num_steps=1):
+    return optax_sam.sparse_sam(rho, optax_sam.dynamic_mask(0.3, interval=3), num_steps=num_steps)
+
+
+def one_gradient_search(rho=0.05):
+    """Stages that keep state of their own, on what is remembered."""
+    ascent = optax_sam.steepest_ascent(rho, objective=optax_sam.gradient_noise())
+    search = optax_sam.spherical_search(0.3, interval=3, num_alphas=5)
+    return optax_sam.one_gradient(ascent, search, decay=0.5)
 
 
 def monitored_sam(rho=0.05, *, num_steps=1):
@@ -65,12 +84,37 @@ METHODS = [
         has_refresh=True,
     ),
     Method("xsam", partial(optax_sam.xsam, interval=3), SEARCH, has_refresh=True),
+    Method("vasso", partial(optax_sam.vasso, theta=0.4)),
+    Method("friendly_sam", optax_sam.friendly_sam),
+    Method("sparse_sam", sparse_sam, has_refresh=True),
+    Method("gsam", optax_sam.gsam),
+    Method("wsam", optax_sam.wsam),
+    Method("stable_sam", optax_sam.stable_sam),
+    Method("lookbehind_sam", optax_sam.lookbehind_sam),
+    Method(
+        "bayesian_sam",
+        partial(optax_sam.bayesian_sam, num_examples=1000, weight_decay=0.0),
+        ("num_examples", "seed"),
+        is_base_at_zero=False,
+    ),
+    Method(
+        "look_sam", partial(optax_sam.look_sam, interval=3), ("num_steps",), has_refresh=True, is_reused=True
+    ),
+    Method("momentum_sam", optax_sam.momentum_sam, (), is_uphill=False),
+    Method("one_gradient_search", one_gradient_search, (), has_refresh=True, is_uphill=False),
+    Method("reverse_sam", optax_sam.reverse_sam, is_uphill=False),
+    Method("gradient_norm_penalty", optax_sam.gradient_norm_penalty, (), has_ascent=False),
     Method("combination", combination, has_refresh=True),
     Method("monitored_sam", monitored_sam),
 ]
 BY_NAME = {method.name: method for method in METHODS}
 
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-every_method_with_refresh = pytest.mark.parametrize(
-    "method", [method for method in METHODS if method.has_refresh], ids=lambda method: method.name
-)
+
+def every_method_where(property=None):
+    """Marks a test that runs on every method, or on those that have a property."""
+    methods = [method for method in METHODS if property is None or getattr(method, property)]
+    return pytest.mark.parametrize("method", methods, ids=lambda method: method.name)
+
+
+every_method = every_method_where()
+every_method_with_refresh = every_method_where("has_refresh")

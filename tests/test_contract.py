@@ -15,7 +15,7 @@ import optax_sam
 from optax_sam import diagnostics
 from optax_sam.diagnostics.monitor import QUANTITIES
 from tests.problems import network
-from tests.registry import BY_NAME, every_method, every_method_with_refresh
+from tests.registry import BY_NAME, every_method, every_method_where, every_method_with_refresh
 
 PROBLEM = network()
 RHO = 0.07  # No method's default.
@@ -196,14 +196,20 @@ def trained_without_method():
     return run(jax.jit(make_step(base)), base)
 
 
-@every_method
+@every_method_where("is_base_at_zero")
 def test_zero_rho_is_the_base_optimizer(method):
     tx = with_base(method, rho=0.0)
     params, _ = run(jax.jit(make_step(tx)), tx)
     chex.assert_trees_all_close(params, trained_without_method()[0], rtol=2e-6, atol=1e-7)
 
 
-@every_method
+def refreshes_with_a_second_gradient(method):
+    if method.is_reused:
+        return (True,)
+    return (False, True) if method.has_refresh else (None,)
+
+
+@every_method_where("has_ascent")
 def test_nan_in_the_second_gradient_can_be_skipped(method):
     base = optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5)
     tx = optax.chain(method.make(RHO), base)
@@ -213,7 +219,7 @@ def test_nan_in_the_second_gradient_can_be_skipped(method):
         jnp.stack(jax.tree.leaves(jax.tree.map(lambda x, y: (x == y).all(), p, params)))
     )
     broken = lambda p: PROBLEM.loss(p, batches()[0]) * jnp.where(is_here(p), 1.0, jnp.nan)
-    for refresh in (False, True) if method.has_refresh else (None,):
+    for refresh in refreshes_with_a_second_gradient(method):
         step = jax.jit(
             lambda state, refresh=refresh: tx.update(
                 jax.grad(broken)(params), state, params, value_fn=broken, refresh=refresh
@@ -246,19 +252,25 @@ def test_init_on_abstract_parameters(method):
     chex.assert_trees_all_equal(jax.jit(tx.init)(PROBLEM.params), concrete)
 
 
+PARAMETER_SHAPED = (
+    *("eigenvector", "top_eigenvector", "gradient_mean", "noise_variance"),
+    *("running_mean", "precision", "reused_direction", "remembered_gradient"),
+)
+
+
 @every_method
 def test_parameter_shaped_state_is_found_by_map_params(method):
     tx = method.make(RHO)
     state = trained(method)[1][0]
     doubled = optax.tree.map_params(tx, lambda x: 2 * x, state)
-    for name in ("eigenvector", "top_eigenvector", "gradient_mean", "noise_variance"):
+    for name in PARAMETER_SHAPED:
         before = optax.tree.get(state, name)
         if before is not None:
             expected = jax.tree.map(lambda x: 2 * x, before)
             chex.assert_trees_all_equal(optax.tree.get(doubled, name), expected)
-    chex.assert_trees_all_equal(
-        optax.tree.get(doubled, "ascent_value"), optax.tree.get(state, "ascent_value")
-    )
+    if method.has_ascent:
+        scalar = optax.tree.get(state, "ascent_value")
+        chex.assert_trees_all_equal(optax.tree.get(doubled, "ascent_value"), scalar)
 
 
 def test_no_two_states_share_a_field_name():
@@ -340,10 +352,11 @@ def test_grad_fn_replaces_the_gradient(method):
     expected, _ = update(method, *arguments)
     updates, new = jitted_update(tx, grad_fn=grad_fn)(*arguments)
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-6)
-    assert optax.tree.get(new, "ascent_value") == 0  # Not a by-product here, so not measured.
+    if method.has_ascent:
+        assert optax.tree.get(new, "ascent_value") == 0  # Not a by-product here, so not measured.
 
 
-@every_method
+@every_method_where("has_ascent")
 def test_ascent_value_is_the_loss_at_the_perturbed_point(method):
     points, batch = [], batches()[0]
 
@@ -354,13 +367,15 @@ def test_ascent_value_is_the_loss_at_the_perturbed_point(method):
 
     tx = method.make(RHO)
     grads, state = gradient(PROBLEM.params, batch), tx.init(PROBLEM.params)
-    step = jax.jit(lambda: tx.update(grads, state, PROBLEM.params, value_fn=value_fn, refresh=False))
+    refresh = refreshes_with_a_second_gradient(method)[0]
+    step = jax.jit(lambda: tx.update(grads, state, PROBLEM.params, value_fn=value_fn, refresh=refresh))
     _, state = step()
     jax.effects_barrier()
     losses = [float(loss(params, batch)) for params in points]
     ascent_value = optax.tree.get(state, "ascent_value")
     assert any(np.isclose(ascent_value, value, rtol=1e-6) for value in losses)
-    assert ascent_value > loss(PROBLEM.params, batch)
+    if method.is_uphill:
+        assert ascent_value > loss(PROBLEM.params, batch)
 
 
 @every_method

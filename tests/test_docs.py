@@ -54,7 +54,9 @@ def setup_namespace():
 def starts_from_setup(document):
     """Whether a page tells its reader to start from the setup."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    return re.search(r"\bstarts from the \[setup\]\((recipes/)?plain_jax\.md\)", text) is not None
+    return (
+        re.search(r"\bstarts from the \[setup\]\((recipes/|\.\./recipes/)?plain_jax\.md\)", text) is not None
+    )
 
 
 @pytest.mark.parametrize("document", [page for page in PAGES if python_blocks(page)])
@@ -138,12 +140,14 @@ def test_public_symbol_is_documented(name):
 @public_functions
 def test_public_function_has_every_section(name):
     doc = inspect.getdoc(PUBLIC[name])
-    for section in ("Args:", "Returns:", "Example:") + (() if "plotting" in name else ("Cost:",)):
+    arguments = inspect.signature(PUBLIC[name]).parameters
+    wanted = ["Args:"] * bool(arguments) + ["Returns:", "Example:"] + ["Cost:"] * ("plotting" not in name)
+    for section in wanted:
         assert f"\n{section}" in doc, f"{name} has no section {section!r}"
     assert ">>>" in doc, f"the example of {name} is no code"
-    arguments = doc.split("\nArgs:")[1].split("\nReturns:")[0]
-    for argument in inspect.signature(PUBLIC[name]).parameters:
-        assert re.search(rf"^\s+{argument}: ", arguments, re.MULTILINE), f"{name} does not explain {argument}"
+    for argument in arguments:
+        explained = re.search(rf"\nArgs:.*\n\s+{argument}: .*\nReturns:", doc, re.DOTALL)
+        assert explained, f"{name} does not explain {argument}"
 
 
 @public_tuples

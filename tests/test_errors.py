@@ -1,5 +1,8 @@
 """Bad input: the error's class, what it says was wrong, and the remedy it names."""
 
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +34,7 @@ def raises(error, *parts):
 # The published methods as they are built without options, of which the registry sets some.
 PUBLISHED = {
     method.name: getattr(optax_sam, method.name) for method in METHODS if hasattr(optax_sam, method.name)
-}
+} | {"bayesian_sam": functools.partial(optax_sam.bayesian_sam, num_examples=100)}
 RADII = [("rho", make) for make in [*PUBLISHED.values(), optax_sam.steepest_ascent]] + [
     ("rho_max", optax_sam.spherical_search),
     ("rho_max", lambda rho_max: optax_sam.xsam(0.1, rho_max)),
@@ -53,7 +56,7 @@ def test_radius_of_a_wrong_type(name, make, radius):
 
 
 NUM_STEPS = [
-    *PUBLISHED.values(),
+    *(make for make in PUBLISHED.values() if "num_steps" in inspect.signature(make).parameters),
     lambda rho, num_steps: optax_sam.sharpness_aware(optax_sam.steepest_ascent(rho), num_steps=num_steps),
 ]
 COUNTS = [("num_steps", make) for make in NUM_STEPS] + [
@@ -389,7 +392,7 @@ def test_search_with_grad_fn_alone(refresh):
 def test_grad_fn_alone_is_enough_where_no_loss_is_compared(method):
     compares = {"refresh": False, "record": False}
     update(method.make(0.1), grad_fn=jax.grad(loss), **compares)
-    if method.name not in ("xsam", "combination", "monitored_sam"):
+    if method.name not in ("xsam", "combination", "one_gradient_search", "monitored_sam"):
         update(method.make(0.1), grad_fn=jax.grad(loss))
 
 
@@ -436,7 +439,9 @@ def test_forgotten_axis_name_is_an_error_and_not_a_sum_over_devices(summed, meth
     functions = {"value_fn": {}, "grad_fn": {"grad_fn": jax.grad}}[summed]
     what = f"`{summed}`", "varies over the mesh axis 'batch'", "summed", "Name that axis", "axis_name='batch'"
     with raises(ValueError, *what, r"jax.lax.pmean\(loss, 'batch'\)"):
-        mapped_update(method.make(0.1), averaged_gradient, **functions, refresh=False, record=False)
+        mapped_update(
+            method.make(0.1), averaged_gradient, **functions, refresh=method.is_reused, record=False
+        )
 
 
 def test_grad_fn_that_averages_by_itself_needs_no_axis_name():

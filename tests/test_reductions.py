@@ -252,9 +252,11 @@ def test_groups_with_their_own_gradients_are_m_sharpness(problem, sam):
     assert not np.allclose(params["layer1"]["weight"], whole["layer1"]["weight"][-1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["info_sam", "combination"])
+@pytest.mark.parametrize(
+    "name", ["info_sam", "combination", "vasso", "sparse_sam", "bayesian_sam", "look_sam"]
+)
 def test_groups_with_their_own_gradients_keep_one_state(name, problem):
-    """What is kept comes from averages: between them these two methods have every statistic there is."""
+    """What is kept comes from averages: between them these methods have every statistic there is."""
     carry = grouped_trajectory(BY_NAME[name].make(RHO), problem, average=False)
     for group in range(1, NUM_GROUPS):
         first, other = (jax.tree.map(lambda x, i=i: x[i], carry) for i in (0, group))

@@ -130,12 +130,14 @@ def jax_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     rows = {}
     for name, (step, carry) in tqdm(steps.items(), desc=f"{model}, {batch_size}: compiling"):
+        began = time.perf_counter()
         compiled = compile_step(step, carry, batch)
+        first_call = {"first_call_seconds": time.perf_counter() - began}
         state = {"state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(carry[1]))}
         rows[name] = Row(
             "jax",
             functools.partial(run_jax, compiled, [jax.tree.map(jnp.copy, carry)], batch),
-            {**counts(compiled), **state, "parameter_bytes": size},
+            {**counts(compiled), **state, **first_call, "parameter_bytes": size},
             "refresh" in name,
         )
     if "xsam, refresh" in rows:  # XLA counts one pass of its loop over the losses.

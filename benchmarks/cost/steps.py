@@ -24,6 +24,7 @@ NETWORKS: dict[str, tuple[Callable[..., nnx.Module], Any, int]] = {
 }
 # The refresh inside a `cond`, where gradients of convolutions are slow on CPU.
 SLOW = "eigen_sam, automatic refresh"
+PART = "ascent on this fraction of the batch"
 TRACED = "a refresh that is true, which the compiler cannot know"
 
 
@@ -49,6 +50,22 @@ def methods(
         "xsam": (xsam, {"refresh": False}),
         "xsam, refresh": (xsam, {"refresh": True}),
         "xsam, automatic": (xsam, {"refresh": None}),
+        "vasso": (optax_sam.vasso(RHO), {}),
+        "friendly_sam": (optax_sam.friendly_sam(RHO), {}),
+        "gsam": (optax_sam.gsam(RHO), {}),
+        "wsam": (optax_sam.wsam(RHO), {}),
+        "stable_sam": (optax_sam.stable_sam(RHO), {}),
+        "sparse_sam": (optax_sam.sparse_sam(RHO), {"refresh": False}),
+        "sparse_sam, refresh": (optax_sam.sparse_sam(RHO), {"refresh": True}),
+        "lookbehind_sam": (optax_sam.lookbehind_sam(RHO), {}),
+        "bayesian_sam": (optax_sam.bayesian_sam(RHO, num_examples=1000), {}),
+        "gradient_norm_penalty": (optax_sam.gradient_norm_penalty(RHO), {}),
+        "sam, ascent on 1/4": (optax_sam.sam(RHO), {PART: 4}),
+        "sam, ascent on 1/8": (optax_sam.sam(RHO), {PART: 8}),
+        "sam, ascent on 1/16": (optax_sam.sam(RHO), {PART: 16}),
+        "look_sam": (optax_sam.look_sam(RHO), {"refresh": False}),
+        "look_sam, refresh": (optax_sam.look_sam(RHO), {"refresh": True}),
+        "momentum_sam": (optax_sam.momentum_sam(RHO), {}),
     }
 
 
@@ -100,10 +117,13 @@ def make_steps(
     def with_method(tx: optax.GradientTransformation, kwargs: Any, carry: Any, batch: Any) -> Any:
         params, state = carry
         value_fn = functools.partial(loss, batch=batch)
+        fraction = kwargs.get(PART, 1)
+        part = jax.tree.map(lambda x: x[: len(x) // fraction], batch)
+        kwargs = {name: value for name, value in kwargs.items() if name != PART}
         if kwargs.get("refresh") == TRACED:
             kwargs = {"refresh": jnp.isfinite(jax.tree.leaves(params)[0]).all()}
         updates, state = optax.with_extra_args_support(tx).update(
-            jax.grad(value_fn)(params), state, params, value_fn=value_fn, **kwargs
+            jax.grad(loss)(params, part), state, params, value_fn=value_fn, **kwargs
         )
         return optax.apply_updates(params, updates), state
 

@@ -83,7 +83,7 @@ class Suite:
 def row_config(suite: Suite, name: str, noise: float) -> Config:
     """Configuration of a row before anything is chosen."""
     row = ROWS[name]
-    return Config(
+    config = Config(
         method=row.method,
         dataset="fashion_mnist",
         train_size=suite.train_size,
@@ -94,6 +94,7 @@ def row_config(suite: Suite, name: str, noise: float) -> Config:
         learning_rate=0.05,
         refresh_every=row.refresh_every,
     )
+    return with_settings(config, row.fixed)
 
 
 @functools.cache
@@ -142,6 +143,7 @@ def train_job(job: Job, *, test: bool) -> Record:
         "label_noise": job.noise,
         "seed": job.seed,
         "settings": dict(job.settings),
+        "fixed": dict(ROWS[job.row].fixed),
         "config": settings_of(config),
         "versions": versions_and_device(),
     }

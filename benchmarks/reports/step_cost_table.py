@@ -53,7 +53,15 @@ def cost_table(records: Sequence[Record]) -> str:
         for framework, row in (("jax", "sgd"), ("torch", "torch.optim.SGD"))
         if (row, shown) in own
     }
-    titles = ["", "flops", "bytes", "memory", "state", *(f"{size} examples" for size in batch_sizes)]
+    titles = [
+        "",
+        "flops",
+        "bytes",
+        "memory",
+        "state",
+        "first call",
+        *(f"{size} examples" for size in batch_sizes),
+    ]
     lines = []
     for row in rows:
         record = own[row, shown]
@@ -65,6 +73,7 @@ def cost_table(records: Sequence[Record]) -> str:
                 "–" if "automatic" in row else ratio(record, unit, "bytes_accessed"),
                 ratio(record, unit, "temporary_bytes"),
                 state(record),
+                ratio(record, unit, "first_call_seconds"),
                 *(time(own.get((row, size))) for size in batch_sizes),
             ]
         )
@@ -73,7 +82,7 @@ def cost_table(records: Sequence[Record]) -> str:
 
 def ratio(record: Record, unit: Record, key: str) -> str:
     """Returns a count relative to SGD's; PyTorch counts only flops."""
-    return f"{record[key] / unit[key]:.2f}" if key in record else "–"
+    return f"{record[key] / unit[key]:.2f}" if key in record and key in unit else "–"
 
 
 def state(record: Record) -> str:

@@ -1,6 +1,5 @@
 """The figures of `RESULTS.md`, from the records of the accuracy suite."""
 
-import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +16,7 @@ Records = list[Record]
 
 def draw_noise(records: Records, path: Path) -> None:
     """Test accuracy against the fraction of wrong labels, and its difference from SAM's."""
-    rows, levels = present(records)
+    rows, levels = present(records, "methods")
     if len(levels) < 2:
         return
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(2, 3))
@@ -60,7 +59,7 @@ def draw_noise(records: Records, path: Path) -> None:
 
 def draw_radius(trials: Records, path: Path) -> None:
     """Validation accuracy against rho, at every noise level."""
-    rows, levels = present(trials)
+    rows, levels = present(trials, "methods")
     rows = [row for row in rows if not row.endswith("_decay")]
     figure, panels = plt.subplots(1, len(levels), figsize=(13, 4.2), layout="constrained", squeeze=False)
     for axes, noise in zip(panels[0], levels, strict=True):
@@ -99,22 +98,32 @@ def draw_radius(trials: Records, path: Path) -> None:
     plots.save(figure, path)
 
 
-def draw_cost(records: Records, times: Records, path: Path, noise: float = 0.4) -> None:
-    """Test accuracy against the time of a training, and the rows near SAM enlarged."""
-    figure, (whole, near) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    sgd = next(time["seconds_per_step"] * time["steps"] for time in times if time["row"] == "sgd")
-    costs = {time["row"]: time["seconds_per_step"] * time["steps"] / sgd for time in times}
-    for row, cost in costs.items():
-        mean, error = mean_and_error([100 * value for value in of(records, row, noise).values()])
-        style = STYLES[row] | {"linestyle": "none"}
-        whole.errorbar(cost, mean, error, capsize=3, markersize=8, label=ROWS[row].label, **style)
-        sam = 100 * statistics.mean(of(records, "sam", noise).values()) if "sam" in costs else mean
-        if abs(mean - sam) < 3 and abs(cost - costs.get("sam", cost)) < 0.2:
-            near.errorbar(cost, mean, error, capsize=3, markersize=8, **style)
-    whole.set(title=f"{100 * noise:.0f} % wrong labels: what the time buys", ylabel="test accuracy (%)")
-    near.set(title="The same around SAM")
-    for axes in (whole, near):
-        axes.set(xlabel="time of the training, SGD = 1")
+def draw_cost(records: Records, times: Records, path: Path) -> None:
+    """Test accuracy against the measured time of a step, a panel for each noise level."""
+    rows, levels = present(records)
+    sgd = next(time["seconds_per_step"] for time in times if time["row"] == "sgd")
+    costs = {time["row"]: time["seconds_per_step"] / sgd for time in times}
+    # Twice the epochs at the same time of a step belong in another picture.
+    rows = [row for row in rows if row in costs and ROWS[row].epochs == ROWS["sgd"].epochs]
+    columns = min(len(levels), 2)
+    size = (12, 4.2 * -(-len(levels) // columns))
+    figure, panels = plt.subplots(
+        -(-len(levels) // columns), columns, figsize=size, layout="constrained", squeeze=False
+    )
+    for axes, noise in zip(panels.flat, levels, strict=False):
+        for row in rows:
+            mean, error = mean_and_error([100 * value for value in of(records, row, noise).values()])
+            style = {"markersize": 7} | STYLES[row] | {"linestyle": "none"}
+            axes.errorbar(costs[row], mean, error, capsize=2, lw=1, label=ROWS[row].label, **style)
+        axes.set(title=f"{100 * noise:.0f} % wrong labels", xscale="log")
+        axes.set_xticks([1, 1.1, 1.25, 1.5, 2, 3, 4])
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
         plots.tidy(axes)
-    figure.legend(loc="outside right upper", frameon=False)
+    for axes in panels[-1]:
+        axes.set_xlabel("measured time of a step, SGD = 1")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("test accuracy (%)")
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
     plots.save(figure, path)

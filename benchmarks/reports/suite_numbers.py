@@ -21,10 +21,11 @@ def differences(records: list[Record], row: str, noise: float, other: str = "sam
     return [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
 
 
-def present(records: list[Record]) -> tuple[list[str], list[float]]:
-    """The rows and noise levels in a file, in the order of the table."""
-    rows = {record["row"] for record in records}
-    return [name for name in ROWS if name in rows], sorted({record["label_noise"] for record in records})
+def present(records: list[Record], *groups: str) -> tuple[list[str], list[float]]:
+    """The rows (of some groups; by default of all) and noise levels in a file, in the order of the table."""
+    made = {record["row"] for record in records}
+    rows = [name for name, row in ROWS.items() if name in made and (not groups or row.group in groups)]
+    return rows, sorted({record["label_noise"] for record in records})
 
 
 def spread(values: Sequence[float], form: str = "{:.1f} ± {:.1f}") -> str:

@@ -1,27 +1,31 @@
 """The tables of `RESULTS.md`, from the suite's records of networks, trials on validation data and times."""
 
+import functools
 from collections.abc import Callable
 
 from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
+from benchmarks.reports.records import Record, mean_and_error
 from benchmarks.reports.suite_numbers import differences, of, present, spread
 from benchmarks.training.suite_rows import ROWS, best
 
 Records = list[Record]
 
 
-def by_noise(records: Records, cell: Callable[[str, float], str]) -> str:
-    """A table of rows against noise levels."""
-    rows, levels = present(records)
+def by_noise(records: Records, cell: Callable[[str, float], str], *groups: str) -> str:
+    """A table of rows, by default of all groups, against noise levels."""
+    rows, levels = present(records, *groups)
     titles = ["", *(f"{100 * noise:.0f} % wrong" for noise in levels)]
     return table(titles, [[ROWS[row].label, *(cell(row, noise) for noise in levels)] for row in rows])
 
 
 def accuracy_table(records: Records, trials: Records, times: Records) -> str:
     """Test accuracy in per cent."""
-    return by_noise(
-        records, lambda row, noise: spread([100 * value for value in of(records, row, noise).values()])
-    )
+    return by_noise(records, functools.partial(accuracy, records), "methods", "family")
+
+
+def accuracy(records: Records, row: str, noise: float) -> str:
+    """Test accuracy in per cent, mean and standard error."""
+    return spread([100 * value for value in of(records, row, noise).values()])
 
 
 def difference_table(records: Records, trials: Records, times: Records) -> str:
@@ -40,7 +44,31 @@ def differences_to(other: str, records: Records) -> str:
     def cell(row: str, noise: float) -> str:
         return "0" if row == other else spread(differences(records, row, noise, other), "{:+.1f} ± {:.1f}")
 
-    return by_noise(records, cell)
+    return by_noise(records, cell, "methods", "family")
+
+
+def cheap_table(records: Records, trials: Records, times: Records) -> str:
+    """What less than two gradients buy: time, accuracy, and the share of SAM's gain over SGD."""
+    rows, levels = present(records, "cheap", "controls")
+    seconds = {time["row"]: time["seconds_per_step"] for time in times}
+    titles = ["", "time of a step, SGD = 1", *(f"{100 * noise:.0f} % wrong" for noise in levels)]
+    noisy = [noise for noise in levels if noise > 0]
+    titles += [f"share of the gain, {100 * noise:.0f} %" for noise in noisy]
+    lines = []
+    for row in ("sgd", "sam", *rows):
+        time = f"{seconds[row] / seconds['sgd']:.2f}" if row in seconds else "-"
+        shares = [share_of_gain(records, row, noise) for noise in noisy]
+        lines.append([ROWS[row].label, time, *(accuracy(records, row, noise) for noise in levels), *shares])
+    return table(titles, lines)
+
+
+def share_of_gain(records: Records, row: str, noise: float) -> str:
+    """(row − SGD)/(SAM − SGD) of the mean accuracies in per cent; the error is that of row − SAM."""
+    gain, _ = mean_and_error(differences(records, "sam", noise, "sgd"))
+    if row in ("sgd", "sam"):
+        return "100" if row == "sam" else "0"
+    missing, error = mean_and_error(differences(records, row, noise))
+    return f"{100 * (1 + missing / gain):.0f} ± {100 * error / gain:.0f}"
 
 
 def settings_table(records: Records, trials: Records, times: Records) -> str:
@@ -101,6 +129,7 @@ def cost_table(records: Records, trials: Records, times: Records) -> str:
 
 TABLES = {
     "accuracy": accuracy_table,
+    "cheap": cheap_table,
     "differences": difference_table,
     "differences_to_tuned": tuned_difference_table,
     "settings": settings_table,

@@ -34,6 +34,10 @@ class Config:
     """Further options of the method, as pairs: --options alpha 0.2 solver lanczos"""
     refresh_every: int = 100
     """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
+    ascent_batch: int | None = None
+    """Take the clean gradient, which the ascent follows, of this many images of the batch. Left out: all."""
+    ascent_outside: bool = False
+    """A control: take it of images of the next batch."""
     monitor: int | None = None
     """Record norms, sharpness, alignment and curvature every this many steps. Left out: never."""
 

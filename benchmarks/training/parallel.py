@@ -27,6 +27,7 @@ class OneDevice:
     """One device: nothing to place and nothing to average."""
 
     num_devices = 1
+    num_programs = 1  # that share a batch
     axis_name: str | None = None  # for `update`
 
     def part(self, batch: Any) -> Any:
@@ -121,6 +122,11 @@ class PMap(Data):
     """Each device runs its own program; they communicate in `average` and in the method."""
 
     axis_name = AXIS
+
+    @property
+    def num_programs(self) -> int:
+        """One for each device."""
+        return self.num_devices
 
     def part(self, batch: Any) -> Any:
         """This device's part of the batch."""

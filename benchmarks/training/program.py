@@ -46,7 +46,8 @@ class Program(NamedTuple):
         init: seed -> state.
         loss: params, rest, images, labels -> (mean loss, rest after the batch); not compiled.
         step: state, training data, order, index of the batch, key of the epoch (if images are augmented),
-            refresh, record -> state, mean loss.
+            refresh, record -> state, mean loss: of the clean pass, so of `ascent_batch` images, or at w + ε
+            for a method that needs no clean pass.
         evaluate: state, images, labels -> sum of losses, number of correct predictions.
         steps_per_epoch: whole batches in the training data.
         num_steps: steps of the whole run.
@@ -74,6 +75,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
     num_steps = config.epochs * steps_per_epoch
     augmentation = augmentation_of(config)
     layout = make_layout(config.devices, config.parallel, config.batch_size)
+    check_ascent_batch(config, layout.num_programs)
     tx = make_optimizer(config, num_steps)
     graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(config, dataset, 0)), nnx.Param, ...)
 
@@ -103,15 +105,25 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         refresh: bool,
         record: bool = False,
     ) -> tuple[TrainState, jax.Array]:
-        batch = jax.lax.dynamic_slice_in_dim(order, index * config.batch_size, config.batch_size)
-        batch = layout.part(batch)
-        images, labels = train.images[batch], train.labels[batch]
-        if config.augment != "none":
-            # Once, outside of the loss: all gradients of the step use the same images.
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch)
-            images = augment(images, keys, dataset.black, augmentation)
+        def examples(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            batch = jax.lax.dynamic_slice_in_dim(order, index * config.batch_size, config.batch_size)
+            batch = layout.part(batch)
+            images = train.images[batch]
+            if config.augment != "none":
+                # Once, outside of the loss: all gradients of the step use the same images.
+                keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch)
+                images = augment(images, keys, dataset.black, augmentation)
+            return images, train.labels[batch]
+
+        images, labels = examples(index)
+        ascent_images, ascent_labels = images, labels
+        if config.ascent_outside:
+            ascent_images, ascent_labels = examples((index + 1) % steps_per_epoch)
+        if config.ascent_batch is not None:
+            part = slice(0, config.ascent_batch // layout.num_programs)
+            ascent_images, ascent_labels = ascent_images[part], ascent_labels[part]
         (value, rest), grads = layout.average(
-            jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, images, labels)
+            jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, ascent_images, ascent_labels)
         )
         updates, opt_state = tx.update(
             grads,
@@ -123,6 +135,9 @@ def make_program(config: Config, dataset: Dataset) -> Program:
             axis_name=layout.axis_name,
         )
         params = optax.apply_updates(state.params, updates)
+        if methods.METHODS[config.method].one_gradient:
+            # Nothing needs the clean pass, so none is made.
+            value = optax.tree.get(opt_state, "ascent_value")
         return TrainState(params, rest, opt_state), value
 
     @jax.jit
@@ -158,6 +173,18 @@ def whole_batches(config: Config, num_train: int) -> int:
             f"images; use --batch-size {num_train} or less"
         )
     return num_train // config.batch_size
+
+
+def check_ascent_batch(config: Config, num_programs: int) -> None:
+    """Raises unless the ascent's part of the batch can be taken."""
+    size = config.ascent_batch
+    if size is None:
+        return
+    if not 1 <= size <= config.batch_size or size % num_programs:
+        raise UsageError(
+            f"--ascent-batch is a part of the batch, from 1 to {config.batch_size} images, and a multiple of "
+            f"the number of devices' programs, {num_programs}; got {size}"
+        )
 
 
 def augmentation_of(config: Config) -> Augmentation:

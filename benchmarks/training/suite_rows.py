@@ -1,7 +1,9 @@
 """The rows of the accuracy suite: methods, trials on validation data, and choosing the best trial."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from benchmarks.reports.records import Record
 
@@ -18,6 +20,8 @@ class Row(NamedTuple):
         then: changes to the best of the four, for a fifth trial.
         epochs: passes over the training data.
         refresh_every: steps between refreshes, as in the method's paper.
+        fixed: settings of this row that are not chosen.
+        group: the table and the pictures in which it appears.
     """
 
     method: str
@@ -26,6 +30,8 @@ class Row(NamedTuple):
     then: Mapping[str, float] | None = None
     epochs: int = 20
     refresh_every: int = 100
+    fixed: Mapping[str, float] = MappingProxyType({})
+    group: Literal["methods", "cheap", "controls", "family"] = "methods"
 
 
 def radii(*factors: float, **units: float) -> list[dict[str, float]]:
@@ -43,6 +49,22 @@ FASTER = {"learning_rate": 0.1}
 XSAM_RADII = radii(*FOUR, rho=0.1, rho_max=0.2)
 OTHER_RHO_MAX = {"rho_max": 0.15}
 EPOCH = 10_000 // BATCH_SIZE
+
+# The best radius grows as the part shrinks.
+PART_RADII = radii(1, 2, 3, 4, rho=0.1)
+
+
+cheap = partial(Row, group="cheap")
+control = partial(Row, group="controls")
+family = partial(Row, group="family")
+
+
+def part(size: int) -> dict[str, float]:
+    """The ascent on a part of the batch."""
+    return {"ascent_batch": size}
+
+
+OUTSIDE = part(16) | {"ascent_outside": True}
 
 ROWS = {
     "sgd": Row("sgd", "SGD"),

@@ -137,7 +137,7 @@ def gradient_noise(
 
         a = jnp.where(state.noise_count == 0, 0.0, decay)
         gradient = finite(gradient)
-        gradient_mean = _mix(jnp.where(is_seen, a, 1.0), state.gradient_mean, gradient)
+        gradient_mean = tree_math.mix(jnp.where(is_seen, a, 1.0), state.gradient_mean, gradient)
 
         # (1 − λ)/(1 − λ^n) is the weight of the n-th of n squares. The first gradient does not deviate from
         # its own running mean, so over time the n-th square comes with gradient n + 1.
@@ -156,7 +156,7 @@ def gradient_noise(
         log_decay = jnp.where(is_one, -1, log_decay)
         weight = jnp.expm1(log_decay) / jnp.expm1(jnp.maximum(n, 1) * log_decay)
         weight = jnp.where(n <= 1, n, jnp.where(is_one, 1 / jnp.maximum(n, 1), weight))
-        noise_variance = _mix(jnp.where(is_seen, 1 - weight, 1.0), state.noise_variance, square)
+        noise_variance = tree_math.mix(jnp.where(is_seen, 1 - weight, 1.0), state.noise_variance, square)
         count = jnp.where(is_seen, optax.safe_increment(state.noise_count), state.noise_count)
         return GradientNoiseState(count, gradient_mean, noise_variance)
 
@@ -187,12 +187,3 @@ def variance_across_devices(gradient: optax.Updates, mean: optax.Updates, loss: 
     dtype = tree_math.accumulation_dtype(gradient)
     square = lambda g, m: (g.astype(dtype) - m.astype(dtype)) ** 2
     return loss.average(jax.tree.map(square, gradient, mean))
-
-
-def _mix(weight: jax.Array, old: optax.Updates, new: optax.Updates) -> optax.Updates:
-    """Returns weight · old + (1 − weight) · new, in the dtypes of `old`."""
-    weight = tree_math.computed_once(weight)
-    leaf = lambda old, new: (
-        weight.astype(old.dtype) * old + (1 - weight).astype(old.dtype) * new.astype(old.dtype)
-    )
-    return jax.tree.map(leaf, old, new)

@@ -9,6 +9,11 @@ with diagonal, positive C (objective) and T (constraint); C = T = I is SAM.
 Multiplying the gradient by T and then normalising would be wrong: T acts twice, with a dual norm in
 between. So a preconditioner is a separate stage that returns a *diagonal*, and this stage applies it.
 
+Other balls of the same linear model:
+
+    layerwise      ‖T⁻¹ ε‖ ≤ ρ for each parameter array        ε = ρ T² C g / ‖T C g‖, norms per array
+    order ∞        |T⁻¹ ε| ≤ ρ for each coordinate             ε = ρ T sign(C g)
+
 Symbols: g `updates`, ρ `rho`, C `objective`, T `constraint`; D = T⁻¹ in Zhang et al.
 
 Deviations from the authors' code: a zero gradient gives ε = 0 (theirs: NaN; ASAM's: 1e-16 added to the norm);
@@ -19,8 +24,11 @@ References:
   <https://arxiv.org/abs/2010.01412>`_, 2021
   Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization: unifying analysis
   and a novel learning algorithm <https://arxiv.org/abs/2501.06603>`_, 2025
+  Müller et al., `Normalization layers are all that sharpness-aware minimization needs
+  <https://arxiv.org/abs/2306.04226>`_, 2023 (the other balls)
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -49,10 +57,12 @@ def steepest_ascent(
     *,
     objective: optax.GradientTransformation | None = None,
     constraint: optax.GradientTransformation | None = None,
+    order: float = 2,
+    layerwise: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Maps a gradient g to the perturbation ε = ρ T² C g / ‖T C g‖, the worst point of a ball.
 
-    Norms are global, over all parameters together. Without preconditioners ε = ρ g / ‖g‖.
+    Norms are global, over all parameters together, unless `layerwise`. Without preconditioners ε = ρ g / ‖g‖.
 
     Args:
       rho: radius ρ of the ball ‖T⁻¹ ε‖ ≤ ρ, in units of T⁻¹ w; a number, or a schedule of the number of
@@ -60,12 +70,15 @@ def steepest_ascent(
       objective: a stage that maps g to the diagonal of C, such as `gradient_noise`.
       constraint: a stage that maps g to the diagonal of T, such as `weight_magnitude` or
         `fisher_information`.
+      order: of the norm of the ball: 2, or `math.inf`, a ball for each coordinate, where ρ must be smaller by
+        about the square root of the number of parameters.
+      layerwise: whether each parameter array has a ball of its own, so that ‖T⁻¹ ε‖ = ρ √(number of arrays).
 
     Returns:
       A gradient transformation g ↦ ε with `SteepestAscentState`.
 
     Raises:
-      ValueError: if `rho` is negative.
+      ValueError: if `rho` is negative, or `order` neither 2 nor infinite.
 
     Cost: one norm; no gradient and no memory. Preconditioners add their own.
 
@@ -78,6 +91,10 @@ def steepest_ascent(
       Array([0. , 0.1], dtype=float32)
     """
     checks.check_radius("rho", rho)
+    if order not in (2, math.inf):
+        raise ValueError(
+            f"`order` is that of the norm of the ball and must be 2 or `math.inf`, got {order!r}."
+        )
     objective = _diagonal_stage("objective", objective)
     constraint = _diagonal_stage("constraint", constraint)
 
@@ -100,9 +117,12 @@ def steepest_ascent(
         radius = jnp.maximum(rho(state.ascent_count), 0) if callable(rho) else jnp.asarray(rho)
 
         tcg = _multiply(t, _multiply(c, updates))
-        epsilon = tree_math.scale(
-            radius * tree_math.reciprocal_or_zero(tree_math.norm(tcg)), _multiply(t, tcg)
-        )
+        if order == math.inf:
+            epsilon = tree_math.scale(radius, _multiply(t, jax.tree.map(jnp.sign, tcg)))
+        elif layerwise:
+            epsilon = jax.tree.map(lambda x, y: _scaled(radius, x, y), tcg, _multiply(t, tcg))
+        else:
+            epsilon = _scaled(radius, tcg, _multiply(t, tcg))
         return tree_math.cast_like(epsilon, updates), SteepestAscentState(
             ascent_count=optax.safe_increment(state.ascent_count),
             objective=objective_state,
@@ -121,6 +141,10 @@ def _diagonal_stage(
         )
     checks.check_stage(name, stage)
     return optax.with_extra_args_support(stage)
+
+
+def _scaled(radius: jax.Array, tcg: optax.Updates, direction: optax.Updates) -> optax.Updates:
+    return tree_math.scale(radius * tree_math.reciprocal_or_zero(tree_math.norm(tcg)), direction)
 
 
 def _multiply(diagonal: optax.Updates | None, vector: optax.Updates) -> optax.Updates:

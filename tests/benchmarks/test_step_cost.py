@@ -8,8 +8,10 @@ import functools
 import json
 
 import jax
+import optax
 import pytest
 
+import optax_sam
 from benchmarks.cost import step_cost, steps
 from benchmarks.models.cost_networks import Transformer
 from benchmarks.reports import pages, step_cost_table
@@ -24,12 +26,51 @@ def counts(model, row, batch_size=128, num_alphas=21):
     return steps.counts(steps.compile_step(*made[row], batch))
 
 
-@pytest.mark.parametrize("row", ["sam", "asam", "fisher_sam", "info_sam", "eigen_sam", "xsam"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        *("sam", "asam", "fisher_sam", "info_sam", "eigen_sam", "xsam"),
+        *("vasso", "friendly_sam", "sparse_sam", "gsam", "wsam", "stable_sam"),
+    ],
+)
 def test_a_step_between_refreshes_costs_what_sam_by_hand_costs(row):
     own, by_hand = counts("strided_cnn", row), counts("strided_cnn", "sam by hand")
     assert own["flops"] <= 1.01 * by_hand["flops"]
     assert own["temporary_bytes"] <= 1.02 * by_hand["temporary_bytes"]
     assert own["control_flow"] == 0
+
+
+@pytest.mark.parametrize("row", ["momentum_sam", "look_sam"])
+@pytest.mark.parametrize("model", ["mlp", "strided_cnn"])
+def test_a_step_of_one_gradient_costs_what_sgd_costs(model, row):
+    """The clean gradient (Momentum-SAM), or the second one (LookSAM between refreshes), is not computed."""
+    own, sgd = counts(model, row), counts(model, "sgd")
+    assert own["flops"] <= 1.03 * sgd["flops"]
+    assert own["control_flow"] == 0
+
+
+def test_a_clean_loss_that_is_returned_costs_a_forward_pass():
+    loss, params, batch = steps.make_loss("strided_cnn", 128)
+    tx = optax.chain(optax_sam.momentum_sam(0.1), optax.sgd(0.1))
+
+    def flops(which):
+        def step(params, state, batch):
+            value_fn = functools.partial(loss, batch=batch)
+            clean, grads = jax.value_and_grad(value_fn)(params)
+            updates, state = tx.update(grads, state, params, value_fn=value_fn)
+            returned = clean if which == "clean" else optax.tree.get(state, "ascent_value")
+            return optax.apply_updates(params, updates), state, returned
+
+        return jax.jit(step).lower(params, tx.init(params), batch).compile().cost_analysis()["flops"]
+
+    forward = counts("strided_cnn", "forward pass")["flops"]
+    assert flops("clean") - flops("ascent") == pytest.approx(forward, rel=0.02)
+
+
+@pytest.mark.parametrize(("row", "fraction"), [("sam, ascent on 1/4", 4), ("sam, ascent on 1/16", 16)])
+def test_an_ascent_on_a_part_of_the_batch_costs_that_part_of_a_gradient(row, fraction):
+    own, gradient = counts("strided_cnn", row), counts("strided_cnn", "gradient")
+    assert own["flops"] <= (1.02 + 1.02 / fraction) * gradient["flops"]
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="earlier compilers keep more of every method")
@@ -190,7 +231,7 @@ def test_table_shows_ratios_to_the_own_framework_and_milliseconds(records):
         del record["temporary_bytes"], record["bytes_accessed"], record["state_bytes"]
     lines = step_cost_table.cost_table([sgd, sam, torch, rival]).splitlines()
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
-    assert cells["sam"] == ["2.00", "1.00", "1.00", "1.00", "1.90 (1.80–2.10), 2 ms"]
+    assert cells["sam"] == ["2.00", "1.00", "1.00", "1.00", "1.00", "1.90 (1.80–2.10), 2 ms"]
     assert cells["pytorch_optimizer.SAM"][:4] == ["3.00", "–", "–", "–"]
 
 

@@ -142,9 +142,10 @@ def check_pictures(records, tuned, times, monkeypatch, folder):
         accuracies = [np.mean(values(records, "test_accuracy", row, level)) for level in (0.0, 0.4)]
         assert noise[label].get_ydata() == pytest.approx(accuracies)
         assert label in [text.get_text() for text in figures[2].legends[0].get_texts()]
-    heights = [line.get_ydata()[0] for line in figures[2].axes[0].lines if len(line.get_ydata()) == 1]
-    for row in ROWS:
-        assert np.isclose(heights, np.mean(values(records, "test_accuracy", row, 0.4))).any()
+    for axes, level in zip(figures[2].axes, (0.0, 0.4), strict=True):
+        heights = [line.get_ydata()[0] for line in axes.lines if len(line.get_ydata()) == 1]
+        for row in ROWS:
+            assert np.isclose(heights, np.mean(values(records, "test_accuracy", row, level))).any()
     searched = [dict(settings) for settings in suite_rows.ROWS["sam"].first]
     points = sorted(
         (trial["settings"]["rho"], 100 * trial["validation_accuracy"])

@@ -17,13 +17,13 @@ from tests.registry import BY_NAME
 
 PARAMETER_BYTES = 8 * NUM_PARAMETERS
 # The other methods differ from these by element-wise operations only.
-METHODS = ("sam", "sam_3_steps", "info_sam", "eigen_sam", "xsam", "combination")
+METHODS = ("sam", "sam_3_steps", "info_sam", "eigen_sam", "xsam", "combination", "look_sam", "momentum_sam")
 SHARDED_LAYOUTS = ("fsdp", "tensor", "fsdp and tensor")
 REPLICATED_LAYOUTS = ("data", *layouts.PER_DEVICE_VIEW)
 GRADIENTS = {"averaged": averaged_gradient, "local": local_gradient}
 
-# Second gradients, of which there are `num_steps`.
-INNER_GRADIENTS = {"sam_3_steps": 3, "combination": 2}
+# Second gradients, of which there are `num_steps`. Momentum-SAM computes only that one, LookSAM the first.
+INNER_GRADIENTS = {"sam_3_steps": 3, "combination": 2, "look_sam": 0, "momentum_sam": 0}
 # Averages that state needs of what is local: of the gradient that `gradient_noise` observes, of the
 # perturbation that `spherical_search` starts from.
 AVERAGES = {"info_sam": 1, "xsam": 1, "combination": 2}
@@ -108,7 +108,8 @@ def test_replicated_parameters_need_nothing_else_but_scalars(case):
     name, _, _, refresh = case
     found = sent(*case)
     assert set(found["collective_bytes"]) == {"all-reduce"}
-    losses = (name != "sgd") + (refresh is True) * ALPHAS.get(name, 0)
+    is_plain = name == "sgd" or (name == "look_sam" and refresh is False)
+    losses = (not is_plain) + (refresh is True) * ALPHAS.get(name, 0)
     assert found["collective_scalars"] == losses
 
 

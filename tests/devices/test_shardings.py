@@ -17,7 +17,20 @@ from tests.devices import layouts
 from tests.devices.layouts import P
 from tests.registry import every_method
 
-COPIES = {"info_sam": 2, "eigen_sam": 1, "eigen_sam_lanczos": 1, "combination": 3, "monitored_sam": 1}
+COPIES = {
+    "info_sam": 2,
+    "eigen_sam": 1,
+    "eigen_sam_lanczos": 1,
+    "combination": 3,
+    "monitored_sam": 1,
+    "vasso": 1,
+    "friendly_sam": 1,
+    "sparse_sam": 1,
+    "bayesian_sam": 2,
+    "look_sam": 1,
+    "momentum_sam": 1,
+    "one_gradient_search": 3,
+}
 
 
 def transformation(method):

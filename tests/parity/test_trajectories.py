@@ -5,7 +5,8 @@ different mini-batch for every step, and the parameters after every step are com
 `transcriptions.py`. Every row of `CASES` is one method with one setting of its options.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import optax
 import pytest
 
 import optax_sam
+from optax_sam import tree_math
 from tests.parity import transcriptions as rules
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -35,7 +37,7 @@ class Case(NamedTuple):
     method: Callable[[], optax.GradientTransformationExtraArgs]
     transcription: Callable[[], Any]
     tolerance: float = 1e-10
-    refresh_steps: tuple[int, ...] = (0, 3, 4, 9)  # next to each other, and far apart
+    refresh_steps: Sequence[int] = (0, 3, 4, 9)  # next to each other, and far apart
     by_interval: bool = False  # the method's own interval gives these steps; nothing is passed
     tracks: str | None = None  # a state field that must agree from the first refresh on
 
@@ -62,6 +64,10 @@ def eigen_case(name, *, num_iters=5, refresh_steps=(0, 3, 4, 9), by_interval=Fal
     )
 
 
+def steepest(rho, **ball):
+    return optax_sam.sharpness_aware(optax_sam.steepest_ascent(rho, **ball))
+
+
 def xsam_case(name, rho, rho_max, *, num_steps=1, refresh_steps=(0, 3, 4, 9), by_interval=False):
     interval = {"interval": 4} if by_interval else {}
     return Case(
@@ -72,6 +78,17 @@ def xsam_case(name, rho, rho_max, *, num_steps=1, refresh_steps=(0, 3, 4, 9), by
         by_interval=by_interval,
         tracks="alpha",
     )
+
+
+BAYES = {"num_examples": 50, "decay": 0.8, "precision_decay": 0.7, "damping": 0.1, "weight_decay": 0.02}
+
+
+def noise():
+    """What the library draws: normal numbers from a key of the seed and the step."""
+    key = jax.random.key(0)
+    like = to_jax(START)
+    draw = jax.jit(lambda step: tree_math.random_vector(jax.random.fold_in(key, step), like))
+    return [rules.flatten(draw(step)) for step in range(NUM_STEPS)]
 
 
 CASES = [
@@ -120,6 +137,65 @@ CASES = [
     xsam_case("xsam, alpha below 1", 0.6, 0.5),
     xsam_case("xsam, 3 steps", 0.6, 1.0, num_steps=3),
     xsam_case("xsam, own interval", 0.3, 0.6, by_interval=True, refresh_steps=(0, 4, 8, 12)),
+    Case("sam, layerwise", lambda: steepest(0.1, layerwise=True), lambda: rules.LayerwiseSam(0.1)),
+    Case("sam, order inf", lambda: steepest(0.02, order=math.inf), lambda: rules.SignSam(0.02)),
+    Case("vasso", lambda: optax_sam.vasso(0.2, 0.4), lambda: rules.Vasso(0.2, 0.4)),
+    Case(
+        "friendly_sam",
+        lambda: optax_sam.friendly_sam(0.2, 1.0, 0.9),
+        lambda: rules.FriendlySam(0.2, 1.0, 0.9),
+    ),
+    Case(
+        "friendly_sam, sigma 0.5",
+        lambda: optax_sam.friendly_sam(0.2, 0.5, 0.6),
+        lambda: rules.FriendlySam(0.2, 0.5, 0.6),
+    ),
+    Case(
+        "sparse_sam, Fisher mask",
+        lambda: optax_sam.sparse_sam(0.2, optax_sam.fisher_mask(0.7)),
+        lambda: rules.FisherMaskSam(0.2, 0.7),
+    ),
+    Case("gsam", lambda: optax_sam.gsam(0.2, 0.4), lambda: rules.Gsam(0.2, 0.4)),
+    Case("wsam", lambda: optax_sam.wsam(0.2, 0.8), lambda: rules.Wsam(0.2, 0.8)),
+    Case("stable_sam", lambda: optax_sam.stable_sam(0.2), lambda: rules.StableSam(0.2)),
+    Case("reverse_sam", lambda: optax_sam.reverse_sam(0.2), lambda: rules.ReverseSam(0.2)),
+    Case(
+        "gradient_norm_penalty",
+        lambda: optax_sam.gradient_norm_penalty(0.2),
+        lambda: rules.GradientNormPenalty(0.2),
+    ),
+    Case(
+        "lookbehind_sam",
+        lambda: optax_sam.lookbehind_sam(0.1, 0.5, num_steps=3),
+        lambda: rules.LookbehindSam(0.1, 0.5, 3),
+    ),
+    Case(
+        "lookbehind_sam, adaptive",
+        lambda: optax_sam.lookbehind_sam(0.1, None, num_steps=3),
+        lambda: rules.LookbehindSam(0.1, None, 3),
+    ),
+    Case("look_sam", lambda: optax_sam.look_sam(0.2, 0.3), lambda: rules.LookSam(0.2, 0.3)),
+    Case("sam, reused", lambda: optax_sam.look_sam(0.2, 0.0), lambda: rules.LookSam(0.2, 0.0)),
+    Case(
+        "look_sam, own interval",
+        lambda: optax_sam.look_sam(0.2, 0.3, interval=3),
+        lambda: rules.LookSam(0.2, 0.3),
+        by_interval=True,
+        refresh_steps=range(0, NUM_STEPS, 3),
+    ),
+    Case(
+        "momentum_sam", lambda: optax_sam.momentum_sam(0.5, 0.9), lambda: rules.OneGradient(0.5, 0.9, sign=-1)
+    ),
+    Case(
+        "one gradient, uphill",
+        lambda: optax_sam.one_gradient(optax_sam.steepest_ascent(0.2), decay=0.8),
+        lambda: rules.OneGradient(0.2, 0.8, sign=1),
+    ),
+    Case(
+        "bayesian_sam",
+        lambda: optax_sam.bayesian_sam(0.05, **BAYES),
+        lambda: rules.BayesianSam(0.05, noise(), **BAYES),
+    ),
 ]
 
 
@@ -178,6 +254,24 @@ def test_every_step_agrees_with_the_transcription(case):
         if case.tracks == "alpha":
             alpha = optax.tree.get(state, "alpha")
             assert abs(alpha - rule.alpha) <= 1e-12, f"α in step {index}: {alpha}, {rule.alpha}"
+
+
+def test_momentum_sam_is_its_authors_program():
+    """Theirs moves the parameters to w + ε and back; without weight decay the w are the same."""
+    settings = {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM}
+    tx = optax.chain(optax_sam.momentum_sam(0.5, MOMENTUM), optax.sgd(**settings))
+
+    @jax.jit
+    def step(params, state, batch):
+        value_fn = partial(loss, batch=batch)
+        updates, state = tx.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    params = to_jax(START)
+    state = tx.init(params)
+    for index, expected in enumerate(rules.momentum_sam_program(START, BATCHES, rho=0.5, **settings)):
+        params, state = step(params, state, BATCHES[index])
+        assert_agrees(params, expected, 1e-10, f"parameters after step {index}")
 
 
 def assert_agrees(tree, expected, tolerance, what):

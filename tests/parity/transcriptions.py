@@ -222,6 +222,222 @@ class Xsam:
         return norm(g_k) * v(self.alpha)
 
 
+# --- The wider family ----------------------------------------------------------------------------
+
+
+class LayerwiseSam:
+    """ε = ρ g/‖g‖ for each weight matrix and bias on its own."""
+
+    def __init__(self, rho):
+        self.rho = rho
+
+    def direction(self, w, batch, refresh=False):
+        layers = unflatten(gradient(w, batch))
+        for layer in layers.values():
+            for name, g in layer.items():
+                layer[name] = self.rho * g / norm(g)
+        return gradient(w + flatten(layers), batch)
+
+
+class SignSam:
+    """ε = ρ sign(g), the worst point of the ball |ε_i| ≤ ρ."""
+
+    def __init__(self, rho):
+        self.rho = rho
+
+    def direction(self, w, batch, refresh=False):
+        return gradient(w + self.rho * np.sign(gradient(w, batch)), batch)
+
+
+class Vasso:
+    """m ← (1 − θ) m + θ g, which starts at g; ε = ρ m/‖m‖."""
+
+    def __init__(self, rho, theta):
+        self.rho, self.theta, self.mean = rho, theta, None
+
+    def direction(self, w, batch, refresh=False):
+        g = gradient(w, batch)
+        self.mean = g if self.mean is None else (1 - self.theta) * self.mean + self.theta * g
+        return gradient(w + self.rho * self.mean / norm(self.mean), batch)
+
+
+class FriendlySam:
+    """ε along g − σ m, m from before this step; then m ← λ m + (1 − λ) g. At first ε along g, and m = g."""
+
+    def __init__(self, rho, sigma, decay):
+        self.rho, self.sigma, self.decay, self.mean = rho, sigma, decay, None
+
+    def direction(self, w, batch, refresh=False):
+        g = r = gradient(w, batch)
+        if self.mean is None:
+            self.mean = g
+        else:
+            r = g - self.sigma * self.mean
+            self.mean = self.decay * self.mean + (1 - self.decay) * g
+        return gradient(w + self.rho * r / norm(r), batch)
+
+
+class FisherMaskSam:
+    """ε = M ⊙ ρ g/‖g‖; a refresh chooses the largest g² of this batch for M."""
+
+    def __init__(self, rho, sparsity):
+        self.rho, self.sparsity, self.mask = rho, sparsity, 1.0
+
+    def direction(self, w, batch, refresh):
+        g = gradient(w, batch)
+        if refresh:
+            order = np.argsort(-(g**2))
+            self.mask = np.zeros_like(g)
+            self.mask[order[: int(np.floor(len(g) * (1 - self.sparsity)))]] = 1.0
+        return gradient(w + self.mask * self.rho * g / norm(g), batch)
+
+
+class Gsam:
+    """d = g' − α g⊥ with g⊥ the part of g orthogonal to g'."""
+
+    def __init__(self, rho, alpha):
+        self.sam, self.alpha = Sam(rho), alpha
+
+    def direction(self, w, batch, refresh=False):
+        g, g_prime = gradient(w, batch), self.sam.direction(w, batch)
+        cosine = g @ g_prime / norm(g) / norm(g_prime)
+        vertical = g - cosine * norm(g) * g_prime / norm(g_prime)
+        return g_prime - self.alpha * vertical
+
+
+class Wsam:
+    """d = g + γ/(1 − γ) (g' − g)."""
+
+    def __init__(self, rho, gamma):
+        self.sam, self.gamma = Sam(rho), gamma
+
+    def direction(self, w, batch, refresh=False):
+        g, g_prime = gradient(w, batch), self.sam.direction(w, batch)
+        return g + self.gamma / (1 - self.gamma) * (g_prime - g)
+
+
+class StableSam:
+    """d = g' ‖g‖/‖g'‖."""
+
+    def __init__(self, rho):
+        self.sam = Sam(rho)
+
+    def direction(self, w, batch, refresh=False):
+        g_prime = self.sam.direction(w, batch)
+        return g_prime / norm(g_prime) * norm(gradient(w, batch))
+
+
+class ReverseSam:
+    """d = ∇L(w − ρ g/‖g‖)."""
+
+    def __init__(self, rho):
+        self.rho = rho
+
+    def direction(self, w, batch, refresh=False):
+        g = gradient(w, batch)
+        return gradient(w - self.rho * g / norm(g), batch)
+
+
+class GradientNormPenalty:
+    """d = g + ρ H g/‖g‖."""
+
+    def __init__(self, rho):
+        self.rho = rho
+
+    def direction(self, w, batch, refresh=False):
+        g = gradient(w, batch)
+        return g + self.rho * hessian_vector_product(w, g / norm(g), batch)
+
+
+class LookbehindSam:
+    """A fast copy of w descends with the gradient at each of k ascents; w moves a part α of the way to it.
+
+    `alpha=None`: for each array α = (1 + cos)/2 of the copy's first step and all its steps.
+    """
+
+    def __init__(self, rho, alpha, num_steps):
+        self.rho, self.alpha, self.num_steps = rho, alpha, num_steps
+
+    def direction(self, w, batch, refresh=False, step_size=0.37):
+        point, fast, first = w, w, None
+        for _ in range(self.num_steps):
+            g = gradient(point, batch)
+            point = point + self.rho * g / norm(g)
+            fast = fast - step_size * gradient(point, batch)
+            first = fast if first is None else first
+        if self.alpha is not None:
+            return self.alpha * (w - fast) / step_size
+        parts, firsts = unflatten((w - fast) / step_size), unflatten((w - first) / step_size)
+        for layer, arrays in parts.items():
+            for name, total in arrays.items():
+                one = firsts[layer][name]
+                cosine = np.sum(one * total) / norm(one) / norm(total)
+                arrays[name] = (1 + cosine) / 2 * total
+        return flatten(parts)
+
+
+class LookSam:
+    """On refresh d = g', and u = the unit vector of its part orthogonal to g; otherwise d = g + α ‖g‖ u."""
+
+    def __init__(self, rho, alpha):
+        self.sam, self.alpha, self.unit = Sam(rho), alpha, 0.0
+
+    def direction(self, w, batch, refresh):
+        g = gradient(w, batch)
+        if not refresh:
+            return g + self.alpha * norm(g) * self.unit
+        g_prime = self.sam.direction(w, batch)
+        orthogonal = g_prime - (g_prime @ g) / norm(g) ** 2 * g
+        self.unit = orthogonal / norm(orthogonal)
+        return g_prime
+
+
+class OneGradient:
+    """d = g' = ∇L(w + sign ρ m/‖m‖); m the running mean of the g' before."""
+
+    def __init__(self, rho, decay, sign):
+        self.rho, self.decay, self.sign, self.mean = rho, decay, sign, 0.0
+
+    def direction(self, w, batch, refresh=False):
+        length = norm(self.mean)
+        epsilon = self.sign * self.rho * self.mean / length if length else 0.0
+        g_prime = gradient(w + epsilon, batch)
+        self.mean = self.decay * self.mean + (1 - self.decay) * g_prime
+        return g_prime
+
+
+class BayesianSam:
+    """bSAM, with the noise given: ε = ρ g/s, g at a sample; d = m/s; then s is updated."""
+
+    def __init__(self, rho, noise, num_examples, decay, precision_decay, damping, weight_decay):
+        self.rho, self.noise, self.num_examples = rho, iter(noise), num_examples
+        self.decay, self.precision_decay = decay, precision_decay
+        self.damping, self.weight_decay = damping, weight_decay
+        self.precision, self.mean = 1.0, 0.0
+
+    def direction(self, w, batch, refresh=False):
+        s = self.precision
+        g = gradient(w + np.sqrt(1 / (self.num_examples * s)) * next(self.noise), batch)
+        g_prime = gradient(w + self.rho * g / s, batch)
+        self.mean = self.decay * self.mean + (1 - self.decay) * (g_prime + self.weight_decay * w)
+        size = np.sqrt(s * g**2) + self.damping + self.weight_decay
+        self.precision = self.precision_decay * s + (1 - self.precision_decay) * size
+        return self.mean / s
+
+
+def momentum_sam_program(w, batches, *, rho, learning_rate, momentum):
+    """Momentum-SAM as its authors run it: the parameters are those at w + ε. Yields w after every step."""
+    buffer, inverse_norm = np.zeros_like(w), 0.0
+    for batch in batches:
+        g = gradient(w, batch)
+        w = w + rho * inverse_norm * buffer
+        buffer = momentum * buffer + g
+        w = w - learning_rate * buffer
+        yield w
+        inverse_norm = 1 / norm(buffer)
+        w = w - rho * inverse_norm * buffer
+
+
 # --- The base optimizer --------------------------------------------------------------------------
 
 

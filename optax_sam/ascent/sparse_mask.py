@@ -1,0 +1,231 @@
+"""Sparse masks: a perturbation of a part of the parameters, the ascent of sparse SAM.
+
+    ε ← M ⊙ ε,    M a mask that is 0 for a fraction s of all coordinates
+
+It is not normalised again, so ‖ε‖ shrinks. The mask is chosen anew on refresh steps:
+
+    random_mask     at random
+    fisher_mask     the coordinates with the largest g², the diagonal of the empirical Fisher information
+    dynamic_mask    of those in the mask, a fraction is dropped, where |g| is smallest, and as many others
+                    are taken in at random: sparse training, applied to the mask
+
+Symbols: ε `updates`, g `grad`, M `mask`, s `sparsity`.
+
+Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization): the Fisher information is
+that of the batch's mean gradient (theirs: the sum over 1,024 examples, one gradient each), and its mask is
+there from the first step (theirs: after it); coordinates of equal score are kept or dropped together, so that
+with many zero gradients M may keep more than 1 − s of them. The drop rate does not decay by itself: it may be
+a schedule of the number of refreshes, as `optax.cosine_decay_schedule(0.5, num_refreshes)`.
+
+References:
+  Mi et al., `Make sharpness-aware minimization stronger: a sparsified perturbation approach
+  <https://arxiv.org/abs/2210.05177>`_, 2022
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, tree_math
+from optax_sam.loss import NO_LOSS, BatchLoss
+from optax_sam.refresh import refreshed
+
+
+class SparseMaskState(NamedTuple):
+    """State of a mask.
+
+    Attributes:
+      mask_count: number of updates made; int32.
+      mask: M, booleans with the shapes of the parameters.
+    """
+
+    mask_count: jax.Array
+    mask: optax.Params
+
+
+def random_mask(
+    sparsity: float = 0.5, *, interval: int = 100, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Masks a perturbation at random: ε ← M ⊙ ε with M = 0 for a fraction s of the coordinates.
+
+    Args:
+      sparsity: s in [0, 1). 0 is SAM. It is kept on average over the coordinates, each on its own.
+      interval: steps from one mask to the next with `refresh=None`.
+      seed: of the masks.
+
+    Returns:
+      A gradient transformation ε ↦ M ⊙ ε with `SparseMaskState`, to put behind `steepest_ascent`.
+
+    Raises:
+      ValueError: if the sparsity is outside [0, 1), or the interval below 1.
+
+    Cost: no gradient; memory for M, one byte per parameter.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.random_mask(sparsity=0.25)
+      >>> epsilon = jnp.ones(1000)
+      >>> masked, state = stage.update(epsilon, stage.init(epsilon))
+      >>> bool(abs(masked.mean() - 0.75) < 0.05)
+      True
+    """
+
+    def choose(state: SparseMaskState, gradient: optax.Updates, key: jax.Array) -> optax.Params:
+        return jax.tree.map(lambda u: u >= sparsity, _uniform(key, gradient))
+
+    return _masked(choose, sparsity, interval, seed)
+
+
+def fisher_mask(sparsity: float = 0.5, *, interval: int = 100) -> optax.GradientTransformationExtraArgs:
+    """Masks a perturbation but for the fraction 1 − s of the coordinates with the largest g².
+
+    Args:
+      sparsity: s in [0, 1); 0.5 in the authors' example. 0 is SAM.
+      interval: steps from one mask to the next with `refresh=None`; every epoch in the paper's code.
+
+    Returns:
+      A gradient transformation ε ↦ M ⊙ ε with `SparseMaskState`, to put behind `steepest_ascent`. It reads
+      the extra argument `grad`.
+
+    Raises:
+      ValueError: if the sparsity is outside [0, 1), or the interval below 1.
+
+    Cost: no gradient; on refresh steps about 32 passes over the parameters; memory for M, one byte per
+    parameter. With `m_sharpness=True` one more all-reduce.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.fisher_mask(sparsity=0.5)
+      >>> gradient = jnp.array([3.0, 0.1, -2.0, 0.2])
+      >>> stage.update(gradient, stage.init(gradient), grad=gradient)[0].tolist()
+      [3.0, 0.0, -2.0, 0.0]
+    """
+
+    def choose(state: SparseMaskState, gradient: optax.Updates, key: jax.Array) -> optax.Params:
+        scores = jax.tree.map(lambda g: g * g, gradient)
+        return _largest(scores, (1 - sparsity) * optax.tree.size(scores))
+
+    return _masked(choose, sparsity, interval, 0)
+
+
+def dynamic_mask(
+    sparsity: float = 0.5,
+    drop_rate: optax.ScalarOrSchedule = 0.5,
+    *,
+    interval: int = 100,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Masks a perturbation; at each refresh a fraction of the mask moves from small |g| to random places.
+
+    Args:
+      sparsity: s in [0, 1); 0.5 in the authors' example. 0 is SAM. The first mask is random.
+      drop_rate: fraction of the mask that is dropped at a refresh; 0.5 in the authors' code, where it falls
+        to 0 along a cosine. A number, or a schedule of the number of refreshes.
+      interval: steps from one mask to the next with `refresh=None`.
+      seed: of the first mask and of what is taken in.
+
+    Returns:
+      A gradient transformation ε ↦ M ⊙ ε with `SparseMaskState`, to put behind `steepest_ascent`. It reads
+      the extra argument `grad`.
+
+    Raises:
+      ValueError: if the sparsity is outside [0, 1), the drop rate negative, or the interval below 1.
+
+    Cost: that of `fisher_mask`, twice.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_sam
+      >>> stage = optax_sam.dynamic_mask(sparsity=0.5)
+      >>> epsilon = jnp.ones(1000)
+      >>> masked, state = stage.update(epsilon, stage.init(epsilon), grad=epsilon)
+      >>> bool(abs(masked.mean() - 0.5) < 0.05)
+      True
+    """
+    checks.check_radius("drop_rate", drop_rate)
+
+    def choose(state: SparseMaskState, gradient: optax.Updates, key: jax.Array) -> optax.Params:
+        size, num_kept = optax.tree.size(gradient), (1 - sparsity) * optax.tree.size(gradient)
+        first = _largest(_uniform(key, gradient), num_kept)
+        rate = drop_rate(state.mask_count // interval) if callable(drop_rate) else drop_rate
+        num_dropped = jnp.minimum(num_kept * rate, size - num_kept)
+        # A score below all others, which `_largest` never selects.
+        inside = jax.tree.map(lambda m, g: jnp.where(m, jnp.abs(g), -1), state.mask, gradient)
+        outside = jax.tree.map(lambda m, u: jnp.where(m, -1, u), state.mask, _uniform(key, gradient))
+        stay, enter = _largest(inside, num_kept - num_dropped), _largest(outside, num_dropped)
+        moved = jax.tree.map(jnp.logical_or, stay, enter)
+        return tree_math.where(state.mask_count == 0, first, moved)
+
+    return _masked(choose, sparsity, interval, seed)
+
+
+def _masked(
+    choose: Callable[[SparseMaskState, optax.Updates, jax.Array], optax.Params],
+    sparsity: float,
+    interval: int,
+    seed: int,
+) -> optax.GradientTransformationExtraArgs:
+    checks.check_number("sparsity", sparsity, below=1.0)
+    checks.check_interval(interval)
+
+    def init(params: optax.Params) -> SparseMaskState:
+        ones = jax.tree.map(lambda x: jnp.ones_like(x, dtype=bool), params)
+        return SparseMaskState(jnp.zeros((), jnp.int32), ones)
+
+    def update(
+        updates: optax.Updates,
+        state: SparseMaskState,
+        params: optax.Params | None = None,
+        *,
+        loss: BatchLoss = NO_LOSS,
+        grad: optax.Updates | None = None,
+        refresh: bool | jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SparseMaskState]:
+        key = jax.random.fold_in(jax.random.key(seed), state.mask_count)
+        gradient = tree_math.full_precision(loss.average(updates if grad is None else grad))
+        mask = refreshed(
+            refresh, state.mask_count, interval, lambda: choose(state, gradient, key), state.mask
+        )
+        masked = jax.tree.map(lambda x, m: jnp.where(m, x, 0), updates, mask)
+        return masked, SparseMaskState(optax.safe_increment(state.mask_count), mask)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _uniform(key: jax.Array, like: optax.Params) -> optax.Params:
+    """Returns independent uniform entries in [0, 1) with the shapes and shardings of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+
+    def uniform(i: int, leaf: jax.Array) -> jax.Array:
+        # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
+        sharding = jax.typeof(leaf).sharding
+        return jax.random.uniform(jax.random.fold_in(key, i), leaf.shape, out_sharding=sharding)
+
+    return jax.tree.unflatten(treedef, [uniform(i, leaf) for i, leaf in enumerate(leaves)])
+
+
+def _largest(scores: optax.Params, num_kept: jax.Array | float) -> optax.Params:
+    """Returns where the scores are among the `num_kept` largest of all leaves; negative scores never are.
+
+    The threshold is found by bisection, not by sorting, so sharded leaves are not gathered.
+    """
+    dtype = tree_math.accumulation_dtype(scores)
+    integer = jnp.int64 if dtype == jnp.float64 else jnp.int32
+    # The bits of floats that are not negative, read as integers, have the same order.
+    bits = jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x.astype(dtype), integer), scores)
+    num_kept = jnp.floor(jnp.asarray(num_kept, dtype))
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        count = tree_math.total(jax.tree.map(lambda b: (b >= middle).astype(dtype), bits))
+        enough = count >= num_kept
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    # Invariant: at least `num_kept` scores reach `low`, fewer reach `high`.
+    low, high = jnp.zeros((), integer), jnp.full((), jnp.iinfo(integer).max, integer)
+    low, _ = jax.lax.fori_loop(0, jnp.iinfo(integer).bits, halve, (low, high))
+    return jax.tree.map(lambda b: (b >= low) & (num_kept > 0), bits)

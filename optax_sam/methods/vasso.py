@@ -1,0 +1,44 @@
+"""VaSSO, variance-suppressed SAM: ε = ρ m/‖m‖ with the running mean m of the gradients."""
+
+import optax
+
+from optax_sam import checks
+from optax_sam.ascent.running_mean import running_mean
+from optax_sam.ascent.steepest import steepest_ascent
+from optax_sam.sharpness_aware import sharpness_aware
+
+
+def vasso(
+    rho: optax.ScalarOrSchedule = 0.05, theta: float = 0.9, *, num_steps: int = 1
+) -> optax.GradientTransformationExtraArgs:
+    """Variance-suppressed SAM: ε = ρ m/‖m‖ with m_t = (1 − θ) m_{t-1} + θ g_t, m_1 = g_1.
+
+    Symbols: g the clean gradient, m `running_mean` of the state, ρ `rho`, θ `theta`.
+
+    Args:
+      rho: radius ρ; 0.05 is the default of the authors' code.
+      theta: weight θ of the newest gradient, in (0, 1]; 0.9 is the default of the authors' code. 1 is SAM.
+      num_steps: number of ascents that make up ε; see `sharpness_aware`.
+
+    Returns:
+      A gradient transformation to put in front of a base optimizer.
+
+    Raises:
+      ValueError: if theta is outside (0, 1].
+
+    Cost: that of `sam`, and memory for one copy of the parameters.
+
+    Deviations from the authors' code (BingcongLi/VaSSO): see `optax_sam.ascent.running_mean`; theirs adds
+    1e-7 to the norm.
+
+    Example:
+      >>> import optax, optax_sam
+      >>> tx = optax.chain(optax_sam.vasso(rho=0.1, theta=0.4), optax.sgd(0.1))
+
+    References:
+      Li and Giannakis, `Enhancing sharpness-aware optimization through variance suppression
+      <https://arxiv.org/abs/2309.15639>`_, 2023
+    """
+    checks.check_number("theta", theta)
+    checks.check_number("1 - theta", 1 - theta, below=1.0)
+    return sharpness_aware(optax.chain(running_mean(1 - theta), steepest_ascent(rho)), num_steps=num_steps)

@@ -1,0 +1,145 @@
+"""A method at the price of 1 + 1/k: its direction d is computed every k-th step, and reused in between.
+
+On a refresh step the direction is that of the method. What it adds to the clean gradient g is kept: the
+unit vector u of the part of d that is orthogonal to g. In between no second gradient is taken:
+
+    refresh:      d = method(g),    r = d − ⟨d, ĝ⟩ ĝ,    u = r/‖r‖        ĝ = g/‖g‖
+    in between:   d = g + α ‖g‖ u
+
+u changes more slowly than g from one step to the next. α = 0 is the method on every k-th step alone, with
+plain gradient steps in between.
+
+Symbols: g `updates`, α `alpha`, k `interval`, u `reused_direction`.
+
+References:
+  Liu et al., `Towards efficient and scalable sharpness-aware minimization
+  <https://arxiv.org/abs/2203.02714>`_, 2022
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import checks, tree_math
+from optax_sam.devices import AxisName
+from optax_sam.loss import BatchLoss
+from optax_sam.refresh import refreshed
+
+
+class ReuseState(NamedTuple):
+    """State of `reuse`.
+
+    Attributes:
+      reuse_count: number of updates made; int32.
+      reused_direction: u, of unit length or 0; like the parameters, float32 or wider. `optax.EmptyState()` if
+        α = 0.
+      method: state of the method, which does not change between refreshes.
+    """
+
+    reuse_count: jax.Array
+    reused_direction: optax.Updates
+    method: optax.OptState
+
+
+def reuse(
+    method: optax.GradientTransformation, alpha: float = 0.0, *, interval: int = 5
+) -> optax.GradientTransformationExtraArgs:
+    """Computes the direction of a method on every k-th step and reuses a part of it in between.
+
+    Args:
+      method: any sharpness-aware method, such as `optax_sam.sam(0.1)`.
+      alpha: length α of the reused part, relative to the gradient. 0: nothing is reused, and the steps in
+        between are those of the base optimizer. For LookSAM 0.2 is the default of
+        Becker's code, 0.7 its setting for CIFAR-100.
+      interval: steps k from one refresh to the next with `refresh=None`; 5 by default in that code, 10 for
+        CIFAR-100. The first update
+        refreshes.
+
+    Returns:
+      A gradient transformation with `ReuseState` to put in front of a base optimizer. `update` takes the
+      arguments of `sharpness_aware`; `refresh` (see `optax_sam.refresh`) says whether the method is used in
+      this step, and is passed on to it.
+
+    Raises:
+      ValueError: if alpha is negative or the interval below 1.
+
+    Cost: that of the method on refresh steps, otherwise that of the base optimizer and, with α > 0, a norm.
+    Memory for u, one copy of the parameters, with α > 0. A step compiled with `refresh=False` contains
+    no second gradient; with `refresh=None` the second gradient is inside a `lax.cond`, which is slow for
+    convolutions on CPU. With `m_sharpness=True` the clean gradient is averaged too: one all-reduce more.
+
+    Example: SAM on every 5th step.
+      >>> import jax, jax.numpy as jnp, optax, optax_sam
+      >>> tx = optax.chain(optax_sam.reuse(optax_sam.sam(0.4), interval=5), optax.sgd(0.1))
+      >>> loss = lambda w: jnp.sum(w**2)
+      >>> w = jnp.array([3.0, 4.0])
+      >>> state = tx.init(w)
+      >>> for step in range(10):
+      ...     refresh = step % 5 == 0
+      ...     updates, state = tx.update(jax.grad(loss)(w), state, w, value_fn=loss, refresh=refresh)
+      ...     w = optax.apply_updates(w, updates)
+    """
+    checks.check_stage("method", method)
+    checks.check_number("alpha", alpha)
+    checks.check_interval(interval)
+    method = optax.with_extra_args_support(method)
+    reuses = isinstance(alpha, jax.Array) or alpha > 0
+
+    def init(params: optax.Params) -> ReuseState:
+        return ReuseState(
+            reuse_count=jnp.zeros((), jnp.int32),
+            reused_direction=tree_math.zeros_like(params) if reuses else optax.EmptyState(),
+            method=method.init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: ReuseState,
+        params: optax.Params | None = None,
+        *,
+        refresh: bool | jax.Array | None = None,
+        axis_name: AxisName = None,
+        m_sharpness: bool = False,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ReuseState]:
+        checks.check_params(updates, params)
+        where: dict[str, Any] = {"axis_name": axis_name, "m_sharpness": m_sharpness}
+        loss = BatchLoss(**where)
+        loss.check_passed(updates)
+        gradient = loss.average(updates)
+
+        def compute() -> tuple[optax.Updates, optax.Updates, optax.OptState]:
+            # Inside a refresh step a method that refreshes too does so by its own count, or as it is told.
+            inner = None if refresh is None else True
+            direction, method_state = method.update(
+                updates, state.method, params, refresh=inner, **where, **extra_args
+            )
+            new = _new_part(direction, gradient, state.reused_direction) if reuses else optax.EmptyState()
+            return direction, new, method_state
+
+        length = alpha * tree_math.norm(gradient)
+        between = (
+            tree_math.combine(jnp.ones_like(length), gradient, length, state.reused_direction)
+            if reuses
+            else gradient
+        )
+        kept = between, state.reused_direction, state.method
+        direction, reused, method_state = refreshed(refresh, state.reuse_count, interval, compute, kept)
+        return direction, ReuseState(optax.safe_increment(state.reuse_count), reused, method_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _new_part(direction: optax.Updates, gradient: optax.Updates, last: optax.Updates) -> optax.Updates:
+    """Returns the unit vector of the part of d orthogonal to g; 0 without one, `last` if it is not finite."""
+    direction, gradient = tree_math.full_precision(direction), tree_math.full_precision(gradient)
+    inverse = tree_math.reciprocal_or_zero(tree_math.norm(gradient))
+    along = tree_math.vdot(direction, gradient) * inverse * inverse
+    rest = tree_math.combine(jnp.ones_like(along), direction, -along, gradient)
+    length = tree_math.norm(rest)
+    # Where d is parallel to g, as for rho = 0, the difference is a rounding error, not a direction.
+    rounding = jnp.finfo(length.dtype).eps ** 0.75 * tree_math.norm(direction)
+    inverse = jnp.where(length > rounding, tree_math.reciprocal_or_zero(length), 0)
+    return tree_math.where(jnp.isfinite(length), tree_math.scale(inverse, rest), last)
