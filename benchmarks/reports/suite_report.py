@@ -4,7 +4,8 @@
     python -m benchmarks.reports.suite_report --results runs/bench --print
 
 Writes the tables between the marks in `RESULTS.md` and in the methods' pages (the text around them is written
-by hand) and the figures in `docs/`. Nothing is trained here: `python -m benchmarks.experiments.suite tune`, `run` and `time` do that.
+by hand) and the figures in `docs/`. Nothing is trained here: `python -m benchmarks.experiments.suite tune`,
+`run` and `time` do that.
 """
 
 import dataclasses
