@@ -3,8 +3,9 @@
     python -m benchmarks.reports.suite_report
     python -m benchmarks.reports.suite_report --results runs/bench --print
 
-Writes the tables between the marks in `RESULTS.md` (the text around them is written by hand) and the figures
-in `docs/`. Nothing is trained here: `python -m benchmarks.experiments.suite tune`, `run` and `time` do that.
+Writes the tables between the marks in `RESULTS.md` and in the methods' pages (the text around them is written
+by hand) and the figures in `docs/`. Nothing is trained here: `python -m benchmarks.experiments.suite tune`,
+`run` and `time` do that.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.errors import UsageError
+from benchmarks.reports.method_tables import write_pages
 from benchmarks.reports.pages import DOCS, fill_tables
 from benchmarks.reports.records import RESULTS, Record, read_records
 from benchmarks.reports.suite_figures import draw_cost, draw_noise, draw_radius
@@ -55,6 +57,8 @@ def main() -> None:
             return
         times = read(report.results / "suite_time.jsonl", "time")
         fill_tables(PAGE, {name: make(records, trials, times) for name, make in TABLES.items()})
+        if report.results == RESULTS:
+            write_pages()
     except UsageError as error:
         sys.exit(f"error: {error}")
     draw_noise(records, DOCS / "suite_noise.png")
