@@ -38,6 +38,7 @@ exclude_patterns = ["_build", "extensions"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"
+nb_merge_streams = True
 
 # `name` in a docstring is a link where such an object exists, and code everywhere.
 default_role = "py:obj"
@@ -50,5 +51,6 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

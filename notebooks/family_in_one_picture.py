@@ -61,8 +61,14 @@ methods = {
     "ASAM": optax_sam.asam(RHO),
     "Fisher SAM": optax_sam.fisher_sam(RHO),
     "infoSAM": optax_sam.info_sam(RHO),
+    "VaSSO, θ = 0.2": optax_sam.vasso(RHO, theta=0.2),
+    "Friendly SAM": optax_sam.friendly_sam(RHO),
+    "Sparse SAM": optax_sam.sparse_sam(RHO),
     "Eigen-SAM, α = 1": optax_sam.eigen_sam(RHO, alpha=1.0, interval=1),
     "XSAM": optax_sam.xsam(RHO, rho_max=2 * RHO, interval=1),
+    "GSAM": optax_sam.gsam(RHO),
+    "WSAM, γ = 0.75": optax_sam.wsam(RHO, gamma=0.75),
+    "StableSAM": optax_sam.stable_sam(RHO),
 }
 
 
@@ -101,7 +107,7 @@ heights = jax.vmap(lambda y: jax.vmap(lambda x: loss(jnp.stack([x, y])))(xs))(ys
 columns = 3
 rows = -(-len(methods) // columns)
 figure, panels = plt.subplots(
-    rows, columns, figsize=(7, 2.5 * rows), layout="constrained", sharex=True, sharey=True, squeeze=False
+    rows, columns, figsize=(7, 2.3 * rows), layout="constrained", sharex=True, sharey=True, squeeze=False
 )
 for axes, (name, (perturbations, directions)) in zip(panels.flat, found.items(), strict=False):
     axes.contour(xs, ys, heights, levels=np.geomspace(0.05, 8, 14), colors="#999999", linewidths=0.5)
@@ -125,7 +131,10 @@ figure.supylabel("second parameter", fontsize=10)
 #   others.
 # - **infoSAM** trusts the noisy first parameter less: its ε are closer to each other, and to the star.
 # - **Eigen-SAM** turns SAM's ε towards the direction of largest curvature, on the side that the batch's gradient points to, and beyond the circle.
-# - **XSAM** has SAM's ε; what differs is d.
+# - **VaSSO** follows a running mean of the gradients, in which the noise averages out.
+# - **Friendly SAM** does the opposite: it leaves the mean out of ε, and keeps the noise.
+# - **Sparse SAM** perturbs one of the two parameters.
+# - **XSAM**, **GSAM**, **WSAM** and **StableSAM** have SAM's ε; what differs is d.
 #
 # The same in numbers: how much the loss without noise rises from w to w + ε, on average over the batches; the spread
 # of the directions of ε; and the mean angle between d and the gradient without noise.

@@ -10,6 +10,8 @@ paper's address from the docstring, its title from the page's heading, and the r
     state: memory, in copies of the parameters
     published_values: of rho and of what belongs to it
     try_when: a reason to try it
+
+The numbers under "Evidence here" come from the accuracy suite, `results/suite.jsonl`.
 """
 
 import inspect
@@ -22,6 +24,10 @@ import yaml
 import optax_sam
 from benchmarks.errors import UsageError
 from benchmarks.reports.pages import DOCS, filled, table
+from benchmarks.reports.records import RESULTS, Record, read_records
+from benchmarks.reports.suite_numbers import differences, present, spread
+from benchmarks.reports.suite_tables import accuracy
+from benchmarks.training.suite_rows import ROWS
 
 ROOT = DOCS.parent
 # The methods are the functions that have a file of their name in `optax_sam.methods`.
@@ -130,6 +136,24 @@ def tables(methods: str) -> dict[str, str]:
     }
 
 
+def evidence(name: str, records: list[Record]) -> str:
+    """The rows of the accuracy suite with a method, against SAM and against SGD with tuned weight decay."""
+    made, levels = present(records)
+    rows = [row for row in made if ROWS[row].method == name]
+    if not rows:
+        return "Not measured yet in the accuracy suite."
+    lines = []
+    for row in rows:
+        lines.append([f"{ROWS[row].label} (%)", *(accuracy(records, row, noise) for noise in levels)])
+        for other, words in (("sam", "minus SAM"), ("sgd_decay", "minus SGD with tuned weight decay")):
+            if other != row:
+                values = (spread(differences(records, row, noise, other), SIGNED) for noise in levels)
+                lines.append([words, *values])
+    titles = ["Fashion-MNIST", *(f"{100 * noise:.0f} % wrong labels" for noise in levels)]
+    return table(titles, lines)
+
+
+SIGNED = "{:+.1f} ± {:.1f}"
 # Page: the folder of the methods' pages seen from there, and its table.
 PLACES = {
     "README.md": ("docs/methods/", "methods"),
@@ -139,13 +163,23 @@ PLACES = {
 
 
 def filled_pages() -> dict[Path, str]:
-    """The text of every page that has a table of methods, with that table, and of `CITATION.cff`."""
-    return {ROOT / "CITATION.cff": citation()} | {
-        ROOT / page: filled((ROOT / page).read_text(encoding="utf-8"), {name: tables(folder)[name]})
-        for page, (folder, name) in PLACES.items()
-    }
+    """The text of `CITATION.cff` and of every page with a table of this file."""
+    read = lambda path: path.read_text(encoding="utf-8")
+    pages = {ROOT / "CITATION.cff": citation()}
+    for page, (folder, name) in PLACES.items():
+        pages[ROOT / page] = filled(read(ROOT / page), {name: tables(folder)[name]})
+    records = read_records(RESULTS / "suite.jsonl")
+    for name in METHODS:
+        page = DOCS / "methods" / f"{name}.md"
+        pages[page] = filled(read(page), {"evidence": evidence(name, records)})
+    return pages
+
+
+def write_pages() -> None:
+    """Writes them."""
+    for path, text in filled_pages().items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    for path, text in filled_pages().items():
-        path.write_text(text, encoding="utf-8")
+    write_pages()

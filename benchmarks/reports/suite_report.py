@@ -3,8 +3,9 @@
     python -m benchmarks.reports.suite_report
     python -m benchmarks.reports.suite_report --results runs/bench --print
 
-Writes the tables between the marks in `RESULTS.md` and `docs/choose.md` (the text around them is written by
-hand) and the figures in `docs/`. Nothing is trained here; `python -m benchmarks.experiments.suite` does that.
+Writes the tables between the marks in `RESULTS.md`, in `docs/choose.md` and in the methods' pages (the text
+around them is written by hand) and the figures in `docs/`. Nothing is trained here:
+`python -m benchmarks.experiments.suite` does that.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.errors import UsageError
+from benchmarks.reports.method_tables import write_pages
 from benchmarks.reports.pages import DOCS, fill_tables
 from benchmarks.reports.records import RESULTS, Record, read_records
 from benchmarks.reports.suite_figures import draw_cost, draw_noise, draw_radius
@@ -56,7 +58,9 @@ def main() -> None:
         times = read(report.results / "suite_time.jsonl", "time")
         tables = {name: make(records, trials, times) for name, make in TABLES.items()}
         fill_tables(PAGE, tables)
-        fill_tables(DOCS / "choose.md", {"cheap": tables["cheap"]})
+        if report.results == RESULTS:
+            fill_tables(DOCS / "choose.md", {"cheap": tables["cheap"]})
+            write_pages()
     except UsageError as error:
         sys.exit(f"error: {error}")
     draw_noise(records, DOCS / "suite_noise.png")
