@@ -4,7 +4,10 @@
 except for numbers that fix the shape of the program, which must be Python integers.
 """
 
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,24 @@ import numpy as np
 import optax
 
 Number = int | float | np.number
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def goes_in_front(method: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a method's builder: raises if it is given the base optimizer, as in PyTorch."""
+
+    @functools.wraps(method)
+    def build(*args: P.args, **kwargs: P.kwargs) -> T:
+        if any(isinstance(value, optax.GradientTransformation) for value in (*args[:1], kwargs.get("rho"))):
+            name = f"optax_sam.{method.__name__}"
+            raise TypeError(
+                f"`{name}` does not take the base optimizer: it goes in front of it,"
+                f" `optax.chain({name}(rho=0.05), optax.sgd(0.1))`."
+            )
+        return method(*args, **kwargs)
+
+    return build
 
 
 def check_number(name: str, value: Any, *, low: float = 0.0, below: float = float("inf")) -> None:
@@ -149,18 +170,32 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
             " was taken. Call the two one after the other: `direction, method_state = method.update(grads,"
             " method_state, params.fast, value_fn=value_fn)`, `lookahead.update(direction, state, params)`."
         )
-    check_gradient("The gradients passed to `update`", updates, params)
+    check_arrays(params)
     for leaf in jax.tree.leaves(params):
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 "The parameters must be arrays of real floating-point numbers, got"
-                f" {getattr(leaf, 'dtype', type(leaf).__name__)}. Complex parameters: pass their real"
-                " and imaginary parts. Integers: keep them out of `params`."
+                f" {leaf.dtype}. Complex parameters: pass their real and imaginary parts. Integers: keep them"
+                " out of `params`."
             )
         if jnp.finfo(leaf.dtype).bits < 16:
             raise TypeError(
                 f"The parameters must have at least 16 bits, got {leaf.dtype}, in which a perturbation is"
                 " rounded away. Keep float32 parameters and cast them in the loss."
+            )
+    check_gradient("The gradients passed to `update`", updates, params)
+
+
+def check_arrays(params: optax.Params) -> None:
+    """Raises if a leaf of the parameters is no array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                "The parameters must be a pytree of arrays, but the leaf"
+                f" `params{jax.tree_util.keystr(path)}` is of type {type(leaf).__name__}. Pass the arrays"
+                " that are trained, not a whole model, to `tx.init` and `tx.update`: with Equinox"
+                " `eqx.filter(model, eqx.is_inexact_array)`, and a `value_fn` that puts the rest back,"
+                " `eqx.combine(params, static)`. Make numbers arrays: `jnp.asarray(number)`."
             )
 
 
@@ -169,13 +204,70 @@ def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
     structures: tuple[Any, Any] = (jax.tree.structure(gradient), jax.tree.structure(params))
     if structures[0] != structures[1]:
         raise ValueError(
-            f"{name} must have the tree structure of the parameters, got {structures[0]} for parameters"
-            f" with {structures[1]}. Pass the gradient with respect to all of `params`, and that alone"
-            " (no loss, no auxiliary output)."
+            f"{name} must have the tree structure of the parameters, but"
+            f" {first_difference(gradient, params)}. Pass the gradient with respect to all of `params`, and"
+            " that alone (no loss, no auxiliary output)."
         )
-    shapes = lambda tree: [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    if shapes(gradient) != shapes(params):
-        raise ValueError(
-            f"{name} must have the shapes of the parameters, got {shapes(gradient)} for parameters of"
-            f" {shapes(params)}."
-        )
+    for (path, leaf), param in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(params), strict=True
+    ):
+        if jnp.shape(leaf) != jnp.shape(param):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{name} must have the shapes of the parameters, got {jnp.shape(leaf)} for"
+                f" `params{where}` of {jnp.shape(param)}."
+            )
+
+
+def check_takes_params(name: str, function: Callable[..., Any]) -> None:
+    """Raises if the function cannot be called with the parameters alone."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # Some callables of C have none.
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise TypeError(
+            f"`{name}` must take the parameters alone, but its signature is `{signature}`. Close over"
+            f" everything else: `{name}=lambda params: function(params, batch)`. (`optax.contrib.sam` calls"
+            " `grad_fn(params, i)` with the number of the step; here it is `grad_fn(params)`.)"
+        ) from None
+
+
+def first_difference(tree: Any, other: Any, *, prefix: bool = False) -> str:
+    """Returns where two pytrees differ first, and how: whole trees are too long to be read.
+
+    With `prefix` a leaf of `tree` may stand for a subtree of `other`.
+    """
+    found = _first_difference(tree, other, (), prefix)
+    return found or "nodes of the same types have different static parts"
+
+
+def _first_difference(tree: Any, other: Any, path: tuple[Any, ...], prefix: bool) -> str:
+    where = f"at `{jax.tree_util.keystr(path)}`" if path else "at the top"
+    if jax.tree_util.all_leaves([tree] if prefix else [tree, other]):
+        return ""
+    if type(tree) is not type(other):
+        return f"{where} there is {_kind(tree)} instead of {_kind(other)}"
+    children, expected = _children(tree), _children(other)
+    for child in expected | children:
+        if child not in children:
+            return f"{where} `{jax.tree_util.keystr(child)}` is missing"
+        if child not in expected:
+            return f"{where} `{jax.tree_util.keystr(child)}` does not belong there"
+    below = (_first_difference(children[name], expected[name], path + name, prefix) for name in children)
+    return next(filter(None, below), "")
+
+
+def _children(tree: Any) -> dict[tuple[Any, ...], Any]:
+    return dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree))
+
+
+def _kind(node: Any) -> str:
+    if type(node).__module__.startswith("flax.nnx.variable"):
+        # nnx.grad returns variables, and nnx.Optimizer hands over arrays.
+        return f"a variable {type(node).__name__} of flax's nnx (`nnx.as_pure(tree)` makes them arrays)"
+    if node is None:
+        return "nothing (None)"
+    return "an array" if hasattr(node, "dtype") else f"a {type(node).__name__}"

@@ -45,6 +45,12 @@ def tracked(axis_name: AxisName) -> frozenset[Hashable]:
         ) from error
 
 
+def unnamed_axes() -> tuple[Hashable, ...]:
+    """Returns the axes of `jax.pmap` or `jax.shard_map` here, if JAX does not track what varies over them."""
+    axes = tuple(sorted(jax.sharding.get_abstract_mesh().manual_axes, key=str))
+    return () if tracked(axes) else axes
+
+
 def varying(tree: Any, axis_name: AxisName) -> Any:
     """Marks the leaves as varying along the axis if JAX tracks it."""
     axes = tracked(axis_name)

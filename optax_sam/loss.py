@@ -12,15 +12,24 @@ the gradient is taken; the only all-reduce is then that of the mean.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_derivatives import SymbolicZero
 
 from optax_sam import checks
-from optax_sam.devices import AxisName, check_averaged, check_local, varies_over, varying
+from optax_sam.devices import (
+    AxisName,
+    check_averaged,
+    check_local,
+    unnamed_axes,
+    varies_over,
+    varying,
+)
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], optax.Updates]
@@ -53,6 +62,16 @@ class BatchLoss:
             check_local("the gradient passed to `update`", gradient, self.axis_name)
         else:
             check_averaged(gradient, self.axis_name)
+        if self.axis_name is None and self.grad_fn is None and (axes := unnamed_axes()):
+            names = ", ".join(map(repr, axes))
+            warnings.warn(
+                f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got no"
+                " `axis_name`. So the second gradient is that of each device's own part of the batch, and the"
+                " devices drift apart. Write `tx.update(grads, state, params, value_fn=value_fn,"
+                f" axis_name={names})`. (If each device trains a model of its own:"
+                " `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
+                stacklevel=2,
+            )
 
     def value(self, params: optax.Params) -> jax.Array:
         """Returns L(w)."""
@@ -95,7 +114,8 @@ class BatchLoss:
         # The gradient is taken at parameters marked as varying over all mapped axes. One that JAX would
         # otherwise have summed then varies too, which can be detected.
         axes = self.axis_name or tuple(jax.sharding.get_abstract_mesh().manual_axes)
-        gradient = self.grad_fn(varying(params, axes))
+        checks.check_takes_params("grad_fn", self.grad_fn)
+        gradient = _called(self.grad_fn, varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
         if self.axis_name is None:
             _check_same("The gradient returned by `grad_fn`", gradient, params)
@@ -118,16 +138,18 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
         raise ValueError(
             "Sharpness-aware methods evaluate the loss at perturbed parameters, but `update` got no"
             f" `{name}`. Pass this batch's loss as a function of the parameters:"
-            f" `tx.update(grads, state, params, {name}=lambda params: loss(params, batch))`."
+            f" `tx.update(grads, state, params, {name}=lambda params: loss(params, batch))`. (flax's"
+            " `TrainState.apply_gradients` does not pass it on; that of `optax_sam.flax.TrainState` does.)"
         )
     if not callable(value_fn):
         raise TypeError(
             f"`{name}` must be a function of the parameters, got {type(value_fn).__name__}."
             f" Pass `{name}=lambda params: loss(params, batch)`, not the loss itself."
         )
+    checks.check_takes_params(name, value_fn)
 
     def checked(params: optax.Params) -> jax.Array:
-        value: Any = value_fn(params)
+        value: Any = _called(value_fn, params)
         if value is None or isinstance(value, tuple | list | dict):
             raise TypeError(
                 f"`{name}` must return the loss alone, a scalar, but it returned a"
@@ -142,12 +164,54 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
         _check_same(f"The result of `{name}`", value, params)
+        if jax.tree.leaves(params):
+            value = _warns_if_constant(name)(value, jax.tree.leaves(params)[0])
         # If `value_fn` averages the loss itself, the loss does not vary, and its gradient with respect to
         # varying parameters would be N times too small. Marking the loss as varying gives the gradient
         # of the local loss, as under `pmap`.
         return varying(value, axis_name)
 
     return checked
+
+
+def _called(function: Callable[[optax.Params], Any], params: optax.Params) -> Any:
+    """Returns `function(params)`; adds the remedy to the errors that flax's nnx raises here."""
+    try:
+        return function(params)
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError" or "Incorrect number of leaves" in str(error):
+            error.add_note(
+                "A model of flax's nnx was merged or called inside `value_fn` or `grad_fn`. It needs all"
+                " states, not the parameters alone, and copies of all that it changes (BatchNorm statistics,"
+                " random streams). Before the clean gradient write"
+                " `value_fn = optax_sam.flax.nnx_value_fn(loss_fn, model, *args)`."
+            )
+        raise
+
+
+def _warns_if_constant(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns (value, param) ↦ value, which warns if a gradient is taken of a value that is constant.
+
+    The derivative of such a value is a symbolic zero, which only a custom rule gets to see. The rule is
+    skipped if all derivatives are, hence the second argument.
+    """
+
+    @jax.custom_jvp
+    def identity(value: jax.Array, param: jax.Array) -> jax.Array:
+        return value
+
+    def jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, Any]:
+        if isinstance(tangents[0], SymbolicZero):
+            warnings.warn(
+                f"`{name}` does not depend on its argument, so its gradient is zero and nothing is trained:"
+                " it probably uses parameters, or a model, from outside. Compute the loss from the argument:"
+                f" `{name}=lambda params: loss(params, batch)`.",
+                stacklevel=2,
+            )
+        return primals[0], tangents[0]
+
+    identity.defjvp(jvp, symbolic_zeros=True)
+    return identity
 
 
 def _check_same(name: str, result: Any, params: optax.Params) -> None:

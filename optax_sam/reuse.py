@@ -88,6 +88,7 @@ def reuse(
     reuses = isinstance(alpha, jax.Array) or alpha > 0
 
     def init(params: optax.Params) -> ReuseState:
+        checks.check_arrays(params)
         return ReuseState(
             reuse_count=jnp.zeros((), jnp.int32),
             reused_direction=tree_math.zeros_like(params) if reuses else optax.EmptyState(),

@@ -92,7 +92,8 @@ def sharpness_aware(
 
       updates: gradient of the batch loss at `params`.
       value_fn: the loss of the same batch as a function of the parameters, a scalar. Use the same dropout
-        key as in the first gradient, and do not update BatchNorm statistics inside.
+        key and the same scale as in the first gradient, and do not update BatchNorm statistics inside.
+        `optax_sam.diagnostics.wiring_check` tells whether it is right.
       grad_fn: replaces `jax.grad(value_fn)`: for micro-batches, loss scaling, or your own reductions.
       curvature_fn: the loss whose Hessian is used; None: `value_fn`.
       refresh: whether the periodic work (top eigenvector, α-search) is done in this step; see
@@ -150,6 +151,7 @@ def sharpness_aware(
     descent = optax.with_extra_args_support(descent)
 
     def init(params: optax.Params) -> SharpnessAwareState:
+        checks.check_arrays(params)
         return SharpnessAwareState(
             ascent_value=jnp.zeros((), tree_math.accumulation_dtype(params)),
             ascent=ascent.init(params),

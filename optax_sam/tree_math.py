@@ -8,7 +8,7 @@ entries of a gradient are under 1e-19, or one is over 1e19, float32 cannot hold 
 """
 
 import functools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -136,13 +136,23 @@ def full_precision(tree: optax.Params) -> optax.Params:
 def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
     """Returns independent normal entries with the shapes, dtypes and shardings of `like`."""
     leaves, treedef = jax.tree.flatten(like)
+    # Leaves of one type are drawn together: the generator takes long to compile, and deep networks repeat
+    # their layers.
+    alike: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault(jax.typeof(leaf), []).append(i)
+    drawn: list[jax.Array] = [*leaves]
+    for kind, indices in alike.items():
 
-    def normal(i: int, leaf: jax.Array) -> jax.Array:
-        # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
-        sharding = jax.typeof(leaf).sharding
-        return jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, out_sharding=sharding)
+        def normal(i: jax.Array, kind: Any = kind) -> jax.Array:
+            # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
+            key_i = jax.random.fold_in(key, i)
+            return jax.random.normal(key_i, kind.shape, kind.dtype, out_sharding=kind.sharding)
 
-    return jax.tree.unflatten(treedef, [normal(i, leaf) for i, leaf in enumerate(leaves)])
+        together = jax.vmap(normal)(jnp.asarray(indices))
+        for place, i in enumerate(indices):
+            drawn[i] = together[place]
+    return jax.tree.unflatten(treedef, drawn)
 
 
 @jax.jit

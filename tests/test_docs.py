@@ -10,7 +10,7 @@ import pytest
 
 import optax_sam
 from benchmarks.reports import method_tables
-from optax_sam import curvature, diagnostics
+from optax_sam import curvature, diagnostics, flax, sde
 from optax_sam.diagnostics import plotting
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def test_every_link_leads_to_a_file(document):
         assert ((ROOT / document).parent / target).exists(), target
 
 
-MODULES = [optax_sam, curvature, diagnostics, plotting]
+MODULES = [optax_sam, curvature, diagnostics, flax, plotting, sde]
 PUBLIC = {f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in module.__all__}
 public_functions = pytest.mark.parametrize("name", [n for n in PUBLIC if inspect.isfunction(PUBLIC[n])])
 public_tuples = pytest.mark.parametrize("name", [n for n in PUBLIC if hasattr(PUBLIC[n], "_fields")])
@@ -146,7 +146,7 @@ def test_public_function_has_every_section(name):
         assert f"\n{section}" in doc, f"{name} has no section {section!r}"
     assert ">>>" in doc, f"the example of {name} is no code"
     for argument in arguments:
-        explained = re.search(rf"\nArgs:.*\n\s+{argument}: .*\nReturns:", doc, re.DOTALL)
+        explained = re.search(rf"\nArgs:.*\n\s+\*?{argument}: .*\nReturns:", doc, re.DOTALL)
         assert explained, f"{name} does not explain {argument}"
 
 

@@ -8,6 +8,16 @@ from optax_sam import tree_math
 from optax_sam.tree_math import random_vector
 
 
+def test_leaves_that_are_alike_are_drawn_together_and_as_if_alone():
+    shapes = [(3, 4), (4,), (3, 4), (3, 4), (4,)]
+    like, key = [jnp.zeros(shape) for shape in shapes], jax.random.key(0)
+    alone = [jax.random.normal(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes)]
+    for actual, expected in zip(random_vector(key, like), alone, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    draws = lambda like: str(jax.make_jaxpr(lambda: random_vector(key, like))()).count("random_bits")
+    assert draws(like) == draws(like[:2]) == 2
+
+
 def test_random_vectors_differ_between_leaves_and_follow_the_key(x64):
     like = {"a": jnp.zeros(4), "b": jnp.zeros(4, jnp.float32)}
     vector = random_vector(jax.random.key(0), like)

@@ -81,10 +81,19 @@ def tidy(*panels: plt.Axes) -> None:
 
 def panels(num: int, title: str) -> tuple[plt.Figure, Sequence[plt.Axes]]:
     """A figure with panels side by side."""
-    figure, axes = plt.subplots(1, num, figsize=(3.5 * num, 3.5), layout="constrained", squeeze=False)
-    figure.suptitle(title)
-    tidy(*axes[0])
+    figure, axes = grid(1, num, title)
     return figure, axes[0]
+
+
+def grid(
+    rows: int, columns: int, title: str, width: float = 3.5, height: float = 3.5
+) -> tuple[plt.Figure, np.ndarray]:
+    """A figure with rows of panels; width and height are those of a panel, in inches."""
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure.suptitle(title)
+    tidy(*axes.flat)
+    return figure, axes
 
 
 def curve(axes: plt.Axes, x: Sequence[float], values: np.ndarray, style: Style) -> None:

@@ -3,9 +3,9 @@
     python -m benchmarks.reports.suite_report
     python -m benchmarks.reports.suite_report --results runs/bench --print
 
-Writes the tables between the marks in `RESULTS.md` and in the methods' pages (the text around them is written
-by hand) and the figures in `docs/`. Nothing is trained here: `python -m benchmarks.experiments.suite tune`,
-`run` and `time` do that.
+Writes the tables between the marks in `RESULTS.md`, in `docs/choose.md` and in the methods' pages (the text
+around them is written by hand) and the figures in `docs/`. Nothing is trained here:
+`python -m benchmarks.experiments.suite` does that.
 """
 
 import dataclasses
@@ -56,8 +56,10 @@ def main() -> None:
             print(accuracy_table(records, trials, []), difference_table(records, trials, []), sep="\n\n")
             return
         times = read(report.results / "suite_time.jsonl", "time")
-        fill_tables(PAGE, {name: make(records, trials, times) for name, make in TABLES.items()})
+        tables = {name: make(records, trials, times) for name, make in TABLES.items()}
+        fill_tables(PAGE, tables)
         if report.results == RESULTS:
+            fill_tables(DOCS / "choose.md", {"cheap": tables["cheap"]})
             write_pages()
     except UsageError as error:
         sys.exit(f"error: {error}")

@@ -87,6 +87,26 @@ ROWS = {
     "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
     "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
     "asam_decay": Row("asam", "ASAM, decay tuned", ASAM_DECAYS, STRONGER),
+    # At the price of less than two gradients.
+    "part_32": cheap("sam", "SAM, ascent on 32 of 128", radii(*FOUR, rho=0.1), {"rho": 0.4}, fixed=part(32)),
+    "part_16": cheap("sam", "SAM, ascent on 16 of 128", PART_RADII, {"rho": 0.6}, fixed=part(16)),
+    "part_8": cheap("sam", "SAM, ascent on 8 of 128", PART_RADII, {"rho": 0.6}, fixed=part(8)),
+    "look_sam": cheap("look_sam", "LookSAM", radii(*FOUR, rho=0.1), {"alpha": 0.5}, refresh_every=5),
+    "every_5th": cheap(
+        "look_sam",
+        "SAM, every 5th step",
+        radii(1, 2, 4, 6, rho=0.1),
+        {"rho": 0.3},
+        refresh_every=5,
+        fixed={"alpha": 0.0},
+    ),
+    "one_gradient": cheap(
+        "one_gradient", "One gradient, uphill", radii(0.5, 1, 2, 4, rho=0.1), {"decay": 0.8}
+    ),
+    "momentum_sam": cheap("momentum_sam", "Momentum-SAM", radii(0.5, 1, 2, 3, rho=1.0), {"rho": 1.5}),
+    # An ascent on examples that are not in the batch, and a random direction.
+    "outside_16": control("sam", "Ascent on 16 others", PART_RADII, {"rho": 0.6}, fixed=OUTSIDE),
+    "random": control("random_direction", "Random direction", radii(1, 3, 10, 30, rho=0.1), {"rho": 0.5}),
 }
 
 

@@ -94,8 +94,8 @@ def _check_mask(mask: Any, params: optax.Params) -> None:
         jax.tree.map(lambda leaf, subtree: None, mask, params)
     except ValueError as error:
         raise ValueError(
-            "`mask` must have the tree structure of the parameters or a prefix of it, got"
-            f" {jax.tree.structure(mask)} for parameters with {jax.tree.structure(params)}.{remedy}"
+            "`mask` must have the tree structure of the parameters or a prefix of it, but"
+            f" {checks.first_difference(mask, params, prefix=True)}.{remedy}"
         ) from error
     if not any(leaves):
         raise ValueError(f"`mask` selects no parameter, so T = 1 everywhere and ASAM is SAM.{remedy}")

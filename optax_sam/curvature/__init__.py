@@ -13,12 +13,19 @@ each product to three digits, so cast its parameters to float32 if eigenvalues n
 from optax_sam.curvature.batches import Batches
 from optax_sam.curvature.density import SpectralDensity, spectral_density
 from optax_sam.curvature.eigenpairs import Eigenpairs, top_eigenpairs
-from optax_sam.curvature.products import gauss_newton_loss, gauss_newton_product, hessian_operator, hvp
+from optax_sam.curvature.products import (
+    gauss_newton_loss,
+    gauss_newton_product,
+    hessian_operator,
+    hvp,
+    third_derivative,
+)
 from optax_sam.curvature.trace import Trace, trace
 
 __all__ = [  # noqa: RUF022 (grouped by role)
     # Products.
     "hvp",
+    "third_derivative",
     "hessian_operator",
     "gauss_newton_product",
     "gauss_newton_loss",

@@ -1,6 +1,7 @@
-"""Products with the Hessian and with the Gauss-Newton matrix; neither is stored.
+"""Products with the Hessian, the third derivative and the Gauss-Newton matrix; none is stored.
 
     H v = ∇²L(w) v                              `jax.jvp` over the gradient, about two gradients each
+    ∇³L(w)(v, v)                                `jax.jvp` over that, about four
     ∇²(ℓ∘f)(w) = Jᵀ H J + Σ_i ∂ℓ/∂z_i ∇²f_i(w)   ℓ a loss of the outputs z = f(w), J = ∂f/∂w, H = ∇²ℓ(z)
 
 The Gauss-Newton matrix G = Jᵀ H J, a term of the Hessian without negative eigenvalues if ℓ is convex, is the
@@ -64,6 +65,50 @@ def hessian_vector_product(
     """
     _, product = jax.jvp(gradient_fn, (params,), (tree_math.cast_like(vector, params),))
     return jax.tree.map(lambda x: x.astype(tree_math.accumulation_dtype(x)), product)
+
+
+def third_derivative(
+    value_fn: ValueFn,
+    params: optax.Params,
+    vector: optax.Params,
+    *,
+    axis_name: AxisName = None,
+) -> optax.Params:
+    """Computes ∇³L(w)(v, v), the second derivative of the gradient along v.
+
+    For a unit eigenvector v of a simple eigenvalue λ of the Hessian it is the gradient ∇λ(w): where an
+    optimizer moves by −η d, λ changes by −η ⟨∇λ, d⟩.
+
+    Args:
+      value_fn: the loss L as a function of the parameters, a scalar.
+      params: parameters w, a pytree.
+      vector: direction v, a pytree like `params`; held constant.
+      axis_name: `pmap` or `shard_map` axis over which the loss is averaged.
+
+    Returns:
+      A pytree like `params`, float32 or wider.
+
+    Cost: about four gradients, and no more memory than four.
+
+    Example: the eigenvalue 2 w₁ of the Hessian of w₀² w₁ at w₀ = 0.
+      >>> import jax.numpy as jnp
+      >>> from optax_sam import curvature
+      >>> value_fn = lambda w: w[0] ** 2 * w[1]
+      >>> curvature.third_derivative(value_fn, jnp.array([0.0, 3.0]), jnp.array([1.0, 0.0])).tolist()
+      [0.0, 2.0]
+    """
+    gradient = BatchLoss(value_fn, axis_name=axis_name).gradient
+    return derivatives_along(gradient, params, vector)[2]
+
+
+def derivatives_along(
+    gradient_fn: Callable[[optax.Params], optax.Updates], params: optax.Params, vector: optax.Params
+) -> tuple[optax.Params, optax.Params, optax.Params]:
+    """Computes ∇L(w), ∇²L(w) v and ∇³L(w)(v, v), where `gradient_fn` is ∇L, in float32 or wider."""
+    vector = tree_math.cast_like(vector, params)
+    along = lambda w: jax.jvp(gradient_fn, (w,), (vector,))
+    (first, second), (_, third) = jax.jvp(along, (params,), (vector,))
+    return tree_math.full_precision((first, second, third))
 
 
 def hessian_operator(

@@ -33,9 +33,13 @@ from optax_sam.diagnostics.perturbations import (
 )
 from optax_sam.diagnostics.sharpness import Sharpness, sharpness
 from optax_sam.diagnostics.slices import LossSurface, loss_surface
+from optax_sam.diagnostics.wiring_check import WiringCheckState, wiring_check
 from optax_sam.diagnostics.worst_case import WorstCaseSharpness, worst_case_sharpness
 
 __all__ = [  # noqa: RUF022 (grouped by role)
+    # Is the training loop right?
+    "wiring_check",
+    "WiringCheckState",
     # How sharp.
     "sharpness",
     "Sharpness",

@@ -132,6 +132,7 @@ def monitor(
     track = functools.partial(track_eigenpair, solver="lanczos", num_iters=num_iters, seed=seed)
 
     def init(params: optax.Params) -> MonitorState:
+        checks.check_arrays(params)
         # One array for each: a buffer that appears twice in the state cannot be donated.
         zero = lambda name: jnp.zeros((), tree_math.accumulation_dtype(params)) if name in asked else NOTHING
         return MonitorState(

@@ -1,4 +1,4 @@
-"""Pictures of `loss_surface` and `spectral_density`, readable at the width of a column (3.3 inches).
+"""Pictures of loss surfaces, spectral densities and recordings, to be read at a column's width (3.3 inches).
 
     surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, np.linspace(-1, 1, 31))
     plotting.plot_loss_surface(surface, arrows={"g₀": plane.coordinates[1], "g₁": plane.coordinates[2]})
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Values = np.ndarray[Any, Any]
 
-__all__ = ["plot_loss_surface", "plot_spectral_density"]
+__all__ = ["plot_history", "plot_loss_surface", "plot_loss_surface_3d", "plot_spectral_density"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -243,6 +243,47 @@ def plot_spectral_density(
         if np.isfinite(linear):
             _asinh_ticks(ax, linear)
         _legend(ax, label)
+    return ax
+
+
+def plot_history(
+    steps: Sequence[int],
+    history: Mapping[str, Sequence[float]],
+    *,
+    ax: "Axes | None" = None,
+    log: bool = True,
+) -> "Axes":
+    """Draws what a `monitor` recorded during training: one curve for each quantity, against the step.
+
+    Args:
+      steps: the steps after which the values were read.
+      history: name -> values, one for each step: such as "λ_max": those of `top_eigenvalue`. Values that are
+        not finite, or with `log` not positive, are left out.
+      ax: axes to draw into. None makes a figure.
+      log: whether the axis of values is logarithmic.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: if a quantity has not one value for each step.
+
+    Example:
+      >>> from optax_sam.diagnostics import plotting
+      >>> axes = plotting.plot_history([0, 100, 200], {"λ_max": [9.0, 30.0, 12.0]})
+      >>> axes.get_xlabel()
+      'step'
+    """
+    with mpl.rc_context(STYLE):
+        ax = _axes(ax)
+        for name, recorded in history.items():
+            values = np.asarray(recorded, float)
+            if values.shape != (len(steps),):
+                raise ValueError(f"`history[{name!r}]` has shape {values.shape} for {len(steps)} `steps`.")
+            shown = np.isfinite(values) & ((values > 0) | (not log))
+            ax.plot(np.asarray(steps)[shown], values[shown], label=name, **_next_line(ax))
+            _legend(ax, name)
+        ax.set(xlabel="step", ylabel="recorded value", yscale="log" if log else "linear")
     return ax
 
 

@@ -11,6 +11,7 @@ from optax_sam.ascent.posterior_sample import posterior_sample
 from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 
 
+@checks.goes_in_front
 def bayesian_sam(
     rho: optax.ScalarOrSchedule = 0.01,
     *,

@@ -4,9 +4,11 @@ import optax
 
 from optax_sam.ascent.steepest import steepest_ascent
 from optax_sam.ascent.top_eigenvector import tilt_to_top_eigenvector
+from optax_sam.checks import goes_in_front
 from optax_sam.sharpness_aware import sharpness_aware
 
 
+@goes_in_front
 def eigen_sam(
     rho: optax.ScalarOrSchedule = 0.05,
     alpha: float = 0.2,

@@ -21,6 +21,7 @@ class GradientNormPenaltyState(NamedTuple):
     penalty_count: jax.Array
 
 
+@checks.goes_in_front
 def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientTransformationExtraArgs:
     """Gradient norm penalty, or explicit gradient regularisation: d = ∇(L + ρ ‖∇L‖) = g + ρ H g/‖g‖.
 
@@ -60,6 +61,7 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
     checks.check_radius("rho", rho)
 
     def init(params: optax.Params) -> GradientNormPenaltyState:
+        checks.check_arrays(params)
         return GradientNormPenaltyState(jnp.zeros((), jnp.int32))
 
     def update(

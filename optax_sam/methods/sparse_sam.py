@@ -4,9 +4,11 @@ import optax
 
 from optax_sam.ascent.sparse_mask import fisher_mask
 from optax_sam.ascent.steepest import steepest_ascent
+from optax_sam.checks import goes_in_front
 from optax_sam.sharpness_aware import sharpness_aware
 
 
+@goes_in_front
 def sparse_sam(
     rho: optax.ScalarOrSchedule = 0.1,
     mask: optax.GradientTransformation | None = None,

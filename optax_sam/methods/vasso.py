@@ -8,6 +8,7 @@ from optax_sam.ascent.steepest import steepest_ascent
 from optax_sam.sharpness_aware import sharpness_aware
 
 
+@checks.goes_in_front
 def vasso(
     rho: optax.ScalarOrSchedule = 0.05, theta: float = 0.9, *, num_steps: int = 1
 ) -> optax.GradientTransformationExtraArgs:

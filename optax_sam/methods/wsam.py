@@ -8,6 +8,7 @@ from optax_sam.descent.extrapolation import extrapolation
 from optax_sam.sharpness_aware import sharpness_aware
 
 
+@checks.goes_in_front
 def wsam(
     rho: optax.ScalarOrSchedule = 0.05, gamma: float = 0.9, *, num_steps: int = 1
 ) -> optax.GradientTransformationExtraArgs:

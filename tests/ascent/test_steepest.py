@@ -1,5 +1,8 @@
 """ε = ρ T² C g / ‖T C g‖ solves max ⟨C g, ε⟩ subject to ‖T⁻¹ ε‖ ≤ ρ."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +49,27 @@ def test_no_feasible_point_is_better(g, c, t, rho, seed):
     ball = np.concatenate([random[500:], near])
     ball *= rho / np.linalg.norm(ball, axis=1, keepdims=True)
     assert (ball * t @ (c * g)).max() <= c * g @ epsilon * (1 + 1e-12)
+
+
+@jax.jit
+def perturb_in_a_cube(gradient, rho, c, t):
+    ascent = optax_sam.steepest_ascent(rho, objective=constant(c), constraint=constant(t), order=math.inf)
+    gradient = unflat(gradient)
+    return flat(ascent.update(gradient, ascent.init(gradient), gradient)[0])
+
+
+@given(g=nonzero_vectors, c=diagonals, t=diagonals, rho=positive)
+def test_in_a_cube_no_corner_is_better(g, c, t, rho):
+    epsilon = np.asarray(perturb_in_a_cube(g, rho, c, t))
+    assert np.max(np.abs(epsilon / t)) <= rho * (1 + 1e-12)
+    corners = rho * np.array(list(itertools.product([-1, 1], repeat=SIZE)))
+    assert (corners * t @ (c * g)).max() <= c * g @ epsilon * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 0, -1, "inf", None])
+def test_other_orders_are_refused(order):
+    with pytest.raises(ValueError, match=r"`order` is that of the norm .* must be 2 or `math\.inf`, got"):
+        optax_sam.steepest_ascent(0.1, order=order)
 
 
 @given(g=nonzero_vectors, c=diagonals, t=diagonals, rho=positive)

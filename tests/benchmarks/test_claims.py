@@ -15,18 +15,19 @@ from matplotlib.collections import PathCollection
 
 from benchmarks import methods
 from benchmarks.errors import UsageError
-from benchmarks.experiments.claims import __main__, alternatives, claim, info_sam, setting, sphere
+from benchmarks.experiments.claims import __main__, alternatives, info_sam, setting, sphere
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import PAPERS, EigenSAM, perturbation_of
 from benchmarks.experiments.claims.info_sam import InfoSAM
-from benchmarks.experiments.claims.page import blocks
-from benchmarks.experiments.claims.verdict import Comparison, Verdict, judge, number
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.models import table
+from benchmarks.reports import claims as claim
 from benchmarks.reports import plots
+from benchmarks.reports.claim_pages import blocks
 from benchmarks.reports.pages import DOCS, filled
 from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.reports.verdicts import Comparison, Verdict, judge, number
 from tests.benchmarks.networks import Tiny
 from tests.problems import network
 

@@ -217,6 +217,8 @@ def test_the_page_shows_the_committed_results():
     page = suite_report.PAGE.read_text()
     tables = {name: make(*committed()) for name, make in suite_tables.TABLES.items()}
     assert pages.filled(page, tables) == page
+    page = (pages.DOCS / "choose.md").read_text()
+    assert pages.filled(page, {"cheap": tables["cheap"]}) == page
 
 
 def test_committed_networks_have_the_settings_of_the_committed_trials():

@@ -90,6 +90,33 @@ def test_every_method_trains(method, dataset):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
+def first_state(dataset, **settings):
+    config = Config(method="sam", rho=0.1, model="tiny", **settings)
+    program = train.make_program(config, dataset)
+    noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
+    run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
+    _, state, loss = next(run)
+    return as_numpy(state), float(loss)
+
+
+def test_an_ascent_on_the_whole_batch_is_the_usual_one_and_on_a_part_another(dataset):
+    usual, loss = first_state(dataset)
+    whole, same_loss = first_state(dataset, ascent_batch=100)
+    assert_same(usual.params, whole.params)
+    assert loss == same_loss
+    part, of_the_part = first_state(dataset, ascent_batch=10)
+    outside, of_others = first_state(dataset, ascent_batch=10, ascent_outside=True)
+    assert len({loss, of_the_part, of_others}) == 3
+    difference = lambda a, b: float(optax.tree.norm(jax.tree.map(np.subtract, a.params, b.params)))
+    assert 0 < difference(part, usual) < difference(outside, usual)
+
+
+@pytest.mark.parametrize("size", [0, 101])
+def test_a_part_that_is_no_part_is_refused(dataset, size):
+    with pytest.raises(UsageError, match="--ascent-batch is a part of the batch, from 1 to 100"):
+        train.make_program(Config(method="sam", ascent_batch=size), dataset)
+
+
 @pytest.mark.parametrize("model", ["mlp", "strided_cnn"])
 def test_every_model_trains(model, dataset):
     config = Config(method="sgd", model=model, batch_size=50, learning_rate=0.05)

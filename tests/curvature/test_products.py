@@ -34,6 +34,31 @@ def test_hessian_vector_product(w, v):
     np.testing.assert_allclose(product, hessian @ v + 6 * w * v, rtol=1e-10, atol=1e-10)
 
 
+@jax.jit
+def cubic_third_derivative(w, v):
+    problem = quadratic([5.0, -3.0, 2.0, 1.0, 0.5])
+    cubic = lambda params: problem.value_fn(params) + jnp.sum(flat(params) ** 3)
+    return flat(curvature.third_derivative(cubic, unflat(w), unflat(v)))
+
+
+@given(w=nonzero_vectors, v=nonzero_vectors)
+def test_third_derivative(w, v):
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(cubic_third_derivative(w, v), 6 * v**2, rtol=1e-10, atol=1e-10)
+
+
+def test_third_derivative_along_an_eigenvector_is_the_gradient_of_its_eigenvalue(x64):
+    problem = network(dtype=jnp.float64)
+    w, unravel = ravel_pytree(problem.params)
+    loss = lambda w: problem.loss(unravel(w), jax.tree.map(lambda x: x[0], problem.batches))
+    eigenvalues = lambda w: jnp.linalg.eigh(jax.hessian(loss)(w))
+    direction = np.random.default_rng(0).normal(size=w.shape)
+    (_, vectors), (change, _) = jax.jit(lambda w, d: jax.jvp(eigenvalues, (w,), (d,)))(w, direction)
+    for index in (0, -1):
+        found = jax.jit(lambda v: curvature.third_derivative(loss, w, v))(vectors[:, index])
+        np.testing.assert_allclose(found @ direction, change[index], rtol=1e-8)
+
+
 @functools.cache
 def whole_batch():
     return ravel_pytree(curvature.hvp(lambda w: NETWORK.loss(w, DATA), NETWORK.params, VECTOR))[0]

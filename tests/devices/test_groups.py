@@ -260,6 +260,7 @@ def test_averaged_loss_needs_no_axis_where_jax_tracks_it(name):
     assert difference_to(truth(name), found) <= TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:`update` runs inside")
 @pytest.mark.parametrize("way", ["pmap", "shard_map, unchecked"])
 def test_forgotten_axis_gives_the_local_gradient_where_jax_does_not_track_it(way):
     """It cannot be told from local gradients on purpose, averaged by the user. It is not N-fold."""

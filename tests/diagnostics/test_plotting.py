@@ -150,6 +150,16 @@ def test_a_second_and_taller_density_is_not_cut_off():
     assert high > second.density.max()
 
 
+def test_history_shows_each_quantity_where_it_can_be_shown():
+    values = {"λ_max": [9.0, np.nan, 12.0], "sharpness": [0.1, 0.2, -0.3]}
+    axes = plotting.plot_history([0, 100, 200], values)
+    curves = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert curves == {"λ_max": [[0, 9.0], [200, 12.0]], "sharpness": [[0, 0.1], [100, 0.2]]}
+    assert len(plotting.plot_history([0, 100, 200], values, log=False).lines[1].get_xdata()) == 3
+    with pytest.raises(ValueError, match="has shape"):
+        plotting.plot_history([0, 100], values)
+
+
 def test_surface_in_three_dimensions(tmp_path):
     loss = lambda w: 0.1 + 0.5 * jnp.sum(jnp.array([1.0, 9.0]) * w**2)
     surface = diagnostics.loss_surface(loss, jnp.zeros(2), list(jnp.eye(2)), jnp.linspace(-1, 1, 21))

@@ -19,13 +19,13 @@ import tyro
 from benchmarks.data import sources
 from benchmarks.errors import UsageError
 from benchmarks.experiments.claims.alternatives import Alternatives
-from benchmarks.experiments.claims.claim import measure_missing, read_suite, result_file
 from benchmarks.experiments.claims.eigen_sam import EigenSAM
 from benchmarks.experiments.claims.info_sam import InfoSAM
-from benchmarks.experiments.claims.page import blocks
 from benchmarks.experiments.claims.setting import RECIPES
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
+from benchmarks.reports.claim_pages import blocks
+from benchmarks.reports.claims import measure_missing, read_suite, result_file
 from benchmarks.reports.pages import DOCS, fill_tables
 from benchmarks.reports.records import RESULTS, read_records
 from benchmarks.training.workers import quiet

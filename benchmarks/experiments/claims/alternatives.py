@@ -27,12 +27,12 @@ from typing import ClassVar
 import numpy as np
 
 from benchmarks import methods
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, is_done, paired, select
-from benchmarks.experiments.claims.setting import Job, final_accuracy
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
+from benchmarks.experiments.claims.setting import ClaimOnNetworks, final_accuracy
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Job, Report, SuiteResults, is_done, paired, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 
 TUNING_SEED = 1000
 OTHERS = ("gradient_norm_penalty", "reverse_sam", "reflected_sam")
@@ -46,7 +46,7 @@ STYLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Alternatives(Claim):
+class Alternatives(ClaimOnNetworks):
     """SAM compared with a penalty on the gradient's norm, Reverse-SAM and Reflected SAM."""
 
     name: ClassVar[str] = "alternatives"

@@ -25,19 +25,18 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, paired, select
 from benchmarks.experiments.claims.setting import (
-    Job,
+    ClaimOnNetworks,
     batch_after,
-    record_of,
     setting_of,
     states_along_training,
     training_data,
 )
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Job, Report, SuiteResults, paired, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 from benchmarks.train import evaluate
 from benchmarks.training.program import TrainState
 from benchmarks.training.sharpness import NUM_IMAGES, chunks
@@ -59,7 +58,7 @@ ROWS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class EigenSAM(Claim):
+class EigenSAM(ClaimOnNetworks):
     """Alignment with the top eigenvector, and the top eigenvalue, along training."""
 
     name: ClassVar[str] = "eigen_sam"

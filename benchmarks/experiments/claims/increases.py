@@ -17,14 +17,13 @@ from scipy.stats import spearmanr
 
 import optax_sam
 from benchmarks.experiments.claims.setting import (
-    Job,
     Setting,
     batch_after,
     mean_loss,
-    record_of,
     states_along_training,
     training_data,
 )
+from benchmarks.reports.claims import Job, record_of
 from benchmarks.reports.records import Record
 from benchmarks.training.sharpness import chunks
 from optax_sam import tree_math

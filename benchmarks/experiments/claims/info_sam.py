@@ -32,12 +32,12 @@ from typing import ClassVar
 import numpy as np
 
 from benchmarks.experiments.claims import increases
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, paired, select
-from benchmarks.experiments.claims.setting import Job, setting_of
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
+from benchmarks.experiments.claims.setting import ClaimOnNetworks, setting_of
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Job, Report, SuiteResults, paired, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 
 RHO = 0.1
 CONTROLLED_RHO = 0.1  # in units of the length of the parameters
@@ -55,7 +55,7 @@ LABELS = {name: style.label for name, style in STYLES.items()} | {
 
 
 @dataclasses.dataclass(frozen=True)
-class InfoSAM(Claim):
+class InfoSAM(ClaimOnNetworks):
     """How much the perturbations of SAM and infoSAM raise the true loss."""
 
     name: ClassVar[str] = "info_sam"

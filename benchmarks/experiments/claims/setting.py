@@ -10,15 +10,15 @@ import optax
 
 from benchmarks.data.arrays import Dataset, Split, load
 from benchmarks.errors import UsageError
-from benchmarks.reports.records import Record, versions_and_device
+from benchmarks.reports.claims import Claim, Job, record_of
+from benchmarks.reports.records import Record
 from benchmarks.train import add_label_noise, epoch_order, evaluate, train_steps
 from benchmarks.training.config import Config
 from benchmarks.training.program import Program, TrainState, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
-from benchmarks.training.trials import settings_of, train_to_the_end, with_settings
+from benchmarks.training.trials import train_to_the_end, with_settings
 from optax_sam import curvature
 
-Job = dict[str, Any]
 Recipes = Mapping[str, Mapping[str, Any]]
 
 USUAL = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
@@ -32,6 +32,14 @@ RECIPES: Recipes = {
     },
     "digits": {"dataset": "digits", "train_size": 500, "model": "mlp", "batch_size": 50, **USUAL},
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimOnNetworks(Claim):
+    """A claim that is tested on networks trained by these recipes."""
+
+    recipes: Recipes = dataclasses.field(default_factory=lambda: RECIPES)
+    """How the networks on each data set are trained."""
 
 
 class Setting(NamedTuple):
@@ -99,12 +107,6 @@ def states_along_training(setting: Setting, noisy: Split) -> Iterator[tuple[int,
     seed = setting.config.seed
     for step, state, _ in train_steps(setting.program, noisy, setting.program.init(seed), seed):
         yield step, state
-
-
-def record_of(job: Job, config: Config | None = None, **measured: Any) -> Record:
-    """A line of a result file: the job, the measured values, and what the result depends on."""
-    of_network = {} if config is None else {"config": settings_of(config)}
-    return job | measured | of_network | {"versions": versions_and_device()}
 
 
 def final_accuracy(job: Job, recipes: Recipes, data_dir: Path, *, sharpness: bool = False) -> Record:

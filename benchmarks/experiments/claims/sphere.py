@@ -13,14 +13,8 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.setting import (
-    Job,
-    Setting,
-    batch_after,
-    record_of,
-    states_along_training,
-    training_data,
-)
+from benchmarks.experiments.claims.setting import Setting, batch_after, states_along_training, training_data
+from benchmarks.reports.claims import Job, record_of
 from benchmarks.reports.records import Record
 from optax_sam import tree_math
 

@@ -21,12 +21,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, paired, select
-from benchmarks.experiments.claims.setting import Job, final_accuracy
-from benchmarks.experiments.claims.verdict import Comparison, judge, number
+from benchmarks.experiments.claims.setting import ClaimOnNetworks, final_accuracy
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Job, Report, SuiteResults, paired, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, judge, number
 from benchmarks.training.suite_rows import ROWS as SUITE_ROWS
 
 STEPS_PER_EPOCH = 10
@@ -51,7 +51,7 @@ SUITE_STYLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class XSAMAccuracy(Claim):
+class XSAMAccuracy(ClaimOnNetworks):
     """Test accuracy by radius, and by the interval between searches."""
 
     name: ClassVar[str] = "xsam_accuracy"

@@ -32,13 +32,13 @@ from typing import ClassVar
 import numpy as np
 
 from benchmarks.experiments.claims import sphere
-from benchmarks.experiments.claims.claim import Claim, Report, SuiteResults, select
-from benchmarks.experiments.claims.setting import Job, setting_of
+from benchmarks.experiments.claims.setting import ClaimOnNetworks, setting_of
 from benchmarks.experiments.claims.sphere import RADII
-from benchmarks.experiments.claims.verdict import Comparison, Verdict, judge, number, outcome
 from benchmarks.reports import plots
+from benchmarks.reports.claims import Job, Report, SuiteResults, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
+from benchmarks.reports.verdicts import Comparison, Verdict, judge, number, outcome
 
 RHO, RHO_MAX = 0.1, 0.2
 NOISE_LEVELS = (0.0, 0.4)
@@ -50,7 +50,7 @@ WRONG = {
 
 
 @dataclasses.dataclass(frozen=True)
-class XSAMDirection(Claim):
+class XSAMDirection(ClaimOnNetworks):
     """Losses along XSAM's arc, and how α* varies."""
 
     name: ClassVar[str] = "xsam_direction"

@@ -1,16 +1,19 @@
-"""The parts that all claims share: jobs whose results are kept in a file, and their report."""
+"""A claim that is tested by a program: jobs whose results are kept in a file, and their report."""
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from benchmarks.experiments.claims.setting import RECIPES, Job
-from benchmarks.experiments.claims.verdict import Verdict
-from benchmarks.reports.records import Record, read_records, write_records
+from benchmarks.reports.records import Record, read_records, versions_and_device, write_records
+from benchmarks.reports.verdicts import Verdict
+from benchmarks.training.config import Config
+from benchmarks.training.trials import settings_of
 from benchmarks.training.workers import on_each_core
+
+Job = dict[str, Any]
 
 
 class Report(NamedTuple):
@@ -48,10 +51,10 @@ def read_suite(folder: Path) -> SuiteResults:
 class Claim(abc.ABC):
     """One of the programs. Its fields are the settings of the measurement."""
 
+    page: ClassVar[str] = "claims"
+    """Name of the page in `docs/` on which it is reported, and of the folder with its picture."""
     name: ClassVar[str]
     """Name of its result file, its picture and its block on the page."""
-    recipes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: RECIPES)
-    """How the networks on each data set are trained."""
 
     @abc.abstractmethod
     def jobs(self, records: list[Record]) -> list[Job]:
@@ -72,7 +75,7 @@ class Claim(abc.ABC):
 
 def result_file(claim: Claim, folder: Path) -> Path:
     """The file with the records of a claim."""
-    return folder / f"claims_{claim.name}.jsonl"
+    return folder / f"{claim.page}_{claim.name}.jsonl"
 
 
 def is_result_of(record: Record, job: Job) -> bool:
@@ -99,6 +102,12 @@ def measure_missing(claim: Claim, folder: Path, data_dir: Path, processes: int) 
             write_records(file, records)
     # In the order of the jobs, without the results of earlier versions of the program.
     write_records(file, (r for job in claim.jobs(records) for r in records if is_result_of(r, job)))
+
+
+def record_of(job: Job, config: Config | None = None, **measured: Any) -> Record:
+    """A line of a result file: the job, the measured values, and what the result depends on."""
+    of_network = {} if config is None else {"config": settings_of(config)}
+    return job | measured | of_network | {"versions": versions_and_device()}
 
 
 def select(records: Iterable[Record], **values: Any) -> list[Record]:

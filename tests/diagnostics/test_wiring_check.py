@@ -1,0 +1,276 @@
+"""`wiring_check`: the number that it records, what it says, and what it costs."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from optax_sam import diagnostics
+from tests.clients.by_hand import finished, mismatch, silence, warning
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(32, 8)), jnp.float32)
+Y = jnp.sin(3 * X[:, 0])
+PARAMS = {
+    "inner": jnp.asarray(RNG.normal(size=(8, 16)) / 3, jnp.float32),
+    "outer": jnp.asarray(RNG.normal(size=16) / 3, jnp.float32),
+}
+
+
+def loss(params, x=X, y=Y):
+    return jnp.mean((jnp.tanh(x @ params["inner"]) @ params["outer"] - y) ** 2)
+
+
+def half_precision_loss(params):
+    params, x = optax.tree.cast((params, X), jnp.bfloat16)
+    return jnp.mean((jnp.tanh(x @ params["inner"]) @ params["outer"]).astype(jnp.float32) ** 2)
+
+
+GRADS = jax.grad(loss)(PARAMS)
+KEPT = diagnostics.WiringCheckState(mismatch=jnp.asarray(7.0, jnp.float32))
+RECORDING = diagnostics.wiring_check(action="record")
+
+
+def scaled(factor, tree=GRADS):
+    return jax.tree.map(lambda leaf: factor * leaf, tree)
+
+
+def check(grads=GRADS, state=KEPT, tx=RECORDING, params=PARAMS, **arguments):
+    """The mismatch that one update records."""
+    step = jax.jit(lambda grads, state, params: tx.update(grads, state, params, **arguments)[1])
+    return mismatch(step(grads, state, params))
+
+
+def test_mismatch_is_the_relative_distance_of_the_gradients():
+    other = jax.tree.map(lambda leaf: jnp.asarray(RNG.normal(size=leaf.shape), jnp.float32), GRADS)
+    square = lambda tree: sum(np.sum(np.float64(leaf) ** 2) for leaf in jax.tree.leaves(tree))
+    difference = jax.tree.map(lambda v, g: np.float64(v) - np.float64(g), GRADS, other)
+    expected = np.sqrt(square(difference) / square(other))
+    for functions in ({"value_fn": loss}, {"grad_fn": jax.grad(loss)}):
+        assert check(other, **functions) == pytest.approx(expected, rel=1e-5)
+        assert check(GRADS, **functions) < 1e-6
+
+
+def test_gradient_is_handed_on_and_the_state_is_a_float32(x64):
+    for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
+        params, grads = optax.tree.cast((PARAMS, GRADS), dtype)
+        tx = diagnostics.wiring_check(action="record")
+        value_fn = lambda params, dtype=dtype: loss(params, X.astype(dtype), Y.astype(dtype))
+        updates, state = tx.update(grads, tx.init(params), params, value_fn=value_fn)
+        assert all(map(jnp.array_equal, jax.tree.leaves(updates), jax.tree.leaves(grads)))
+        assert state.mismatch.dtype == jnp.float32
+        assert state.mismatch.shape == ()
+        assert state.mismatch < (0.05 if dtype == jnp.bfloat16 else 1e-5)
+
+
+def other_key(params):
+    mask = jax.random.bernoulli(jax.random.key(0), 0.5, (32, 16))
+    return jnp.mean((2 * mask * jnp.tanh(X @ params["inner"]) @ params["outer"] - Y) ** 2)
+
+
+def divided_by_zero(params):
+    return loss(params) / 0
+
+
+@pytest.mark.filterwarnings("ignore:`value_fn` does not depend")
+@pytest.mark.parametrize(
+    ("value_fn", "grads", "parts"),
+    [
+        (other_key, GRADS, ("cosine 0", "another batch", "dropout key", "after the clean pass")),
+        (lambda params: loss(params, X[:4], Y[:4]), GRADS, ("part of the batch", "`clean_value_fn`")),
+        (lambda params: loss(PARAMS), GRADS, ("`value_fn` is zero", "ignores its argument")),
+        (
+            lambda params: loss(params | {"inner": PARAMS["inner"]}),
+            GRADS,
+            (r"100% .* in `params\['inner'\]`", r"zero in `params\['inner'\]`", "a model outside"),
+        ),
+        (loss, scaled(2.0**15), ("passed in is 3.277e", "loss scale", "unscale the gradient before")),
+        (lambda params: 2.0**15 * loss(params), GRADS, ("loss scale", "unscaled already", "`grad_fn`")),
+        (lambda params: 3 * loss(params), GRADS, ("is 3 times the other", "sum over the batch")),
+        (loss, scaled(1e-3), ("is 1000 times the other", "clipping in front")),
+        (lambda params: -loss(params), GRADS, ("opposite", "loss that is minimised")),
+        (
+            lambda params: loss(params) + 0.2 * optax.tree.norm(params, squared=True),
+            GRADS,
+            (r"The difference is 0\.4 times the parameters", "weight decay", "`optax.adamw`"),
+        ),
+        (loss, scaled(0.0), ("mismatch inf", "passed in is zero")),
+        (divided_by_zero, GRADS, ("mismatch inf", "is not finite", "division by zero")),
+    ],
+    ids=[
+        "key",
+        "batch",
+        "constant",
+        "part",
+        "scaled",
+        "scale",
+        "sum",
+        "clipped",
+        "sign",
+        "decay",
+        "0",
+        "inf",
+    ],
+)
+def test_likely_cause(value_fn, grads, parts):
+    with warning("`value_fn`", *parts):
+        check(grads, tx=diagnostics.wiring_check(), value_fn=value_fn)
+
+
+def test_gradient_that_is_not_finite_is_not_compared():
+    with silence():
+        assert check(scaled(jnp.nan), tx=diagnostics.wiring_check(), value_fn=loss) == 7
+        assert check(scaled(0.0), tx=diagnostics.wiring_check(), value_fn=lambda w: 0 * loss(w)) == 0
+
+
+def test_part_of_the_batch_on_purpose():
+    part = lambda params: loss(params, X[:8], Y[:8])
+    tx = optax.chain(diagnostics.wiring_check(), optax_sam.sam(0.05))
+    functions = {"value_fn": loss, "clean_value_fn": part, "refresh": False}
+    with silence():
+        _, state = tx.update(jax.grad(part)(PARAMS), tx.init(PARAMS), PARAMS, **functions)
+        assert check(jax.grad(part)(PARAMS), grad_fn=jax.grad(loss), clean_value_fn=part) < 1e-6
+    assert mismatch(state) < 1e-6
+    with warning("`clean_value_fn`", "another batch"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, **functions)
+
+
+def test_tolerance_leaves_room_for_16_bits_alone():
+    gradient = jax.grad(half_precision_loss)(PARAMS)  # Operation by operation, rounded after each.
+    noisy = lambda tree, size: jax.tree.map(lambda leaf: leaf * (1 + size * jnp.sign(leaf)), tree)
+    with silence():
+        found = check(gradient, tx=diagnostics.wiring_check(), value_fn=half_precision_loss)
+        assert 1e-4 < found < 0.05
+        check(noisy(gradient, 0.05), tx=diagnostics.wiring_check(), value_fn=half_precision_loss)
+    with warning("`value_fn`"):
+        check(noisy(GRADS, 0.05), tx=diagnostics.wiring_check(), value_fn=loss)
+    with warning("`value_fn`"):
+        tx = diagnostics.wiring_check(tolerance=0.01)
+        check(noisy(gradient, 0.05), tx=tx, value_fn=half_precision_loss)
+
+
+def test_one_warning_for_each_cause():
+    tx = diagnostics.wiring_check()
+    repeated = lambda factor: lambda params: factor * loss(params)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for factor in (2, 3, -1, -2, 2):
+            check(tx=tx, value_fn=repeated(factor))
+            jax.effects_barrier()
+    assert [("opposite" in str(one.message)) for one in caught] == [False, True]
+
+
+def test_raise():
+    tx = diagnostics.wiring_check(action="raise")
+    arguments = {"value_fn": lambda params: 3 * loss(params)}
+    with pytest.raises(ValueError, match="is 3 times the other"):
+        tx.update(GRADS, KEPT, PARAMS, **arguments)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="is 3 times the other"), finished():
+        check(tx=tx, **arguments)
+
+
+def test_without_a_report_there_is_no_callback():
+    program = lambda tx: str(jax.make_jaxpr(functools.partial(tx.update, value_fn=loss))(GRADS, KEPT, PARAMS))
+    assert "callback" in program(diagnostics.wiring_check())
+    assert "callback" not in program(RECORDING)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"action": "error"}, r"`action` must be one of \('warn', 'raise', 'record'\), got 'error'"),
+        ({"tolerance": -0.1}, "`tolerance` must be at least 0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        diagnostics.wiring_check(**arguments)
+
+
+def test_without_value_fn():
+    with pytest.raises(ValueError, match="`update` got no `value_fn`"):
+        RECORDING.update(GRADS, KEPT, PARAMS)
+    RECORDING.update(GRADS, KEPT, PARAMS, record=False)
+
+
+def costs(tx, value_fn=loss, **arguments):
+    def step(params, state):
+        return tx.update(jax.grad(loss)(params), state, params, value_fn=value_fn, **arguments)
+
+    return jax.jit(step).lower(PARAMS, tx.init(PARAMS)).compile().cost_analysis()["flops"]
+
+
+def test_cost(optimized):
+    """Off, the program is that of the method alone; on, one gradient more, or none if it is the same one."""
+    method, checked = optax_sam.sam(0.05), optax.chain(diagnostics.wiring_check(), optax_sam.sam(0.05))
+    assert costs(checked, record=False) == costs(method)
+    gradient = jax.jit(jax.grad(loss)).lower(PARAMS).compile().cost_analysis()["flops"]
+    products = 20 * sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+    assert costs(checked) < costs(method) + products
+    another = lambda params: loss(params, X + 1)
+    assert costs(checked, another) < costs(method, another) + gradient + X.size + products
+
+
+def test_record():
+    wrong = lambda params: 3 * loss(params)
+    for record in (True, None, jnp.asarray(True)):
+        assert check(value_fn=wrong, record=record) == pytest.approx(2)
+    for record in (False, jnp.asarray(False)):
+        assert check(value_fn=wrong, record=record) == 7
+    step = lambda record: RECORDING.update(GRADS, KEPT, PARAMS, value_fn=wrong, record=record)[1]
+    assert [mismatch(jax.jit(step)(record)) for record in (False, True)] == pytest.approx([7, 2])
+
+
+def test_in_scan_and_vmap_and_cond():
+    tx = diagnostics.wiring_check()
+    finite = optax.apply_if_finite(optax.chain(tx, optax_sam.sam(0.05)), 5)
+
+    def scan(factors):
+        def step(state, factor):
+            value_fn = lambda params: factor * loss(params)
+            return finite.update(jax.grad(value_fn)(PARAMS), state, PARAMS, value_fn=value_fn)[::-1]
+
+        return jax.lax.scan(step, finite.init(PARAMS), factors)
+
+    def ensemble(factor):
+        value_fn = lambda params: factor * loss(params)
+        return tx.update(GRADS, tx.init(PARAMS), PARAMS, value_fn=value_fn)[1]
+
+    with silence():
+        state, _ = jax.jit(scan)(jnp.arange(1.0, 4.0))
+        jax.block_until_ready(jax.vmap(ensemble)(jnp.ones(2)))
+    assert mismatch(state) < 1e-5
+    with warning("`value_fn`", "is 3 times the other"):
+        states = jax.vmap(ensemble)(jnp.array([1.0, 3.0]))
+    assert states.mismatch == pytest.approx([0, 2], abs=1e-5)
+
+
+@pytest.mark.parametrize("m_sharpness", [False, True])
+def test_groups(m_sharpness):
+    """Like is compared with like: averages with averages, each group's own gradient with its own."""
+    groups = X.reshape(4, 8, 8), Y.reshape(4, 8)
+
+    def update(x, y, is_local):
+        value_fn = lambda params: loss(params, x, y)
+        grads = jax.grad(value_fn)(PARAMS)
+        grads = grads if is_local else jax.lax.pmean(grads, "group")
+        arguments = {"axis_name": "group", "m_sharpness": m_sharpness}
+        return RECORDING.update(grads, KEPT, PARAMS, value_fn=value_fn, **arguments)[1].mismatch
+
+    def of_groups(is_local):
+        mapped = jax.vmap(lambda x, y: update(x, y, is_local), axis_name="group", out_axes=None)
+        return jax.jit(mapped)(*groups)
+
+    right, wrong = of_groups(m_sharpness), of_groups(not m_sharpness)
+    own = [jax.grad(loss)(PARAMS, x, y) for x, y in zip(*groups, strict=True)]
+    square = lambda tree: sum(np.sum(np.float64(leaf) ** 2) for leaf in jax.tree.leaves(tree))
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 4, *own)
+    spread = sum(square(jax.tree.map(jnp.subtract, mean, g)) for g in own)
+    passed = 4 * square(mean) if m_sharpness else sum(map(square, own))
+    assert right < 1e-5
+    assert wrong == pytest.approx(np.sqrt(spread / passed), rel=1e-4)
