@@ -51,11 +51,10 @@ def reuse(
     Args:
       method: any sharpness-aware method, such as `optax_sam.sam(0.1)`.
       alpha: length α of the reused part, relative to the gradient. 0: nothing is reused, and the steps in
-        between are those of the base optimizer. For LookSAM 0.2 is the default of
-        Becker's code, 0.7 its setting for CIFAR-100.
+        between are those of the base optimizer. For LookSAM 0.2 is the default of Becker's code, 0.7 its
+        setting for CIFAR-100.
       interval: steps k from one refresh to the next with `refresh=None`; 5 by default in that code, 10 for
-        CIFAR-100. The first update
-        refreshes.
+        CIFAR-100. The first update refreshes.
 
     Returns:
       A gradient transformation with `ReuseState` to put in front of a base optimizer. `update` takes the

@@ -145,6 +145,10 @@ def test_public_function_has_every_section(name):
     for section in wanted:
         assert f"\n{section}" in doc, f"{name} has no section {section!r}"
     assert ">>>" in doc, f"the example of {name} is no code"
+    if arguments:  # A line that begins as far to the left as a name would be shown as an argument.
+        lines = doc.split("\nArgs:\n")[1].split("\n\n")[0].splitlines()
+        names = [line for line in lines if re.match(r"\s{2}\S", line)]
+        assert all(re.match(r"\s+\*{0,2}\w+: ", line) for line in names), names
     for argument in arguments:
         explained = re.search(rf"\nArgs:.*\n\s+\*?{argument}: .*\nReturns:", doc, re.DOTALL)
         assert explained, f"{name} does not explain {argument}"

@@ -20,7 +20,7 @@ def look_sam(
     Args:
       rho: radius ρ of SAM, a number or a schedule of the number of *refreshes* made.
       alpha: α; 0.2 is the default of Becker's code, 0.7 its setting for CIFAR-100. 0 is SAM on every k-th
-      step, without memory for u.
+        step, without memory for u.
       interval: steps k from one refresh to the next with `refresh=None`; 5 by default in that code, 10
         for CIFAR-100.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.

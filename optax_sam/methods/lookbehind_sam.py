@@ -18,7 +18,7 @@ def lookbehind_sam(
 
     Args:
       rho: radius ρ of *each* ascent (not of all together, as in the other methods); 0.05 in the authors'
-      example.
+        example.
       alpha: α; 0.2, 0.5 or 0.8 in the paper. None: from the agreement of the gradients; see
         `optax_sam.descent.lookbehind`.
       num_steps: number k of ascents; 2 in the authors' example.
