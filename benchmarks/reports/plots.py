@@ -40,13 +40,6 @@ STYLES = {
     "momentum_sam": {"color": "#D55E00", "marker": "v"},
     "outside_16": {"color": "#7F7F7F", "marker": (6, 1, 0)},
     "random": {"color": "#7F7F7F", "marker": "d"},
-    "vasso": {"color": "#CC79A7", "marker": "1"},
-    "friendly_sam": {"color": "#CC79A7", "marker": "2"},
-    "gsam": {"color": "#CC79A7", "marker": "3"},
-    "wsam": {"color": "#CC79A7", "marker": "4"},
-    "stable_sam": {"color": "#CC79A7", "marker": "x"},
-    "sparse_sam": {"color": "#CC79A7", "marker": "+"},
-    "lookbehind_sam": {"color": "#CC79A7", "marker": "*"},
     "asam_decay": {"color": "#E69F00", "marker": "D", "linestyle": ":", "fillstyle": "none"},
 }
 

@@ -31,7 +31,7 @@ class Row(NamedTuple):
     epochs: int = 20
     refresh_every: int = 100
     fixed: Mapping[str, float] = MappingProxyType({})
-    group: Literal["methods", "cheap", "controls", "family"] = "methods"
+    group: Literal["methods", "cheap", "controls"] = "methods"
 
 
 def radii(*factors: float, **units: float) -> list[dict[str, float]]:
@@ -56,7 +56,6 @@ PART_RADII = radii(1, 2, 3, 4, rho=0.1)
 
 cheap = partial(Row, group="cheap")
 control = partial(Row, group="controls")
-family = partial(Row, group="family")
 
 
 def part(size: int) -> dict[str, float]:
