@@ -1,10 +1,16 @@
-"""Schedules of the radius."""
+"""The radius: its value at a step, and a schedule for it."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optax_sam import checks
+
+
+def radius_at(rho: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
+    """Returns the radius of this step: a number, or the value of a schedule after `count` updates."""
+    # Compiled, a schedule that ends at 0 may end at −1e-9, which would turn the ascent into a descent.
+    return jnp.maximum(rho(count), 0) if callable(rho) else jnp.asarray(rho)
 
 
 def rho_following_learning_rate(

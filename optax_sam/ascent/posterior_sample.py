@@ -25,6 +25,7 @@ import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.loss import NO_LOSS, BatchLoss
+from optax_sam.schedules import radius_at
 
 
 class PosteriorSampleState(NamedTuple):
@@ -102,7 +103,7 @@ def posterior_sample(
         count, precision = state
         key = jax.random.fold_in(jax.random.key(seed), count)
         gradient = loss.ascent_gradient(sample_params(key, params, precision, num_examples))
-        radius = jnp.maximum(rho(count), 0) if callable(rho) else rho
+        radius = radius_at(rho, count)
         epsilon = jax.tree.map(lambda g, s: radius * g.astype(s.dtype) / s, gradient, precision)
 
         size = jax.tree.map(lambda g, s: jnp.sqrt(s) * jnp.abs(g.astype(s.dtype)), gradient, precision)

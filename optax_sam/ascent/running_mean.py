@@ -19,6 +19,7 @@ References:
   Li et al., `Friendly sharpness-aware minimization <https://arxiv.org/abs/2403.12350>`_, 2024
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -65,23 +66,13 @@ def running_mean(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
       >>> mean.tolist()
       [2.0]
     """
-    checks.check_number("decay", decay, below=1.0)
 
-    def update(
-        updates: optax.Updates,
-        state: RunningMeanState,
-        params: optax.Params | None = None,
-        *,
-        loss: BatchLoss = NO_LOSS,
-        ascent_step: int = 0,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, RunningMeanState]:
-        own = tree_math.mix(_weight(decay, state), state.running_mean, updates)
-        if ascent_step == 0:
-            state = _observed(loss.average(updates), state, decay)
-        return tree_math.cast_like(own, updates), state
+    def mean(gradient: optax.Updates, state: RunningMeanState) -> optax.Updates:
+        return tree_math.cast_like(
+            tree_math.mix(_weight(decay, state), state.running_mean, gradient), gradient
+        )
 
-    return optax.GradientTransformationExtraArgs(_init, update)
+    return _stage(mean, decay)
 
 
 def subtract_running_mean(sigma: float = 1.0, decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
@@ -109,7 +100,23 @@ def subtract_running_mean(sigma: float = 1.0, decay: float = 0.9) -> optax.Gradi
       ([4.0], [2.0])
     """
     checks.check_number("sigma", sigma)
+
+    def rest(gradient: optax.Updates, state: RunningMeanState) -> optax.Updates:
+        one = jnp.ones((), tree_math.accumulation_dtype(gradient))
+        factor = jnp.where(state.mean_count == 0, 0, -jnp.asarray(sigma, one.dtype))
+        return tree_math.combine(one, gradient, factor, state.running_mean)
+
+    return _stage(rest, decay)
+
+
+def _stage(
+    direction: Callable[[optax.Updates, RunningMeanState], optax.Updates], decay: float
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the stage that maps g to `direction(g, state)` and then includes g in the mean."""
     checks.check_number("decay", decay, below=1.0)
+
+    def init(params: optax.Params) -> RunningMeanState:
+        return RunningMeanState(jnp.zeros((), jnp.int32), tree_math.zeros_like(params))
 
     def update(
         updates: optax.Updates,
@@ -120,18 +127,12 @@ def subtract_running_mean(sigma: float = 1.0, decay: float = 0.9) -> optax.Gradi
         ascent_step: int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, RunningMeanState]:
-        one = jnp.ones((), tree_math.accumulation_dtype(updates))
-        factor = jnp.where(state.mean_count == 0, 0, -jnp.asarray(sigma, one.dtype))
-        rest = tree_math.combine(one, updates, factor, state.running_mean)
+        mapped = direction(updates, state)
         if ascent_step == 0:
             state = _observed(loss.average(updates), state, decay)
-        return rest, state
+        return mapped, state
 
-    return optax.GradientTransformationExtraArgs(_init, update)
-
-
-def _init(params: optax.Params) -> RunningMeanState:
-    return RunningMeanState(jnp.zeros((), jnp.int32), tree_math.zeros_like(params))
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _weight(decay: float, state: RunningMeanState) -> jax.Array:

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
+from optax_sam.schedules import radius_at
 
 
 class SteepestAscentState(NamedTuple):
@@ -113,8 +114,7 @@ def steepest_ascent(
     ) -> tuple[optax.Updates, SteepestAscentState]:
         c, objective_state = objective.update(updates, state.objective, params, **extra_args)
         t, constraint_state = constraint.update(updates, state.constraint, params, **extra_args)
-        # Compiled, a schedule that ends at 0 may end at −1e-9, which would turn the ascent into a descent.
-        radius = jnp.maximum(rho(state.ascent_count), 0) if callable(rho) else jnp.asarray(rho)
+        radius = radius_at(rho, state.ascent_count)
 
         tcg = _multiply(t, _multiply(c, updates))
         if order == math.inf:

@@ -36,6 +36,7 @@ import optax
 from optax_sam import checks, tree_math
 from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
+from optax_sam.schedules import radius_at
 
 
 class SphericalSearchState(NamedTuple):
@@ -144,7 +145,7 @@ def spherical_search(
                     "`spherical_search` compares losses, so it needs `value_fn` even if `grad_fn` is"
                     " given: `tx.update(grads, state, params, value_fn=value_fn, grad_fn=grad_fn)`."
                 )
-            radius = jnp.maximum(rho_max(state.search_count), 0) if callable(rho_max) else rho_max
+            radius = radius_at(rho_max, state.search_count)
             alphas = jnp.linspace(0, alpha_max, num_alphas, dtype=state.alpha.dtype)
             losses = jax.lax.map(
                 lambda alpha: loss.value(tree_math.add(params, point(alpha, radius))),

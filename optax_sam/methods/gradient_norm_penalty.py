@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
+from optax_sam.curvature.products import hessian_vector_product
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
+from optax_sam.schedules import radius_at
 
 
 class GradientNormPenaltyState(NamedTuple):
@@ -79,11 +81,9 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness)
         loss.check_passed(updates)
         gradient = loss.average(updates)
-        direction = tree_math.cast_like(tree_math.unit(gradient), params)
-        product = jax.jvp(loss.gradient, (params,), (direction,))[1]
+        product = hessian_vector_product(loss.gradient, params, tree_math.unit(gradient))
         one = jnp.ones((), tree_math.accumulation_dtype(updates))
-        weight = jnp.maximum(rho(state.penalty_count), 0) if callable(rho) else rho
-        direction = tree_math.combine(one, gradient, weight * one, product)
+        direction = tree_math.combine(one, gradient, radius_at(rho, state.penalty_count) * one, product)
         return direction, GradientNormPenaltyState(optax.safe_increment(state.penalty_count))
 
     return optax.GradientTransformationExtraArgs(init, update)
