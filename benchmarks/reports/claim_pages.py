@@ -1,9 +1,34 @@
-"""The blocks of `docs/claims.md` and `docs/theory.md` that are generated from the results."""
+"""The blocks and pictures of `docs/claims.md` and `docs/theory.md` that are generated from the results."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from benchmarks.reports.claims import Report
-from benchmarks.reports.pages import table
+from benchmarks.reports.claims import Claim, Report, SuiteResults, result_file
+from benchmarks.reports.pages import fill_tables, table
+from benchmarks.reports.records import read_records
+
+
+def write_page(
+    page: str, claims: Mapping[str, Claim], suite: SuiteResults, results: Path, docs: Path
+) -> None:
+    """Draws the pictures, prints the verdicts and fills the page, from the result files.
+
+    Args:
+        page: name of the page, and of the folder of its pictures.
+        claims: name -> claim.
+        suite: results of the accuracy suite.
+        results: folder of the result files.
+        docs: folder of the page.
+    """
+    reports = {}
+    for name, claim in claims.items():
+        records = read_records(result_file(claim, results))
+        reports[name] = claim.report(records, suite)._replace(has_picture=bool(records))
+        if records:
+            claim.draw(records, suite, docs / page / f"{name}.png")
+        for verdict in reports[name].verdicts:
+            print(f"{verdict.outcome:16s} {verdict.statement}: {verdict.evidence}")
+    fill_tables(docs / f"{page}.md", blocks(reports, page))
 
 
 def blocks(reports: Mapping[str, Report], folder: str = "claims") -> dict[str, str]:

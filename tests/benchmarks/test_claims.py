@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +24,7 @@ from benchmarks.reports import claims as claim
 from benchmarks.reports import plots
 from benchmarks.reports.claim_pages import blocks
 from benchmarks.reports.pages import DOCS, filled
-from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.reports.records import read_records
 from benchmarks.reports.verdicts import Comparison, Verdict, judge, number
 from tests.benchmarks.networks import Tiny
 from tests.problems import network
@@ -533,32 +531,6 @@ def test_verdicts_on_the_alternatives():
 
 
 # --- The page -----------------------------------------------------------------------------------------
-
-
-def stored(one):
-    return read_records(claim.result_file(one, RESULTS))
-
-
-@pytest.mark.parametrize("name", CLAIMS)
-def test_stored_results_are_those_of_the_code(name):
-    records = stored(CLAIMS[name])
-    jobs = CLAIMS[name].jobs(records)
-    assert all(claim.is_done(job, records) for job in jobs)
-    assert all(any(claim.is_result_of(record, job) for job in jobs) for record in records)
-
-
-def test_page_shows_the_stored_results():
-    """If this fails after new results: python -m benchmarks.experiments.claims --report-only."""
-    suite = claim.read_suite(RESULTS)
-    reports = {
-        name: one.report(stored(one), suite)._replace(has_picture=bool(stored(one)))
-        for name, one in CLAIMS.items()
-    }
-    shown = (DOCS / "claims.md").read_text(encoding="utf-8")
-    assert filled(shown, blocks(reports)) == shown
-    pictures = re.findall(r"!\[.*\]\((.*)\)", shown)
-    assert {Path(picture).stem for picture in pictures} == {n for n, one in CLAIMS.items() if stored(one)}
-    assert all((DOCS / picture).stat().st_size > 10_000 for picture in pictures)
 
 
 def test_page_without_a_place_for_a_block_is_an_error():

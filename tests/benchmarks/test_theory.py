@@ -1,8 +1,5 @@
 """Theory as programs: each measures and reports; verdicts on made-up numbers; the page and stored results."""
 
-import re
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -19,9 +16,7 @@ from benchmarks.experiments.theory.third_order import ThirdOrder
 from benchmarks.experiments.theory.xsam_plane import XSAMPlane
 from benchmarks.experiments.theory.xsam_two_dimensions import XSAMTwoDimensions
 from benchmarks.reports import claims as claim
-from benchmarks.reports.claim_pages import blocks
-from benchmarks.reports.pages import DOCS, filled
-from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.reports.records import read_records
 from optax_sam import curvature
 
 CLAIMS = __main__.CLAIMS
@@ -173,28 +168,3 @@ def test_verdicts_on_the_rate():
 
     assert outcomes(GradientRate(), records(0.5)) == ["holds"]
     assert outcomes(GradientRate(), records(0.8)) == ["does not hold"]
-
-
-# --- The page -----------------------------------------------------------------------------------------
-
-
-def stored(one):
-    return read_records(claim.result_file(one, RESULTS))
-
-
-@pytest.mark.parametrize("name", CLAIMS)
-def test_stored_results_are_those_of_the_code(name):
-    records = stored(CLAIMS[name])
-    jobs = CLAIMS[name].jobs(records)
-    assert all(claim.is_done(job, records) for job in jobs)
-    assert all(any(claim.is_result_of(record, job) for job in jobs) for record in records)
-
-
-def test_page_shows_the_stored_results():
-    """If this fails after new results: python -m benchmarks.experiments.theory --report-only."""
-    reports = {name: one.report(stored(one), NO_SUITE) for name, one in CLAIMS.items()}
-    shown = (DOCS / "theory.md").read_text(encoding="utf-8")
-    assert filled(shown, blocks(reports, "theory")) == shown
-    pictures = re.findall(r"!\[.*\]\((.*)\)", shown)
-    assert {Path(picture).stem for picture in pictures} == set(CLAIMS)
-    assert all((DOCS / picture).stat().st_size > 10_000 for picture in pictures)

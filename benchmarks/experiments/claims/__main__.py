@@ -24,10 +24,10 @@ from benchmarks.experiments.claims.info_sam import InfoSAM
 from benchmarks.experiments.claims.setting import RECIPES
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
-from benchmarks.reports.claim_pages import blocks
-from benchmarks.reports.claims import measure_missing, read_suite, result_file
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.reports.claim_pages import write_page
+from benchmarks.reports.claims import measure_missing, read_suite
+from benchmarks.reports.pages import DOCS
+from benchmarks.reports.records import RESULTS
 from benchmarks.training.workers import quiet
 
 CLAIMS = {
@@ -65,21 +65,7 @@ def run(options: Options) -> None:
         for name in options.claims:
             print(name)
             measure_missing(CLAIMS[name], options.results, options.data_dir, options.processes)
-    report(options)
-
-
-def report(options: Options) -> None:
-    """Pictures, page and verdicts from the result files."""
-    suite = read_suite(options.results)
-    reports = {}
-    for name, claim in CLAIMS.items():
-        records = read_records(result_file(claim, options.results))
-        reports[name] = claim.report(records, suite)._replace(has_picture=bool(records))
-        if records:
-            claim.draw(records, suite, options.docs / "claims" / f"{name}.png")
-        for verdict in reports[name].verdicts:
-            print(f"{verdict.outcome:16s} {verdict.statement}: {verdict.evidence}")
-    fill_tables(options.docs / "claims.md", blocks(reports))
+    write_page("claims", CLAIMS, read_suite(options.results), options.results, options.docs)
 
 
 def main() -> None:

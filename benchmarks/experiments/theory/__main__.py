@@ -25,10 +25,10 @@ from benchmarks.experiments.theory.sde_paths import SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
 from benchmarks.experiments.theory.xsam_plane import XSAMPlane
 from benchmarks.experiments.theory.xsam_two_dimensions import XSAMTwoDimensions
-from benchmarks.reports.claim_pages import blocks
-from benchmarks.reports.claims import SuiteResults, measure_missing, result_file
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.reports.claim_pages import write_page
+from benchmarks.reports.claims import SuiteResults, measure_missing
+from benchmarks.reports.pages import DOCS
+from benchmarks.reports.records import RESULTS
 from benchmarks.training.workers import quiet
 
 CLAIMS = {
@@ -74,20 +74,7 @@ def run(options: Options) -> None:
         for name in options.claims:
             print(name)
             measure_missing(CLAIMS[name], options.results, options.data_dir, options.processes)
-    report(options)
-
-
-def report(options: Options) -> None:
-    """Pictures, page and verdicts from the result files."""
-    reports, no_suite = {}, SuiteResults([], [])
-    for name, claim in CLAIMS.items():
-        records = read_records(result_file(claim, options.results))
-        reports[name] = claim.report(records, no_suite)._replace(has_picture=bool(records))
-        if records:
-            claim.draw(records, no_suite, options.docs / "theory" / f"{name}.png")
-        for verdict in reports[name].verdicts:
-            print(f"{verdict.outcome:16s} {verdict.statement}: {verdict.evidence}")
-    fill_tables(options.docs / "theory.md", blocks(reports, "theory"))
+    write_page("theory", CLAIMS, SuiteResults([], []), options.results, options.docs)
 
 
 def main() -> None:
