@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigenpairs import track_eigenpair
+from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
 from optax_sam.curvature.krylov import SOLVERS
 from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
@@ -39,9 +39,11 @@ class TiltToTopEigenvectorState(NamedTuple):
 
     Attributes:
       tilt_count: number of updates made; int32.
-      eigenvalue: estimate of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
-      eigenvector: unit vector v; like the parameters, float32 or wider. 0 before the first refresh. To
-        start from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
+      eigenvalue: estimate of the tracked eigenvalue at the last refresh, a scalar; 0 before the first. As
+        long as it is 0, ε = ε₀.
+      eigenvector: unit vector v; like the parameters, float32 or wider. Before the first refresh, the random
+        vector with which it begins, of any length. To begin with a vector of your own:
+        `optax.tree.set(state, eigenvector=v0)`, and to tilt to it at once, set `eigenvalue=` too.
     """
 
     tilt_count: jax.Array
@@ -102,7 +104,7 @@ def tilt_to_top_eigenvector(
         return TiltToTopEigenvectorState(
             tilt_count=jnp.zeros((), jnp.int32),
             eigenvalue=jnp.zeros((), tree_math.accumulation_dtype(params)),
-            eigenvector=tree_math.zeros_like(params),
+            eigenvector=start_vector(params, seed),
         )
 
     def update(
@@ -116,13 +118,13 @@ def tilt_to_top_eigenvector(
     ) -> tuple[optax.Updates, TiltToTopEigenvectorState]:
         kept = (state.eigenvalue, state.eigenvector)
         track = lambda: track_eigenpair(
-            kept, loss.curvature_gradient, params, solver=solver, num_iters=num_iters, seed=seed
+            kept, loss.curvature_gradient, params, solver=solver, num_iters=num_iters
         )
         eigenvalue, eigenvector = refreshed(refresh, state.tilt_count, interval, track, kept)
 
         length = tree_math.norm(updates)
         along = tree_math.vdot(updates, eigenvector)
-        tilt = alpha * jnp.sign(along)
+        tilt = jnp.where(eigenvalue == 0, 0, alpha * jnp.sign(along))
         epsilon = tree_math.combine(
             1 - tilt * along * tree_math.reciprocal_or_zero(length),
             updates,
