@@ -39,11 +39,10 @@ class TiltToTopEigenvectorState(NamedTuple):
 
     Attributes:
       tilt_count: number of updates made; int32.
-      eigenvalue: estimate of the tracked eigenvalue at the last refresh, a scalar; 0 before the first. As
-        long as it is 0, ε = ε₀.
+      eigenvalue: estimate of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
       eigenvector: unit vector v; like the parameters, float32 or wider. Before the first refresh, the random
-        vector with which it begins, of any length. To begin with a vector of your own:
-        `optax.tree.set(state, eigenvector=v0)`, and to tilt to it at once, set `eigenvalue=` too.
+        vector with which it begins, so short (about 1e-18) that a tilt to it is lost in rounding. To start
+        from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
     """
 
     tilt_count: jax.Array
@@ -124,7 +123,7 @@ def tilt_to_top_eigenvector(
 
         length = tree_math.norm(updates)
         along = tree_math.vdot(updates, eigenvector)
-        tilt = jnp.where(eigenvalue == 0, 0, alpha * jnp.sign(along))
+        tilt = alpha * jnp.sign(along)
         epsilon = tree_math.combine(
             1 - tilt * along * tree_math.reciprocal_or_zero(length),
             updates,

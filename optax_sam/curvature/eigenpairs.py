@@ -15,6 +15,9 @@ from optax_sam import checks, tree_math
 from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, combination, ritz_pairs, tridiagonalise
 from optax_sam.curvature.products import hessian_operator, hessian_vector_product
 
+# Of the start vector. A power of two, so that the vector is the same but for its length.
+START_SCALE = 2.0**-60
+
 
 class Eigenpairs(NamedTuple):
     """Result of `top_eigenpairs`.
@@ -132,7 +135,8 @@ def start_vector(params: optax.Params, seed: int) -> optax.Params:
     """Returns the vector from which `track_eigenpair` starts: random, shaped and sharded like `params`.
 
     It belongs in `init`. Drawn in the training step, it would be compiled into every program with a refresh,
-    where it took half of the time. Its entries are normal; it is not of unit length.
+    where it took half of the time. Its entries are normal, times `START_SCALE`: so short that a tilt to it is
+    lost in rounding.
     """
     return _drawn(jax.random.key(seed), tree_math.zeros_like(params))
 
@@ -140,7 +144,8 @@ def start_vector(params: optax.Params, seed: int) -> optax.Params:
 @jax.jit
 def _drawn(key: jax.Array, zeros: optax.Params) -> optax.Params:
     # The sum is sharded like its second term, also where the sharding is not part of the type.
-    return tree_math.add(tree_math.random_vector(key, zeros), zeros)
+    short = tree_math.scale(jnp.asarray(START_SCALE), tree_math.random_vector(key, zeros))
+    return tree_math.add(short, zeros)
 
 
 def track_eigenpair(
@@ -154,8 +159,8 @@ def track_eigenpair(
     """Improves an eigenpair by a few products with the Hessian.
 
     Args:
-      last: the previous eigenvalue and eigenvector, or 0 and a `start_vector`. A zero vector is replaced by
-        one of ones.
+      last: the previous eigenvalue and unit eigenvector, or 0 and a `start_vector`. A zero vector is
+        replaced by one of ones.
       gradient_fn: the gradient whose Jacobian is the Hessian.
       params: parameters w.
       solver: one of `SOLVERS`.
@@ -165,8 +170,9 @@ def track_eigenpair(
       Eigenvalue and unit eigenvector; `last` if nothing finite was found.
     """
     matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
-    is_unset = tree_math.norm(last[1]) == 0
-    start = tree_math.where(is_unset, jax.tree.map(jnp.ones_like, last[1]), last[1])
+    length = tree_math.norm(last[1])
+    longer = tree_math.scale(jnp.where(length < 1e-6, 1 / START_SCALE, 1), last[1])
+    start = tree_math.where(length == 0, jax.tree.map(jnp.ones_like, last[1]), longer)
     found = SOLVERS[solver](matvec, start, num_iters)
     is_usable = jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)
     return tree_math.where(is_usable, found, last)

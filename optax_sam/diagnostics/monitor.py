@@ -56,7 +56,7 @@ class MonitorState(NamedTuple):
       alignment: |⟨ε, v⟩| / ‖ε‖.
       top_eigenvalue: estimate of λ_max.
       top_eigenvector: estimate of v, of unit length, from which the next one starts; like the parameters,
-        float32 or wider. Before the first recording, the random vector with which it begins, of any length.
+        float32 or wider. Before the first recording, the random vector with which it begins, much shorter.
         `optax.EmptyState()` if no curvature is asked for.
       inner_state: state of the method.
     """

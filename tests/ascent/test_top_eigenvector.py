@@ -37,7 +37,7 @@ def w64():
 def perturb(g, v, rho, alpha):
     ascent = optax.chain(optax_sam.steepest_ascent(rho), optax_sam.tilt_to_top_eigenvector(alpha))
     g = unflat(g)
-    state = optax.tree.set(ascent.init(g), eigenvalue=jnp.ones(()), eigenvector=unflat(v))
+    state = optax.tree.set(ascent.init(g), eigenvector=unflat(v))
     return flat(ascent.update(g, state, g, refresh=False)[0])
 
 
@@ -95,7 +95,7 @@ def tilt_preconditioned(g, v, t, rho, alpha):
     steepest = optax_sam.steepest_ascent(rho, constraint=constant(t))
     ascent = optax.chain(steepest, optax_sam.tilt_to_top_eigenvector(alpha))
     g = unflat(g)
-    state = optax.tree.set(ascent.init(g), eigenvalue=jnp.ones(()), eigenvector=unflat(v))
+    state = optax.tree.set(ascent.init(g), eigenvector=unflat(v))
     return flat(steepest.update(g, state[0], g)[0]), flat(ascent.update(g, state, g, refresh=False)[0])
 
 
