@@ -225,7 +225,7 @@ def test_committed_networks_have_the_settings_of_the_committed_trials():
     records, tuned, _ = committed()
     runs = Counter((record["row"], record["label_noise"], record["seed"]) for record in records)
     seeds = range(suite.Suite("run").seeds)
-    assert runs == Counter(itertools.product(suite_rows.ROWS, suite.NOISE_LEVELS, seeds))
+    assert runs == Counter(itertools.product(suite_rows.ROWS, suite.noise_of(suite.Suite("run")), seeds))
     for record in records:
         assert record["settings"] == suite_rows.best(tuned, record["row"], record["label_noise"])
 
@@ -234,6 +234,6 @@ def test_committed_rows_had_five_trials_each_with_another_seed():
     _, tuned, times = committed()
     counts = Counter((trial["row"], trial["label_noise"]) for trial in tuned)
     chosen = [name for name in suite_rows.ROWS if name not in ("sgd", "sgd_40")]
-    assert counts == {(name, noise): 5 for name in chosen for noise in suite.NOISE_LEVELS}
+    assert counts == {(name, noise): 5 for name in chosen for noise in suite.noise_of(suite.Suite("tune"))}
     assert {trial["seed"] for trial in tuned} == {suite.TUNING_SEED}
     assert [time["row"] for time in times] == list(suite_rows.ROWS)
