@@ -46,7 +46,7 @@ from benchmarks.train import add_label_noise, evaluate
 from benchmarks.training.config import Config
 from benchmarks.training.program import Program, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
-from benchmarks.training.suite_rows import best, next_trial
+from benchmarks.training.suite_rows import best, missing_trials
 from benchmarks.training.suite_settings import SETTINGS, Setting
 from benchmarks.training.trials import settings_of, time_per_step, train_to_the_end, with_settings
 from benchmarks.training.workers import on_each_core, quiet
@@ -232,29 +232,31 @@ def training_loss(suite: Suite) -> Callable[..., jax.Array]:
 # --- Tuning -------------------------------------------------------------------------------------------
 
 
-def tune_job(job: tuple[Suite, str, float, list[Record]]) -> list[Record]:
-    """Makes the missing trials of a row at a noise level."""
-    suite, name, noise, before = job
-    trials = list(before)
-    while (settings := next_trial(trials, name, noise, setting_of(suite).rows)) is not None:
-        trials.append(train_job(Job(suite, name, noise, TUNING_SEED, settings), test=False))
-    return trials[len(before) :]
+def tune_job(job: Job) -> Record:
+    """Trains a network to compare settings."""
+    return train_job(job, test=False)
+
+
+def next_trials(suite: Suite, trials: list[Record]) -> list[Job]:
+    """The trials that can be made now; others depend on their results."""
+    jobs: list[Job] = []
+    for name in rows_of(suite):
+        for noise in noise_of(suite):
+            for row, settings in missing_trials(trials, name, noise, setting_of(suite).rows):
+                job = Job(suite, row, noise, TUNING_SEED, settings)
+                if job not in jobs:
+                    jobs.append(job)
+    return jobs
 
 
 def tune(suite: Suite) -> None:
     """Appends the trials that are missing from the tuning file."""
-    file, rows = tuning_file_of(suite), setting_of(suite).rows
+    file = tuning_file_of(suite)
     trials = read_records(file)
     write_records(file, trials)  # drops an incomplete last line, from a run that was killed
-    for depends in (False, True):  # rows that start from the best settings of another one come later
-        jobs = []
-        for name in rows_of(suite):
-            if (rows[name].starts_from is not None) == depends:
-                for noise in noise_of(suite):
-                    if next_trial(trials, name, noise, rows) is not None:
-                        jobs.append((suite, name, noise, list(trials)))
-        for own in on_each_core(tune_job, jobs, suite.processes):
-            trials += own
+    while jobs := next_trials(suite, trials):
+        for trial in on_each_core(tune_job, jobs, suite.processes):
+            trials.append(trial)
             write_records(file, trials)
 
 
@@ -269,13 +271,8 @@ def run_job(job: Job) -> Record:
 def run(suite: Suite) -> None:
     """Appends the networks that are missing from the result file, all rows of one seed after another."""
     trials, rows = read_records(tuning_file_of(suite)), setting_of(suite).rows
-    missing = [
-        (name, noise)
-        for name in rows_of(suite)
-        for noise in noise_of(suite)
-        if next_trial(trials, name, noise, rows) is not None
-    ]
-    if missing:
+    if jobs := next_trials(suite, trials):
+        missing = list(dict.fromkeys((job.row, job.noise) for job in jobs))
         raise UsageError(
             f"{tuning_file_of(suite)} lacks trials of {missing}, so the settings are not known; make them "
             "with python -m benchmarks.experiments.suite tune"

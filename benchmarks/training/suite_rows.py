@@ -125,21 +125,27 @@ def start(trials: list[Record], name: str, noise: float, rows: Mapping[str, Row]
     return {} if other is None else best(trials, other, noise, rows)
 
 
-def next_trial(
+def missing_trials(
     trials: list[Record], name: str, noise: float, rows: Mapping[str, Row] = ROWS
-) -> dict[str, float] | None:
-    """Settings of the first missing trial of a row at a noise level; None if none is missing.
+) -> list[tuple[str, dict[str, float]]]:
+    """The trials that a row lacks at a noise level, as far as they can be told already.
 
-    A row that starts from another one comes after it.
+    Returns:
+        Rows and settings: those of the row from which this one starts, as long as it lacks any; then its own
+        first ones; then the last one. Empty if the row's settings are known.
     """
     row = rows[name]
+    if row.starts_from is not None and (before := missing_trials(trials, row.starts_from, noise, rows)):
+        return before
     if not row.first:
-        return None
+        return []
     own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
+    made = [trial["settings"] for trial in own]
     given = start(trials, name, noise, rows)
     wanted = [{**given, **settings} for settings in row.first]
-    first = [trial for trial in own if trial["settings"] in wanted]
-    if first and row.then:
-        wanted.append({**best(first, name, noise, rows), **row.then})
-    made = [trial["settings"] for trial in own]
-    return next((settings for settings in wanted if settings not in made), None)
+    missing = [settings for settings in wanted if settings not in made]
+    if not missing and row.then is not None:
+        first = [trial for trial in own if trial["settings"] in wanted]
+        last = {**best(first, name, noise, rows), **row.then}
+        missing = [] if last in made else [last]
+    return [(name, settings) for settings in missing]

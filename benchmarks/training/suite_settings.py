@@ -116,6 +116,9 @@ VIT = {
 }
 LARGER_VIT = {"patch_size": 4, "hidden_size": 192, "num_layers": 6, "num_heads": 6}
 
+few_rows = rows_on_right_labels("SGD", 1, 6, (5e-4, 2e-3, 5e-3), 0.2, 0.1)
+few_rows = {name: few_rows[name] for name in ("sgd", "sgd_tuned", "sam", "sgd_long", "sam_tuned")}
+
 SETTINGS = {
     "fashion_mnist": Setting(
         "Strided CNN on Fashion-MNIST, wrong labels",
@@ -156,5 +159,12 @@ SETTINGS = {
         "suite_fashion_vit_full",
         VIT | {"model_options": LARGER_VIT, "dtype": "bfloat16"},
         rows_on_right_labels("AdamW", 50, 50_000 // BATCH_SIZE, (0.1, 1.0, 3.0), 5e-4, 0.1),
+    ),
+    # Needs no files and a few seconds: to try the programs.
+    "digits": Setting(
+        "MLP on 300 of the bundled digits",
+        "suite_digits",
+        {"dataset": "digits", "train_size": 300, "model": "mlp", "batch_size": 50},
+        few_rows,
     ),
 }

@@ -57,7 +57,8 @@ def test_suite_tunes_runs_goes_on_and_reports(tiny, tmp_path, monkeypatch, capsy
         (row, noise): 3 for row in ("sam", "sgd_decay") for noise in (0.0, 0.4)
     }
     # The last trial of a row goes on from the better of the first two.
-    first, second, last = [trial for trial in tuned if trial["row"] == "sgd_decay"][:3]
+    at = ("sgd_decay", 0.0)
+    first, second, last = [trial for trial in tuned if (trial["row"], trial["label_noise"]) == at]
     better = max(first, second, key=lambda trial: trial["validation_accuracy"])
     assert last["settings"] == {**better["settings"], **suite_rows.ROWS["sgd_decay"].then}
     assert all("test_accuracy" not in trial for trial in tuned)
@@ -170,6 +171,60 @@ def test_a_diverged_network_counts_as_guessing(tiny):
     record = suite.run_job(suite.Job(dataclasses.replace(tiny, epochs=3), "sgd", 0.0, 0, settings))
     assert record["diverged"]
     assert record["test_accuracy"] == record["validation_accuracy"] == 0.1
+
+
+def test_a_row_that_starts_from_another_one_has_its_settings():
+    made_up = {
+        "tuned": suite_rows.Row(
+            "sgd", "tuned", [{"weight_decay": 1}, {"weight_decay": 2}], {"learning_rate": 3}
+        ),
+        "sam": suite_rows.Row("sam", "SAM on tuned", [{"rho": 4}, {"rho": 5}], starts_from="tuned"),
+        "long": suite_rows.Row("sgd", "longer", starts_from="tuned"),
+    }
+    trials = []
+
+    def make(row, accuracy, **settings):
+        trials.append({"row": row, "label_noise": 0.0, "settings": settings, "validation_accuracy": accuracy})
+
+    missing = lambda name: suite_rows.missing_trials(trials, name, 0.0, made_up)
+    first = [("tuned", {"weight_decay": 1}), ("tuned", {"weight_decay": 2})]
+    assert missing("tuned") == missing("sam") == missing("long") == first
+    make("tuned", 0.5, weight_decay=1)
+    make("tuned", 0.6, weight_decay=2)
+    last = {"weight_decay": 2, "learning_rate": 3}
+    assert missing("tuned") == missing("sam") == missing("long") == [("tuned", last)]
+    make("tuned", 0.7, **last)
+    assert missing("tuned") == missing("long") == []
+    assert suite_rows.best(trials, "long", 0.0, made_up) == last
+    assert missing("sam") == [("sam", last | {"rho": 4}), ("sam", last | {"rho": 5})]
+    make("sam", 0.8, **last, rho=5)
+    make("sam", 0.7, **last, rho=4)
+    assert suite_rows.best(trials, "sam", 0.0, made_up) == last | {"rho": 5}
+
+
+def test_more_test_images_come_from_those_held_out_and_no_image_is_used_twice():
+    setting = suite.SETTINGS["cifar_resnet"]
+    config = setting.config
+    split = lambda *numbers: arrays.Split(np.array(numbers)[:, None], np.array(numbers))
+    whole = arrays.Dataset(split(1, 2), split(3, 4, 5), split(6, 7), 10)
+    moved = suite.with_more_test_images(whole, 2)
+    assert moved.validation.labels.tolist() == [3]
+    assert moved.test.labels.tolist() == [4, 5, 6, 7]
+    assert moved.test.images[:, 0].tolist() == [4, 5, 6, 7]
+    assert moved.train == whole.train
+    # As the protocol says.
+    assert (config["train_size"], config["validation_size"] - setting.more_test) == (2500, 1500)
+
+
+def test_rows_of_a_setting():
+    with pytest.raises(UsageError, match="'digits' has no row asam_decay; its rows are: sgd, sgd_tuned"):
+        suite.tune(suite.Suite("tune", "digits", rows=("asam_decay",), processes=1))
+    for name, setting in suite.SETTINGS.items():
+        for row in setting.rows:
+            config = suite.row_config(suite.Suite("run", name), row, 0.0)
+            assert config.epochs == setting.rows[row].epochs
+        if "sgd_long" in setting.rows:
+            assert setting.rows["sgd_long"].epochs == 2 * setting.rows["sgd"].epochs
 
 
 def test_best_is_of_the_row_and_noise_level_and_the_first_of_equals():
