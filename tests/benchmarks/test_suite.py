@@ -11,7 +11,7 @@ from benchmarks.data import arrays
 from benchmarks.errors import UsageError
 from benchmarks.experiments import suite
 from benchmarks.models import table
-from benchmarks.reports import pages, plots, suite_figures, suite_report, suite_tables
+from benchmarks.reports import pages, plots, setting_tables, suite_figures, suite_report, suite_tables
 from benchmarks.reports.records import RESULTS, read_records, write_records
 from benchmarks.reports.suite_numbers import differences
 from benchmarks.training import suite_rows
@@ -251,6 +251,34 @@ def test_differences_are_taken_seed_by_seed():
     assert "+2.0 ± 0.0" in suite_tables.difference_table(records, [], [])
 
 
+def test_the_table_of_a_setting_shows_paired_differences_and_what_is_there(tmp_path):
+    made_up = {
+        "sgd": ((0.5, 0.6, 0.7), {}),
+        "sgd_tuned": ((0.52, 0.61, 0.72), {"weight_decay": 0.002}),
+        "sam": ((0.55, 0.65), {"rho": 0.1}),
+        "part_16": ((0.55,), {"rho": 0.1}),
+    }
+    records = [
+        {"row": row, "label_noise": 0.0, "seed": seed, "settings": settings, "test_accuracy": accuracy}
+        | {"training_accuracy_on_noisy_labels": 0.9}
+        for row, (accuracies, settings) in made_up.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    assert setting_tables.setting_table("digits", tmp_path) == setting_tables.NOTHING
+    write_records(tmp_path / "suite_cifar_resnet.jsonl", records)
+    lines = setting_tables.setting_table("cifar_resnet", tmp_path).splitlines()
+    cells = {
+        label.strip(): [cell.strip() for cell in row] for label, *row in (x.split("|")[1:-1] for x in lines)
+    }
+    assert cells["SGD"][:5] == ["1.00", "3", "60.0 ± 5.8", "-1.7 ± 0.3", "-5.0 ± 0.0"]
+    assert cells["SAM"] == ["2.00", "2", "60.0 ± 5.0", "+3.5 ± 0.5", "0", "90.0 ± 0.0", "rho 0.1"]
+    assert cells["SGD, tuned"][3] == "0"
+    assert cells["SAM, ascent on 16 of 128"][0] == f"{1 + 16 / 128:.2f}"
+    assert len(cells) == 2 + len(made_up)
+    gradients = lambda row: setting_tables.gradients("cifar_resnet", row)
+    assert [gradients(row) for row in ("sgd_long", "xsam3", "look_sam", "momentum_sam")] == [2, 4, 1.2, 1]
+
+
 def test_a_page_has_one_place_for_each_table():
     page = "before\n<!-- table: a -->\nold\n<!-- end -->\nafter\n"
     assert pages.filled(page, {"a": "new"}) == page.replace("old", "new")
@@ -271,7 +299,7 @@ def committed():
 def test_the_page_shows_the_committed_results():
     page = suite_report.PAGE.read_text()
     tables = {name: make(*committed()) for name, make in suite_tables.TABLES.items()}
-    assert pages.filled(page, tables) == page
+    assert pages.filled(page, tables | suite_report.other_settings(RESULTS)) == page
     page = (pages.DOCS / "choose.md").read_text()
     assert pages.filled(page, {"cheap": tables["cheap"]}) == page
 
@@ -283,6 +311,20 @@ def test_committed_networks_have_the_settings_of_the_committed_trials():
     assert runs == Counter(itertools.product(suite_rows.ROWS, suite.noise_of(suite.Suite("run")), seeds))
     for record in records:
         assert record["settings"] == suite_rows.best(tuned, record["row"], record["label_noise"])
+
+
+@pytest.mark.parametrize("name", suite_report.OTHER_SETTINGS)
+def test_committed_networks_of_other_settings_have_the_settings_of_their_trials(name):
+    setting = suite.SETTINGS[name]
+    records, tuned = (read_records(RESULTS / f"{setting.file}{end}.jsonl") for end in ("", "_tuning"))
+    runs = Counter((record["row"], record["seed"]) for record in records)
+    assert set(runs.values()) <= {1}
+    assert {trial["seed"] for trial in tuned} <= {suite.TUNING_SEED}
+    assert all("test_accuracy" not in trial for trial in tuned)
+    for record in records:
+        assert record["settings"] == suite_rows.best(tuned, record["row"], 0.0, setting.rows)
+        assert not suite_rows.missing_trials(tuned, record["row"], 0.0, setting.rows)
+        assert record["seed"] != suite.TUNING_SEED
 
 
 def test_committed_rows_had_five_trials_each_with_another_seed():
