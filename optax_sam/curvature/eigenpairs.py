@@ -5,6 +5,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from numbers import Number
 from typing import Any, NamedTuple
 
 import jax
@@ -136,6 +137,7 @@ def track_eigenpair(
     solver: str,
     num_iters: int,
     seed: int,
+    decay: float | jax.Array = 0.0,
 ) -> tuple[jax.Array, optax.Params]:
     """Improves an eigenpair by a few products with the Hessian.
 
@@ -146,11 +148,16 @@ def track_eigenpair(
       solver: one of `SOLVERS`.
       num_iters: number of products.
       seed: of the random start vector.
+      decay: β of a running mean of the products, β λ v + (1 − β) H v in place of H v, with the last λ.
 
     Returns:
       Eigenvalue and unit eigenvector; `last` if nothing finite was found.
     """
-    matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
+    product = matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
+    if not isinstance(decay, Number) or decay != 0:
+        # Before the first refresh, and with a start vector of one's own, λ is 0: there is no mean yet.
+        weight = jnp.where(last[0] == 0, 0, jnp.asarray(decay, last[0].dtype))
+        matvec = lambda v: tree_math.mix(weight, tree_math.scale(last[0], v), product(v))
     is_unset = tree_math.norm(last[1]) == 0
     start = tree_math.where(is_unset, tree_math.random_vector(jax.random.key(seed), last[1]), last[1])
     found = SOLVERS[solver](matvec, start, num_iters)
