@@ -23,8 +23,8 @@ STYLES = {
     "paper": plots.style("eigen_sam", "5 power iterations every 100 steps (the paper's)"),
     "lanczos": plots.style("asam", "5 Lanczos products every 100 steps"),
     "spread": plots.style("info_sam", "1 product every 20 steps"),
-    "spread_mean": plots.style("sam", "the same, running mean"),
-    "part_13": plots.style("xsam", "a tenth of the batch every 2 steps, running mean", "--"),
+    "part_32": plots.style("sam", "1 on a quarter of the batch every 5 steps, running mean"),
+    "differences": plots.style("xsam", "no product: g' − g, running mean", "--"),
 }
 
 
@@ -34,11 +34,11 @@ def reported(records: list[Record]) -> list[Record]:
 
 
 def chosen(records: list[Record], name: str, decays: tuple[float, ...]) -> float:
-    """The `decay` with the best mean alignment for the tuning seed; the first if it has not been measured."""
+    """The `decay` with the best mean alignment with the span for the tuning seed; the first without any."""
 
     def quality(decay: float) -> float:
         own = select(records, seed=TUNING_SEED, tracker=name, decay=decay)
-        return float(np.mean([np.mean(record["alignment"]) for record in own])) if own else 0.0
+        return float(np.mean([np.mean(record["span"]) for record in own])) if own else 0.0
 
     return max(decays, key=quality)
 
@@ -74,10 +74,10 @@ def tracker_table(records: list[Record], trackers: Mapping[str, Any]) -> str:
             (
                 tracker.label,
                 str(tracker.examples),
-                f"{tracker.num_iters} every {tracker.interval}",
+                f"{tracker.num_iters} every {tracker.interval}" if tracker.cost() else "none",
                 f"{decay:g}",
                 *cells,
-                f"{error.mean():.0f} %" if error.size else "–",
+                f"{error.mean():.0f} %" if error.size and tracker.cost() else "–",
             )
         )
     titles = ("", "examples", "products, steps", "decay", *CELLS, "error of λ₁")
@@ -101,7 +101,7 @@ def decay_table(records: list[Record], trackers: Mapping[str, Any]) -> str:
             lines.append(
                 (f"{tracker.examples}, {tracker.num_iters} every {tracker.interval}", str(decay), *found)
             )
-    return table(("examples; products, steps", "decay", *CELLS), lines)
+    return table(("", "examples", "every", "decay", *CELLS), lines)
 
 
 def gap_table(records: list[Record]) -> str:

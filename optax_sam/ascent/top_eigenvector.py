@@ -111,8 +111,9 @@ def tilt_to_top_eigenvector(
         raise ValueError(f"`solver` must be one of {sorted(SOLVERS)}, got {solver!r}.")
     if solver != "power" and not isinstance(decay, jax.core.Tracer) and decay > 0:
         raise ValueError(
-            f'`decay` is for `solver="power"`, got {decay} with {solver!r}: adding a multiple of v to H v does'
-            " not change the Krylov space, so Lanczos would forget the refreshes before. Leave one of the two out."
+            f'`decay` is for `solver="power"`, got {decay} with {solver!r}: adding a multiple of v to H v'
+            " does not change the Krylov space, so Lanczos would forget the refreshes before. Leave one of"
+            " the two out."
         )
 
     def init(params: optax.Params) -> TiltToTopEigenvectorState:

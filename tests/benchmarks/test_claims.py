@@ -155,7 +155,7 @@ def check_eigen_sam_tracked(one, records, panels):
     tracked = eigen_sam_tracked
     assert len(records) == 2 * len(tracked.ROWS) * len(one.seeds)
     alphas, found, noises = (0.05, 0.2, 0.5, 1.0), [[], [], [], [], []], (0.0, 0.4)
-    settings = {"paper": {}, "mean": {"refresh_every": 20, "num_iters": 1, "decay": tracked.DECAY}}
+    settings = tracked.TRACKERS
     for noise, panel in zip(noises, np.reshape(panels, (2, 4)), strict=True):
 
         def of_row(row, noise=noise):
