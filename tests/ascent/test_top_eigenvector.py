@@ -1,5 +1,6 @@
 """ε = ρ (ĝ + α s v⊥), s = sign⟨g, v⟩, v⊥ = v − ⟨ĝ, v⟩ ĝ, and the tracker of v."""
 
+import functools
 import itertools
 
 import chex
@@ -127,6 +128,51 @@ def test_tracker_finds_the_prescribed_eigenpair():
     lanczos = track(solver="lanczos", num_iters=SIZE)
     np.testing.assert_allclose(lanczos.eigenvalue, 9.0, rtol=1e-9)
     np.testing.assert_allclose(alignment(lanczos, PROBLEM, 0), 1.0, rtol=1e-9)
+
+
+def test_running_mean_finds_the_top_eigenvector_of_the_mean_hessian():
+    """Two batches in turn: without a mean the vector follows the last one."""
+    batches = [quadratic([9.0, 4.0, 1.0, 0.5, 0.1], seed=seed) for seed in (0, 1)]
+    values, vectors = np.linalg.eigh(sum(batch.hessian for batch in batches) / 2)
+
+    def after(decay):
+        state = None
+        for step in range(200):
+            state = update(batches[step % 2].hessian, state, decay) if step else first(batches[0], decay)
+        return abs(flat(state.eigenvector) @ vectors[:, -1]), state.eigenvalue
+
+    def first(batch, decay):
+        return track(batch.value_fn, num_iters=1, decay=decay)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def update(hessian, state, decay):
+        tilt = optax_sam.tilt_to_top_eigenvector(num_iters=1, decay=decay)
+        loss = BatchLoss(lambda params: 0.5 * flat(params) @ hessian @ flat(params))
+        return tilt.update(w64(), state, w64(), loss=loss, refresh=True)[1]
+
+    (without, _), (some, _), (much, eigenvalue) = after(0.0), after(0.8), after(0.98)
+    assert without < some < much
+    assert much > 0.999
+    np.testing.assert_allclose(eigenvalue, values[-1], rtol=0.02)
+
+
+def test_first_refresh_has_nothing_to_average():
+    one, other = (track(num_iters=3, decay=decay) for decay in (0.0, 0.9))
+    chex.assert_trees_all_close(one, other, rtol=1e-12)
+    v0 = unflat(unit(np.array([1.0, -1.0, 2.0, 0.5, 0.0])))
+    own = optax.tree.set(track(num_iters=1, refresh=False), eigenvector=v0)
+    state = track(state=own, num_iters=1, decay=0.9)
+    np.testing.assert_allclose(state.eigenvalue, flat(v0) @ PROBLEM.hessian @ flat(v0), rtol=1e-9)
+
+
+def test_decay_0_is_the_rule_without_a_mean():
+    """Also as an array, which `optax.inject_hyperparams` makes of it."""
+    good = track(num_iters=2)
+    expected = track(state=good, num_iters=2)
+    found = track(state=good, num_iters=2, decay=jnp.zeros(()))
+    chex.assert_trees_all_equal(found, expected)
+    mean = track(state=good, num_iters=2, decay=0.5)
+    assert not np.allclose(flat(mean.eigenvector), flat(expected.eigenvector))
 
 
 def test_curvature_fn_is_used_for_the_hessian_only():

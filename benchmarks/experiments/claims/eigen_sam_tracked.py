@@ -4,13 +4,13 @@ The claim of `eigen_sam.py`, that ε is better aligned with the top eigenvector,
 paper's tracker: five power iterations on one batch of 128 every 100 steps. Here products with the Hessian of
 as many examples are spread over the training: one every 5 steps, on 32 examples of the batch, in a running
 mean with decay 0.8 (chosen by a first look, at SAM with right labels and a seed that is not used here;
-`experiments/trackers.py` compares such trackers). Strength α from 0.05 to 1, right
-labels and 40 % wrong ones, the same radius for all. SAM is also trained with a radius √2 times as large, the
-length of ε at α = 1: ‖ε‖ = ρ (1 + α² ‖v⊥‖²)^(1/2).
+`experiments/trackers.py` compares such trackers). Strength α from 0.05 to 1, right labels and 40 % wrong
+ones, the same radius for all. SAM is also trained with a radius √2 times as large, the length of ε at α = 1:
+‖ε‖ = ρ (1 + α² ‖v⊥‖²)^(1/2).
 
-Eight epochs. Measured every two, on the first 1,000 training images with the labels of the training: λ₁ to λ₃ and
-their eigenvectors; the tracked vector; the ε of the next 16 mini-batches. A vector's alignment is |⟨v, v₁⟩|,
-and "with the span" the length of its projection onto the span of v₁, v₂ and v₃. Means are over the
+Eight epochs. Measured every two, on the first 1,000 training images with the labels of the training: λ₁ to λ₃
+and their eigenvectors; the tracked vector; the ε of the next 16 mini-batches. A vector's alignment is
+|⟨v, v₁⟩|, and "with the span" the length of its projection onto the span of v₁, v₂ and v₃. Means are over the
 measurements of a training.
 
 For each kind of labels one α is compared: the largest whose validation accuracy, mean over the seeds, is at
