@@ -98,9 +98,7 @@ def decay_table(records: list[Record], trackers: Mapping[str, Any]) -> str:
                 else "–"
                 for cell in CELLS.values()
             ]
-            lines.append(
-                (f"{tracker.examples}, {tracker.num_iters} every {tracker.interval}", str(decay), *found)
-            )
+            lines.append((tracker.label, str(tracker.examples), str(tracker.interval), str(decay), *found))
     return table(("", "examples", "every", "decay", *CELLS), lines)
 
 

@@ -11,17 +11,21 @@ from tests.benchmarks.networks import Tiny
 
 def test_all_trackers_have_the_papers_budget():
     for tracker in trackers.TRACKERS.values():
+        if tracker.solver in trackers.FREE:
+            assert tracker.cost() == 0
+            continue
         assert tracker.cost() == pytest.approx(trackers.TRACKERS["paper"].cost(), rel=0.05)
 
 
 def test_measures_every_tracker_and_goes_on(tmp_path, monkeypatch, data_dir):
     monkeypatch.setitem(table.MODELS, "tiny", Tiny)
-    few = {name: trackers.TRACKERS[name] for name in ("paper", "spread", "part_13")}
+    few = {name: trackers.TRACKERS[name] for name in ("paper", "part_13", "differences")}
     monkeypatch.setattr(trackers, "TRACKERS", few)
     monkeypatch.setattr(trackers, "LABEL_NOISE", (0.4,))
     experiment = trackers.Experiment(
         seeds=(trackers.TUNING_SEED, 0),
         epochs=6,
+        first=15,
         every=15,
         num_images=100,
         num_iters=8,
@@ -35,7 +39,7 @@ def test_measures_every_tracker_and_goes_on(tmp_path, monkeypatch, data_dir):
     )
     trackers.measure_all(experiment)
     records = read_records(experiment.output)
-    assert len(records) == 2 * 2 * (1 + 1 + 1 + len(few["part_13"].decays))
+    assert len(records) == 2 * 2 * (1 + sum(len(tracker.decays) for tracker in few.values()))
     (exact,) = select(records, seed=0, training="sam", tracker="exact")
     assert exact["steps"] == [15, 30]
     values = np.array(exact["eigenvalues"])
@@ -48,15 +52,11 @@ def test_measures_every_tracker_and_goes_on(tmp_path, monkeypatch, data_dir):
         assert (span <= 1 + 1e-4).all()
         assert (np.array(record["eigenvalue"]) > 0).all()  # a linear model: nothing negative
     (paper,) = select(records, seed=0, training="sam", tracker="paper")
-    assert span_of(paper) > 0.7
+    assert np.mean(paper["span"]) > 0.5  # of a random vector about 0.07
 
     monkeypatch.setattr(trackers, "measure", pytest.fail)
     trackers.measure_all(experiment)  # nothing left to do
     assert read_records(experiment.output) == records
-
-
-def span_of(record):
-    return np.mean(record["span"])
 
 
 def made_up(trackers_of_a_cell):
