@@ -32,8 +32,8 @@ def eigen_sam(
       interval: steps from one refresh of the eigenvector to the next with `refresh=None`; 100 in the paper.
       num_iters: Hessian-vector products per refresh; 5 in the paper.
       solver: "power" (the authors') or "lanczos"; see `tilt_to_top_eigenvector`.
-      decay: of a running mean of the products over the refreshes; 0 is the authors' rule. See
-        `tilt_to_top_eigenvector`.
+      decay: of a running mean of the products over the refreshes, see `tilt_to_top_eigenvector`; 0 is the
+        authors' rule.
       seed: of the random start vector.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
 
