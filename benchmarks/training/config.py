@@ -36,6 +36,8 @@ class Config:
     """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
     ascent_batch: int | None = None
     """Take the clean gradient, which the ascent follows, of this many images of the batch. Left out: all."""
+    curvature_batch: int | None = None
+    """Take the Hessian, for an eigenvector, of this many images of the batch. Left out: all."""
     ascent_outside: bool = False
     """A control: take it of images of the next batch."""
     monitor: int | None = None

@@ -92,7 +92,7 @@ def test_every_method_trains(method, dataset):
 
 
 def first_state(dataset, **settings):
-    config = Config(method="sam", rho=0.1, model="tiny", **settings)
+    config = Config(**{"method": "sam", "rho": 0.1, "model": "tiny"} | settings)
     program = train.make_program(config, dataset)
     noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
     run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
@@ -113,9 +113,24 @@ def test_an_ascent_on_the_whole_batch_is_the_usual_one_and_on_a_part_another(dat
 
 
 @pytest.mark.parametrize("size", [0, 101])
-def test_a_part_that_is_no_part_is_refused(dataset, size):
-    with pytest.raises(UsageError, match="--ascent-batch is a part of the batch, from 1 to 100"):
-        train.make_program(Config(method="sam", ascent_batch=size), dataset)
+@pytest.mark.parametrize("name", ["ascent_batch", "curvature_batch"])
+def test_a_part_that_is_no_part_is_refused(dataset, size, name):
+    option = name.replace("_", "-")
+    with pytest.raises(UsageError, match=f"--{option} is a part of the batch, from 1 to 100"):
+        train.make_program(Config(method="sam", **{name: size}), dataset)
+
+
+def test_an_eigenvector_of_a_part_of_the_batch(dataset):
+    """The gradients are of the whole batch all the same."""
+    tracked = lambda state: optax.tree.get(state.opt_state, "eigenvector")
+    options = {"method": "eigen_sam", "options": {"alpha": 0.0}}
+    usual, loss = first_state(dataset, **options)
+    whole, _ = first_state(dataset, **options, curvature_batch=100)
+    part, of_the_part = first_state(dataset, **options, curvature_batch=10)
+    assert_same(usual, whole)
+    assert_same(usual.params, part.params)
+    assert loss == of_the_part
+    assert float(optax.tree.norm(jax.tree.map(np.subtract, tracked(usual), tracked(part)))) > 0.1
 
 
 @pytest.mark.parametrize("model", ["mlp", "strided_cnn"])
