@@ -295,7 +295,7 @@ def track(
 ) -> tuple[jax.Array, Any]:
     """A refresh, as in `tilt_to_top_eigenvector`."""
     gradient_fn = lambda w: jax.grad(loss)(w, batch)
-    return track_eigenpair(last, gradient_fn, params, solver=solver, num_iters=num_iters, seed=0, decay=decay)
+    return track_eigenpair(last, gradient_fn, params, solver=solver, num_iters=num_iters, decay=decay)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -313,7 +313,7 @@ def of_sam(
 def track_free(vector: Any, last: tuple[jax.Array, Any], decay: float) -> tuple[jax.Array, Any]:
     """A refresh with z zᵀ in place of the Hessian: the gradient of ½ ⟨z, w⟩²."""
     gradient_fn = lambda w: tree_math.scale(tree_math.vdot(vector, w), vector)
-    return track_eigenpair(last, gradient_fn, last[1], solver="power", num_iters=1, seed=0, decay=decay)
+    return track_eigenpair(last, gradient_fn, last[1], solver="power", num_iters=1, decay=decay)
 
 
 @jax.jit

@@ -78,10 +78,12 @@ class Config:
     """Images per step; the last, smaller batch of an epoch is left out."""
     learning_rate: float = 0.1
     """Initial learning rate; it falls to 0 along a cosine."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The base optimizer, to which the method passes its gradient."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
-    """Weight decay, added to the gradient after the method."""
+    """Weight decay after the method: added to the gradient (sgd), or decoupled from it (adamw)."""
     seed: int = 0
     """Seeds initial weights, wrong labels, the order of the batches and their augmentation."""
 

@@ -211,12 +211,16 @@ def make_model(config: Config, dataset: Dataset, seed: jax.Array | int) -> nnx.M
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
-    """The method, then weight decay and SGD with momentum."""
+    """The method, then the base optimizer with its weight decay; the learning rate falls along a cosine."""
     given = {} if config.rho is None else {"rho": config.rho}
+    method = monitored(methods.build(config.method, config.options | given), config)
+    learning_rate = optax.cosine_decay_schedule(config.learning_rate, num_steps)
+    if config.optimizer == "adamw":
+        return optax.chain(method, optax.adamw(learning_rate, weight_decay=config.weight_decay))
     return optax.chain(
-        monitored(methods.build(config.method, config.options | given), config),
+        method,
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(optax.cosine_decay_schedule(config.learning_rate, num_steps), momentum=config.momentum),
+        optax.sgd(learning_rate, momentum=config.momentum),
     )
 
 

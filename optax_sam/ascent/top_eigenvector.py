@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigenpairs import track_eigenpair
+from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
 from optax_sam.curvature.krylov import SOLVERS
 from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
@@ -46,8 +46,9 @@ class TiltToTopEigenvectorState(NamedTuple):
     Attributes:
       tilt_count: number of updates made; int32.
       eigenvalue: estimate λ of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
-      eigenvector: unit vector v; like the parameters, float32 or wider. 0 before the first refresh. To
-        start from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
+      eigenvector: unit vector v; like the parameters, float32 or wider. Before the first refresh, the random
+        vector with which it begins, so short (about 1e-18) that a tilt to it is lost in rounding. To start
+        from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
     """
 
     tilt_count: jax.Array
@@ -121,7 +122,7 @@ def tilt_to_top_eigenvector(
         return TiltToTopEigenvectorState(
             tilt_count=jnp.zeros((), jnp.int32),
             eigenvalue=jnp.zeros((), tree_math.accumulation_dtype(params)),
-            eigenvector=tree_math.zeros_like(params),
+            eigenvector=start_vector(params, seed),
         )
 
     def update(
@@ -141,7 +142,6 @@ def tilt_to_top_eigenvector(
             solver=solver,
             num_iters=num_iters,
             decay=decay,
-            seed=seed,
         )
         eigenvalue, eigenvector = refreshed(refresh, state.tilt_count, interval, track, kept)
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigenpairs import track_eigenpair
+from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
 from optax_sam.devices import AxisName
 from optax_sam.diagnostics.perturbations import alignment
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
@@ -56,7 +56,8 @@ class MonitorState(NamedTuple):
       alignment: |⟨ε, v⟩| / ‖ε‖.
       top_eigenvalue: estimate of λ_max.
       top_eigenvector: estimate of v, of unit length, from which the next one starts; like the parameters,
-        float32 or wider. `optax.EmptyState()` if no curvature is asked for.
+        float32 or wider. Before the first recording, the random vector with which it begins, much shorter.
+        `optax.EmptyState()` if no curvature is asked for.
       inner_state: state of the method.
     """
 
@@ -129,7 +130,7 @@ def monitor(
     checks.check_count("num_iters", num_iters)
     asked = _checked_quantities(quantities)
     method = optax.with_extra_args_support(method)
-    track = functools.partial(track_eigenpair, solver="lanczos", num_iters=num_iters, seed=seed)
+    track = functools.partial(track_eigenpair, solver="lanczos", num_iters=num_iters)
 
     def init(params: optax.Params) -> MonitorState:
         checks.check_arrays(params)
@@ -138,7 +139,7 @@ def monitor(
         return MonitorState(
             monitor_count=jnp.zeros((), jnp.int32),
             **{name: zero(name) for name in QUANTITIES},
-            top_eigenvector=tree_math.zeros_like(params) if asked & OF_CURVATURE else NOTHING,
+            top_eigenvector=start_vector(params, seed) if asked & OF_CURVATURE else NOTHING,
             inner_state=method.init(params),
         )
 

@@ -76,9 +76,18 @@ def test_sign_of_the_eigenvector_does_not_matter(g, v, rho, alpha):
 
 
 @given(g=nonzero_vectors, v=nonzero_vectors, rho=positive)
-def test_alpha_0_and_no_eigenvector_yet_are_sam(g, v, rho):
+def test_alpha_0_and_a_zero_vector_are_sam(g, v, rho):
     np.testing.assert_allclose(perturb(g, unit(v), rho, 0.0), rho * unit(g), rtol=1e-12)
     np.testing.assert_allclose(perturb(g, np.zeros(SIZE), rho, 0.2), rho * unit(g), rtol=1e-12)
+
+
+def test_before_the_first_refresh_it_is_sam():
+    """Although there is a vector in the state, with which the first refresh begins."""
+    tx, g = optax.chain(optax_sam.steepest_ascent(0.1), optax_sam.tilt_to_top_eigenvector(0.5)), w64()
+    epsilon, state = tx.update(g, tx.init(g), g, refresh=False)
+    np.testing.assert_allclose(flat(epsilon), 0.1 * unit(flat(g)), rtol=1e-12)
+    np.testing.assert_array_equal(flat(state[1].eigenvector), flat(tx.init(g)[1].eigenvector))
+    assert np.linalg.norm(flat(state[1].eigenvector)) > 0
 
 
 @jax.jit
@@ -114,6 +123,10 @@ def track(
     for _ in range(steps):
         state = update(state)
     return state
+
+
+def tilt_init():
+    return optax_sam.tilt_to_top_eigenvector().init(w64())
 
 
 def alignment(state, problem, which):
@@ -242,10 +255,27 @@ def test_non_finite_refresh_keeps_the_last_good_eigenvector(solver, bad):
 @pytest.mark.parametrize("solver", ["power", "lanczos"])
 def test_non_finite_first_refresh_leaves_sam(solver):
     state = track(lambda params: jnp.nan * PROBLEM.value_fn(params), solver=solver, num_iters=2)
-    np.testing.assert_array_equal(flat(state.eigenvector), 0.0)
-    np.testing.assert_array_equal(state.eigenvalue, 0.0)
+    chex.assert_trees_all_equal(state, optax.tree.set(tilt_init(), tilt_count=jnp.asarray(1, jnp.int32)))
     later = track(solver=solver, num_iters=SIZE if solver == "lanczos" else 14, state=state)
     np.testing.assert_allclose(later.eigenvalue, 9.0 if solver == "lanczos" else -40.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["power", "lanczos"])
+def test_a_zero_vector_does_not_stay(solver):
+    """As in a state whose entries were all set to zero."""
+    zero = jax.tree.map(jnp.zeros_like, tilt_init())
+    state = track(solver=solver, num_iters=SIZE if solver == "lanczos" else 14, state=zero)
+    np.testing.assert_allclose(state.eigenvalue, 9.0 if solver == "lanczos" else -40.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["power", "lanczos"])
+def test_no_program_with_a_refresh_draws_random_numbers(solver):
+    """They take long to compile, and only the first refresh would use them."""
+    tx = optax_sam.eigen_sam(0.1, solver=solver, num_iters=2)
+    step = lambda state: gradient_and_update(tx, state, w64(), PROBLEM.value_fn, refresh=True)
+    program = str(jax.make_jaxpr(step)(tx.init(w64())))
+    assert "random" not in program
+    assert "threefry" not in program
 
 
 @pytest.mark.parametrize("solver", ["power", "lanczos"])

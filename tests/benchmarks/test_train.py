@@ -21,6 +21,7 @@ from benchmarks.models import table
 from benchmarks.training.checkpoints import restore
 from benchmarks.training.config import Config, parse
 from benchmarks.training.interrupt import ask_for_interrupt
+from benchmarks.training.program import make_optimizer
 from tests.benchmarks.conftest import REPOSITORY
 from tests.benchmarks.networks import Regularised, Tiny
 from tests.benchmarks.stopping import stop
@@ -165,6 +166,16 @@ def test_second_pass_is_of_the_same_network_and_leaves_it_alone(dataset):
         jax.tree.leaves(states["sgd"][0].params), jax.tree.leaves(states["sam"][0].params), strict=True
     )
     assert any(not np.array_equal(one, other) for one, other in pairs)
+
+
+def test_adamw_gets_the_gradient_of_the_method_and_decouples_its_decay():
+    """One step by hand: the first of Adam is the gradient's sign, and the decay is lr · λ · w."""
+    config = Config(method="sam", rho=0.1, optimizer="adamw", learning_rate=0.5, weight_decay=0.2)
+    tx = make_optimizer(config, 10)
+    params = {"w": np.array([1.0, -2.0])}
+    value_fn = lambda params: 3.0 * params["w"][0] ** 2 + params["w"][1]
+    updates, _ = tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)
+    np.testing.assert_allclose(updates["w"], -0.5 * (np.array([1.0, 1.0]) + 0.2 * params["w"]), rtol=1e-4)
 
 
 def test_seeds_differ_and_repeat(dataset):

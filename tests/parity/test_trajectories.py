@@ -18,6 +18,7 @@ import pytest
 
 import optax_sam
 from optax_sam import tree_math
+from optax_sam.ascent import sparse_mask
 from tests.parity import transcriptions as rules
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -83,12 +84,20 @@ def xsam_case(name, rho, rho_max, *, num_steps=1, refresh_steps=(0, 3, 4, 9), by
 BAYES = {"num_examples": 50, "decay": 0.8, "precision_decay": 0.7, "damping": 0.1, "weight_decay": 0.02}
 
 
-def noise():
-    """What the library draws: normal numbers from a key of the seed and the step."""
+def drawn(random_tree):
+    """What the library draws: random numbers from a key of the seed and the step."""
     key = jax.random.key(0)
     like = to_jax(START)
-    draw = jax.jit(lambda step: tree_math.random_vector(jax.random.fold_in(key, step), like))
+    draw = jax.jit(lambda step: random_tree(jax.random.fold_in(key, step), like))
     return [rules.flatten(draw(step)) for step in range(NUM_STEPS)]
+
+
+def noise():
+    return drawn(tree_math.random_vector)
+
+
+def uniform():
+    return drawn(sparse_mask._uniform)
 
 
 CASES = [
@@ -156,6 +165,16 @@ CASES = [
         "sparse_sam, Fisher mask",
         lambda: optax_sam.sparse_sam(0.2, optax_sam.fisher_mask(0.7)),
         lambda: rules.FisherMaskSam(0.2, 0.7),
+    ),
+    Case(
+        "sparse_sam, random mask",
+        lambda: optax_sam.sparse_sam(0.2, optax_sam.random_mask(0.7)),
+        lambda: rules.RandomMaskSam(0.2, 0.7, uniform()),
+    ),
+    Case(
+        "sparse_sam, dynamic mask",
+        lambda: optax_sam.sparse_sam(0.2, optax_sam.dynamic_mask(0.6, 0.3)),
+        lambda: rules.DynamicMaskSam(0.2, 0.6, 0.3, uniform()),
     ),
     Case("gsam", lambda: optax_sam.gsam(0.2, 0.4), lambda: rules.Gsam(0.2, 0.4)),
     Case("wsam", lambda: optax_sam.wsam(0.2, 0.8), lambda: rules.Wsam(0.2, 0.8)),

@@ -286,15 +286,52 @@ class FisherMaskSam:
     """ε = M ⊙ ρ g/‖g‖; a refresh chooses the largest g² of this batch for M."""
 
     def __init__(self, rho, sparsity):
-        self.rho, self.sparsity, self.mask = rho, sparsity, 1.0
+        self.rho, self.sparsity, self.mask, self.step = rho, sparsity, 1.0, -1
 
     def direction(self, w, batch, refresh):
+        self.step += 1
         g = gradient(w, batch)
         if refresh:
-            order = np.argsort(-(g**2))
-            self.mask = np.zeros_like(g)
-            self.mask[order[: int(np.floor(len(g) * (1 - self.sparsity)))]] = 1.0
+            self.mask = self.choose(g)
         return gradient(w + self.mask * self.rho * g / norm(g), batch)
+
+    def choose(self, g):
+        return largest(g**2, len(g) * (1 - self.sparsity))
+
+
+class RandomMaskSam(FisherMaskSam):
+    """M keeps each coordinate whose random number in [0, 1), given for every step, is at least s."""
+
+    def __init__(self, rho, sparsity, uniform):
+        super().__init__(rho, sparsity)
+        self.uniform = uniform
+
+    def choose(self, g):
+        return 1.0 * (self.uniform[self.step] >= self.sparsity)
+
+
+class DynamicMaskSam(RandomMaskSam):
+    """A fraction of M moves from the smallest |g| in it to the largest random numbers outside of it."""
+
+    def __init__(self, rho, sparsity, drop_rate, uniform):
+        super().__init__(rho, sparsity, uniform)
+        self.drop_rate = drop_rate
+
+    def choose(self, g):
+        num_kept, uniform = len(g) * (1 - self.sparsity), self.uniform[self.step]
+        if self.step == 0:
+            return largest(uniform, num_kept)
+        num_dropped = num_kept * self.drop_rate
+        stay = largest(np.where(self.mask == 1, np.abs(g), -np.inf), num_kept - num_dropped)
+        enter = largest(np.where(self.mask == 0, uniform, -np.inf), num_dropped)
+        return stay + enter
+
+
+def largest(scores, num_kept):
+    """1 where a score is among the largest, 0 elsewhere."""
+    kept = np.zeros(len(scores))
+    kept[np.argsort(-scores)[: int(np.floor(num_kept))]] = 1.0
+    return kept
 
 
 class Gsam:

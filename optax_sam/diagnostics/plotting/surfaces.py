@@ -1,50 +1,21 @@
-"""Pictures of loss surfaces, spectral densities and recordings, to be read at a column's width (3.3 inches).
-
-    surface = diagnostics.loss_surface(loss, plane.origin, plane.directions, np.linspace(-1, 1, 31))
-    plotting.plot_loss_surface(surface, arrows={"g₀": plane.coordinates[1], "g₁": plane.coordinates[2]})
-
-Each function draws into `ax`, or into a new figure, and returns the axes for further changes. The colours
-suit any colour vision: viridis, and those of Wong (Nature Methods 2011). The module needs matplotlib, from
-the extra `plot`, so `optax_sam.diagnostics` does not import it.
-"""
+"""Slices of the loss along one or two directions, as curves, contours and surfaces."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 
-from optax_sam.curvature.density import SpectralDensity
+from optax_sam.diagnostics.plotting import style
 from optax_sam.diagnostics.slices import LossSurface
-
-try:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-except ImportError as error:
-    raise ImportError(
-        "`optax_sam.diagnostics.plotting` needs matplotlib: `pip install 'optax_sam[plot]'` or `pip install"
-        " matplotlib`. The arrays that it draws can be computed without it."
-    ) from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     Values = np.ndarray[Any, Any]
-
-__all__ = ["plot_history", "plot_loss_surface", "plot_loss_surface_3d", "plot_spectral_density"]
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")
-STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "legend.fontsize": 7,
-    "lines.linewidth": 1.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def plot_loss_surface(
@@ -100,18 +71,18 @@ def plot_loss_surface(
         )
     if log and not values.min() > 0:
         raise ValueError(f"`log=True` needs positive losses, but the lowest is {values.min()}.")
-    with mpl.rc_context(STYLE):
+    with style.applied():
         if values.ndim == 1:
-            ax = _axes(ax)
-            ax.plot(np.asarray(surface.coordinates[0]), values, label=label, **_next_line(ax))
+            ax = style.axes_of(ax)
+            ax.plot(np.asarray(surface.coordinates[0]), values, label=label, **style.next_line(ax))
             ax.set(xlabel="distance along the direction", ylabel="loss")
             if log:
                 ax.set_yscale("log")
-            _legend(ax, label)
+            style.legend(ax, label)
             return ax
         first, second = map(np.asarray, surface.coordinates)
         # Colour bar, labels and ticks take an inch of the width; labels and ticks half an inch of the height.
-        ax = _axes(ax, height=float(np.clip(0.5 + 2.3 * np.ptp(second) / np.ptp(first), 1.5, 5)))
+        ax = style.axes_of(ax, height=float(np.clip(0.5 + 2.3 * np.ptp(second) / np.ptp(first), 1.5, 5)))
         if log and isinstance(levels, int):
             levels = np.geomspace(values.min(), values.max(), levels).tolist()
         colours = {"norm": mpl.colors.LogNorm()} if log else {}
@@ -135,8 +106,8 @@ def plot_loss_surface(
         factor = min([1.0, *(_room(ax, tip) for tip in tips.values())])
         for name, tip in tips.items():
             names[name] = factor * tip
-            style = {"arrowstyle": "-|>", "color": "white", "lw": 1.3}
-            ax.annotate("", tuple(factor * tip), (0, 0), arrowprops=style)
+            arrow = {"arrowstyle": "-|>", "color": "white", "lw": 1.3}
+            ax.annotate("", tuple(factor * tip), (0, 0), arrowprops=arrow)
         if factor < 1:
             ax.set_title(f"arrows × {factor:.2g}", loc="right", fontsize=7)
         shafts = [share * factor * tip for tip in tips.values() for share in np.linspace(0, 1, 9)]
@@ -172,7 +143,7 @@ def plot_loss_surface_3d(surface: LossSurface, *, ax: Any = None, log: bool = Fa
         raise ValueError("This `surface` is a line: `plot_loss_surface` draws it as a curve.")
     if log and not values.min() > 0:
         raise ValueError(f"`log=True` needs positive losses, but the lowest is {values.min()}.")
-    with mpl.rc_context(STYLE):
+    with style.applied():
         if ax is None:
             figure = plt.figure(figsize=(3.3, 3.0), layout="constrained")
             ax = figure.add_subplot(projection="3d")
@@ -183,156 +154,6 @@ def plot_loss_surface_3d(surface: LossSurface, *, ax: Any = None, log: bool = Fa
         ax.set(xlabel="first direction", ylabel="second direction")
         ax.set_zlabel("log₁₀ of the loss" if log else "loss")
     return ax
-
-
-def plot_spectral_density(
-    density: SpectralDensity,
-    *,
-    ax: "Axes | None" = None,
-    label: str | None = None,
-    lowest: float = 1e-6,
-    num_marked: int = 3,
-    linear: float | None = None,
-) -> "Axes":
-    """Draws the density of the eigenvalues of a Hessian, on a logarithmic axis, which shows single ones.
-
-    If most eigenvalues lie within 2 % of the range, the axis of eigenvalues is linear around 0 and
-    logarithmic beyond (matplotlib's "asinh"), and each eigenvalue is broadened by 1 % of the picture.
-
-    Args:
-      density: from `optax_sam.curvature.spectral_density`.
-      ax: axes to draw into. None makes a figure.
-      label: for the legend; several densities can share axes.
-      lowest: lower end of the axis of densities. A single eigenvalue among n has a share of 1/n.
-      num_marked: how many of the largest eigenvalues found are marked.
-      linear: the eigenvalue up to which the axis is linear; `jnp.inf`: all of it. None: chosen as above.
-
-    Returns:
-      The axes.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from optax_sam import curvature
-      >>> from optax_sam.diagnostics import plotting
-      >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 1.0, 9.0]) * w**2)
-      >>> axes = plotting.plot_spectral_density(curvature.spectral_density(loss, jnp.ones(3), num_iters=2))
-      >>> axes.get_yscale()
-      'log'
-    """
-    grid, heights = np.asarray(density.grid), np.asarray(density.density)
-    nodes, weights = np.ravel(density.nodes), np.ravel(density.weights) / len(density.weights)
-    with mpl.rc_context(STYLE):
-        ax = _axes(ax)
-        if ax.get_xscale() == "asinh":
-            transform: Any = ax.xaxis.get_transform()
-            linear = float(transform.linear_width)
-        elif linear is None:
-            linear = _bulk(nodes, weights)
-        if np.isfinite(linear):
-            grid, heights = _broadened(nodes, weights, linear, len(grid))
-            ax.set_xscale("asinh", linear_width=linear)
-        line = _next_line(ax)
-        ax.plot(grid, np.where(heights >= lowest, heights, np.nan), label=label, **line)
-        largest = np.sort(np.asarray(density.nodes)[0])[::-1][:num_marked]
-        marks = np.maximum(np.interp(largest, grid, heights), lowest)
-        ax.scatter(largest, marks, marker="v", s=12, color=line["color"], zorder=3, clip_on=False)
-        ax.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log")
-        # The axis also adapts to what is drawn later.
-        ax.autoscale(axis="y")
-        ax.set_ylim(bottom=lowest, auto=None)
-        if np.isfinite(linear):
-            _asinh_ticks(ax, linear)
-        _legend(ax, label)
-    return ax
-
-
-def plot_history(
-    steps: Sequence[int],
-    history: Mapping[str, Sequence[float]],
-    *,
-    ax: "Axes | None" = None,
-    log: bool = True,
-) -> "Axes":
-    """Draws what a `monitor` recorded during training: one curve for each quantity, against the step.
-
-    Args:
-      steps: the steps after which the values were read.
-      history: name -> values, one for each step: such as "λ_max": those of `top_eigenvalue`. Values that are
-        not finite, or with `log` not positive, are left out.
-      ax: axes to draw into. None makes a figure.
-      log: whether the axis of values is logarithmic.
-
-    Returns:
-      The axes.
-
-    Raises:
-      ValueError: if a quantity has not one value for each step.
-
-    Example:
-      >>> from optax_sam.diagnostics import plotting
-      >>> axes = plotting.plot_history([0, 100, 200], {"λ_max": [9.0, 30.0, 12.0]})
-      >>> axes.get_xlabel()
-      'step'
-    """
-    with mpl.rc_context(STYLE):
-        ax = _axes(ax)
-        for name, recorded in history.items():
-            values = np.asarray(recorded, float)
-            if values.shape != (len(steps),):
-                raise ValueError(f"`history[{name!r}]` has shape {values.shape} for {len(steps)} `steps`.")
-            shown = np.isfinite(values) & ((values > 0) | (not log))
-            ax.plot(np.asarray(steps)[shown], values[shown], label=name, **_next_line(ax))
-            _legend(ax, name)
-        ax.set(xlabel="step", ylabel="recorded value", yscale="log" if log else "linear")
-    return ax
-
-
-def _asinh_ticks(ax: "Axes", linear: float) -> None:
-    """Sets ticks at 0 and at powers of ten, but omits those whose labels would overlap."""
-    low, high = ax.get_xlim()
-    place = lambda t: np.arcsinh(t / linear)
-    chosen = [0.0] if low <= 0 <= high else []
-    size = max(abs(low), abs(high))
-    powers = 10.0 ** np.arange(math.floor(math.log10(size)), math.floor(math.log10(linear)) - 2, -1)
-    for tick in [t for power in powers for t in (power, -power) if low <= t <= high]:
-        if all(abs(place(tick) - place(t)) > 0.12 * (place(high) - place(low)) for t in chosen):
-            chosen.append(tick)
-    ax.set_xticks(sorted(chosen), [f"{tick:g}" for tick in sorted(chosen)])
-    ax.set_xticks([], minor=True)
-
-
-def _bulk(nodes: "Values", weights: "Values") -> float:
-    """Returns twice the size below which 95 % of the eigenvalues are, or inf if that is much of the range."""
-    order = np.argsort(np.abs(nodes))
-    within = np.cumsum(weights[order]) >= 0.95 * weights.sum()
-    size = 2 * float(np.abs(nodes)[order][np.argmax(within)])
-    return size if 0 < 50 * size < np.ptp(nodes) else math.inf
-
-
-def _broadened(
-    nodes: "Values", weights: "Values", linear: float, num_points: int
-) -> tuple["Values", "Values"]:
-    """Returns a grid and the density, each eigenvalue a Gaussian in u = arsinh(t / linear)."""
-    places = np.arcsinh(nodes / linear)
-    width = 0.01 * max(float(np.ptp(places)), 0.1)
-    u = np.linspace(places.min() - 3 * width, places.max() + 3 * width, num_points)
-    gaussians = np.exp(-0.5 * ((u[:, None] - places) / width) ** 2) / (width * (2 * np.pi) ** 0.5)
-    # φ(t) = φ(u) du/dt
-    return linear * np.sinh(u), gaussians @ weights / (linear * np.cosh(u))
-
-
-def _axes(ax: "Axes | None", height: float = 2.4) -> "Axes":
-    return plt.subplots(figsize=(3.3, height), layout="constrained")[1] if ax is None else ax
-
-
-def _next_line(ax: "Axes") -> dict[str, Any]:
-    count = len(ax.get_lines())
-    return {"color": COLOURS[count % len(COLOURS)], "linestyle": DASHES[count % len(DASHES)]}
-
-
-def _legend(ax: "Axes", label: str | None) -> None:
-    if label is not None:
-        ax.legend(frameon=False)
 
 
 def _finite(values: jax.Array) -> "np.ma.MaskedArray[Any, Any]":
