@@ -45,7 +45,7 @@ from benchmarks.experiments.claims.setting import (
     training_data,
 )
 from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, paired, record_of, select
+from benchmarks.reports.claims import Job, Report, SuiteResults, is_done, paired, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
 from benchmarks.reports.verdicts import Comparison, judge, number
@@ -156,8 +156,9 @@ class EigenSAMTracked(ClaimOnNetworks):
         return [record_of(job, setting.config, **found, **accuracy)]
 
     def report(self, records: list[Record], suite: SuiteResults) -> Report:
-        """Verdicts and tables."""
-        values = [summary(record) for record in records]
+        """Verdicts, when all is measured, and tables."""
+        every = [summary(record) for record in records]
+        values = every if all(is_done(job, records) for job in self.jobs(records)) else []
         alphas = {noise: chosen_alpha(select(values, label_noise=noise), self.alphas) for noise in LABELS}
         measured = {noise: alpha for noise, alpha in alphas.items() if alpha is not None}
 
@@ -217,7 +218,7 @@ class EigenSAMTracked(ClaimOnNetworks):
                 comparisons("last", dict.fromkeys(measured, max(self.alphas)), LONGER_SAM, sign=-1),
             ),
         ]
-        tables = [rows_table(select(values, label_noise=noise), self.rows(), noise) for noise in LABELS]
+        tables = [rows_table(select(every, label_noise=noise), self.rows(), noise) for noise in LABELS]
         return Report(verdicts, tables)
 
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
