@@ -21,6 +21,7 @@ from benchmarks.errors import UsageError
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import EigenSAM
 from benchmarks.experiments.claims.info_sam import InfoSAM
+from benchmarks.experiments.claims.info_sam_weightings import InfoSAMWeightings
 from benchmarks.experiments.claims.setting import RECIPES
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
@@ -31,7 +32,15 @@ from benchmarks.reports.records import RESULTS
 from benchmarks.training.workers import quiet
 
 CLAIMS = {
-    claim.name: claim for claim in (EigenSAM(), InfoSAM(), XSAMDirection(), XSAMAccuracy(), Alternatives())
+    claim.name: claim
+    for claim in (
+        EigenSAM(),
+        InfoSAM(),
+        InfoSAMWeightings(),
+        XSAMDirection(),
+        XSAMAccuracy(),
+        Alternatives(),
+    )
 }
 
 
