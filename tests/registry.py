@@ -83,6 +83,12 @@ METHODS = [
         EIGEN,
         has_refresh=True,
     ),
+    Method(
+        "eigen_sam_running_mean",
+        partial(optax_sam.eigen_sam, interval=3, num_iters=1, decay=0.5),
+        EIGEN,
+        has_refresh=True,
+    ),
     Method("xsam", partial(optax_sam.xsam, interval=3), SEARCH, has_refresh=True),
     Method("vasso", partial(optax_sam.vasso, theta=0.4)),
     Method("friendly_sam", optax_sam.friendly_sam),

@@ -116,8 +116,15 @@ def test_interval_that_is_no_integer(make, interval):
         make(0.1, interval=interval)
 
 
-@pytest.mark.parametrize("make", [optax_sam.gradient_noise, lambda **kw: optax_sam.info_sam(0.1, **kw)])
-@pytest.mark.parametrize("name", ["decay", "variance_decay"])
+DECAYS = [
+    *((name, optax_sam.gradient_noise) for name in ("decay", "variance_decay")),
+    *((name, lambda **kw: optax_sam.info_sam(0.1, **kw)) for name in ("decay", "variance_decay")),
+    ("decay", optax_sam.tilt_to_top_eigenvector),
+    ("decay", optax_sam.eigen_sam),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), DECAYS)
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
 def test_decay_outside_0_1(make, name, decay):
     with raises(ValueError, f"`{name}` must be in \\[0, 1\\), got {decay}"):
@@ -162,6 +169,14 @@ def test_remedy_for_a_schedule_of_alpha():
 def test_unknown_solver(solver):
     with raises(ValueError, "`solver` must be one of", "lanczos", "power", f"got {solver!r}"):
         optax_sam.eigen_sam(0.1, solver=solver)
+
+
+@pytest.mark.parametrize("decay", [0.5, np.array(0.5)])
+def test_running_mean_with_lanczos(decay):
+    with raises(
+        ValueError, "`decay` is for `solver=\"power\"`, got 0.5 with 'lanczos'", "Leave one of the two out"
+    ):
+        optax_sam.eigen_sam(0.1, solver="lanczos", decay=decay)
 
 
 @every_method

@@ -36,6 +36,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.cost.steps import (
+    FOR_ACCELERATORS,
     LEARNING_RATE,
     MOMENTUM,
     NETWORKS,
@@ -57,6 +58,7 @@ BATCH_SIZES = {
     "strided_cnn": (32, 128, 512),
     "resnet8": (32, 128),
     "transformer": (32, 128),
+    "resnet18": (128,),
 }
 # Refreshes are measured with this batch size only.
 REFRESH_BATCH_SIZE = 128
@@ -73,8 +75,11 @@ QUICK_ROWS = ("sgd", "sam by hand", "optax.contrib.sam", "sam", "info_sam", "eig
 class Config:
     """The measurement."""
 
-    models: tuple[Literal[*NETWORKS], ...] = tuple(NETWORKS)
-    """Networks: on images of 28 x 28 (resnet8: 32 x 32 x 3) in 10 classes, or sequences of 64 tokens."""
+    models: tuple[Literal[*NETWORKS], ...] = tuple(name for name in NETWORKS if name not in FOR_ACCELERATORS)
+    """Networks: on images of 28 x 28 (resnets: 32 x 32 x 3) in 10 classes, or sequences of 64 tokens. Left
+    out: all but resnet18, which is for accelerators."""
+    rows: tuple[str, ...] = ()
+    """The lines of the table. Left out: all."""
     batch_sizes: tuple[int, ...] = ()
     """Examples per step. Left out: 32, 128 and, for the first two networks, 512."""
     rounds: int = 30
@@ -112,6 +117,8 @@ def is_chosen(config: Config, row: str, model: str, batch_size: int) -> bool:
     """Whether this row is measured with this network and batch size."""
     if config.quick:
         return row in QUICK_ROWS
+    if config.rows and row not in config.rows:
+        return False
     if "refresh" in row or "automatic" in row:
         return batch_size == REFRESH_BATCH_SIZE and (row, model) != (SLOW, "resnet8")
     return True

@@ -2,10 +2,13 @@
 
     python -m benchmarks.experiments.suite tune    chooses each row's settings on validation data
     python -m benchmarks.experiments.suite run     trains every row with every seed, measures on test data
+    python -m benchmarks.experiments.suite each    row after row, tunes it and runs it
     python -m benchmarks.experiments.suite time    measures the time of a step, with the rows taking turns
     python -m benchmarks.reports.suite_report      tables and figures from the result files, for RESULTS.md
 
-10,000 training images, the strided CNN, 20 epochs. The protocol:
+`--setting cifar_resnet` and others are suites on right labels, with other data and networks; their protocol
+is in `training/suite_settings.py`. That of the suite itself, with 10,000 training images, the strided CNN and
+20 epochs:
 
 - The usual recipe is learning rate 0.05 and weight decay 5e-4, the same for every row.
 - Whatever is chosen is chosen at each noise level from five trials. Sharpness-aware methods: four radii,
@@ -32,21 +35,22 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
 import tyro
 
 from benchmarks.data import sources
-from benchmarks.data.arrays import Dataset, load
+from benchmarks.data.arrays import Dataset, Split, load
 from benchmarks.errors import UsageError
 from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
 from benchmarks.train import add_label_noise, evaluate
 from benchmarks.training.config import Config
 from benchmarks.training.program import Program, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
-from benchmarks.training.suite_rows import BATCH_SIZE, ROWS, best, next_trial
+from benchmarks.training.suite_rows import best, missing_trials
+from benchmarks.training.suite_settings import SETTINGS, Setting
 from benchmarks.training.trials import settings_of, time_per_step, train_to_the_end, with_settings
 from benchmarks.training.workers import on_each_core, quiet
 
-NOISE_LEVELS = (0.0, 0.2, 0.4, 0.6)
 TUNING_SEED = 1000  # `run` uses 0, 1, 2, ...
 
 
@@ -54,22 +58,24 @@ TUNING_SEED = 1000  # `run` uses 0, 1, 2, ...
 class Suite:
     """The accuracy suite."""
 
-    action: tyro.conf.Positional[Literal["tune", "run", "time"]]
-    """One of the suite's three parts."""
+    action: tyro.conf.Positional[Literal["tune", "run", "each", "time"]]
+    """One of the suite's parts."""
+    setting: Literal[*SETTINGS] = "fashion_mnist"
+    """Data, network and recipe."""
     seeds: int = 5
     """Networks trained for each row and noise level."""
-    rows: tuple[Literal[*ROWS], ...] = tuple(ROWS)
-    """Which methods."""
-    noise: tuple[float, ...] = NOISE_LEVELS
-    """Fractions of the training labels made wrong."""
-    train_size: int = 10_000
-    """Training images."""
+    rows: tuple[str, ...] = ()
+    """Which methods. Left out: all of the setting."""
+    noise: tuple[float, ...] = ()
+    """Fractions of the training labels made wrong. Left out: those of the setting."""
+    train_size: int | None = None
+    """Training images. Left out: those of the setting."""
     epochs: int | None = None
-    """Passes over the training data. Left out: 20, or as the row's label says."""
+    """Passes over the training data. Left out: those of the row."""
     output: Path = RESULTS
     """Folder of the result files."""
-    tuning_file: Path = RESULTS / "suite_tuning.jsonl"
-    """The file that `tune` writes, and from which `run` reads the settings."""
+    tuning_file: Path | None = None
+    """The file that `tune` writes, and from which `run` reads the settings. Left out: that of results/."""
     data_dir: Path = sources.DEFAULT_DATA_DIR
     """Folder of prepared data sets."""
     download_dir: Path | None = None
@@ -80,32 +86,77 @@ class Suite:
     """Number of networks trained at a time, each on its own core."""
 
 
+def setting_of(suite: Suite) -> Setting:
+    """Data, network, recipe and rows."""
+    return SETTINGS[suite.setting]
+
+
+def rows_of(suite: Suite) -> tuple[str, ...]:
+    """The names of the rows that are wanted."""
+    known = setting_of(suite).rows
+    if unknown := [name for name in suite.rows if name not in known]:
+        raise UsageError(
+            f"the setting {suite.setting!r} has no row {', '.join(unknown)}; its rows are: {', '.join(known)}"
+        )
+    return suite.rows or tuple(known)
+
+
+def noise_of(suite: Suite) -> tuple[float, ...]:
+    """The noise levels that are wanted."""
+    return suite.noise or setting_of(suite).noise
+
+
+def tuning_file_of(suite: Suite) -> Path:
+    """The file of the trials."""
+    return suite.tuning_file or RESULTS / f"{setting_of(suite).file}_tuning.jsonl"
+
+
 def row_config(suite: Suite, name: str, noise: float) -> Config:
     """Configuration of a row before anything is chosen."""
-    row = ROWS[name]
+    row = setting_of(suite).rows[name]
     config = Config(
         method=row.method,
-        dataset="fashion_mnist",
-        train_size=suite.train_size,
         label_noise=noise,
-        model="strided_cnn",
         epochs=suite.epochs or row.epochs,
-        batch_size=BATCH_SIZE,
-        learning_rate=0.05,
         refresh_every=row.refresh_every,
+        **setting_of(suite).config,
     )
+    if suite.train_size is not None:
+        config = dataclasses.replace(config, train_size=suite.train_size)
     return with_settings(config, row.fixed)
 
 
-@functools.cache
 def dataset_of(suite: Suite) -> Dataset:
     """The data of all rows."""
-    return load(
-        "fashion_mnist",
+    # All that matters, so that it is read once for all rows.
+    return read_dataset(
+        dataclasses.replace(suite, action="run", rows=(), noise=(), output=Path(), tuning_file=None)
+    )
+
+
+@functools.cache
+def read_dataset(suite: Suite) -> Dataset:
+    """Reads the data of a suite."""
+    setting = setting_of(suite)
+    config = row_config(suite, next(iter(setting.rows)), 0.0)
+    dataset = load(
+        config.dataset,
         suite.data_dir,
         download_dir=suite.download_dir,
         download=suite.download,
-        train_size=suite.train_size,
+        train_size=config.train_size,
+        validation_size=config.validation_size,
+    )
+    return with_more_test_images(dataset, setting.more_test)
+
+
+def with_more_test_images(dataset: Dataset, number: int) -> Dataset:
+    """Makes test images of the last ones that were held out of the training split."""
+    kept = len(dataset.validation.labels) - number
+    parts = zip(dataset.validation, dataset.test, strict=True)
+    return dataset._replace(
+        validation=Split(*(array[:kept] for array in dataset.validation)),
+        test=Split(*(np.concatenate([held_out[kept:], test]) for held_out, test in parts)),
     )
 
 
@@ -133,7 +184,7 @@ class Job(NamedTuple):
 
 def train_job(job: Job, *, test: bool) -> Record:
     """Trains a network; returns its validation accuracy, and with `test` what `run` reports."""
-    dataset = dataset_of(job.suite)
+    setting, dataset = setting_of(job.suite), dataset_of(job.suite)
     config = with_settings(row_config(job.suite, job.row, job.noise), job.settings)
     config = dataclasses.replace(config, seed=job.seed)
     program = program_of(job.suite, config)
@@ -143,7 +194,7 @@ def train_job(job: Job, *, test: bool) -> Record:
         "label_noise": job.noise,
         "seed": job.seed,
         "settings": dict(job.settings),
-        "fixed": dict(ROWS[job.row].fixed),
+        "fixed": dict(setting.rows[job.row].fixed),
         "config": settings_of(config),
         "versions": versions_and_device(),
     }
@@ -163,9 +214,10 @@ def train_job(job: Job, *, test: bool) -> Record:
             "test_loss": evaluated["loss"],
             "training_accuracy_on_noisy_labels": fitted["accuracy"],
         }
-        sharpness = largest_hessian_eigenvalue(training_loss(job.suite), state.params, noisy)
-        if sharpness > 0:  # the Hessian of a dead network is zero
-            record["largest_hessian_eigenvalue"] = sharpness
+        if setting.sharpness:
+            sharpness = largest_hessian_eigenvalue(training_loss(job.suite), state.params, noisy)
+            if sharpness > 0:  # the Hessian of a dead network is zero
+                record["largest_hessian_eigenvalue"] = sharpness
     return record
 
 
@@ -173,34 +225,39 @@ def train_job(job: Job, *, test: bool) -> Record:
 def training_loss(suite: Suite) -> Callable[..., jax.Array]:
     """Params, batch -> loss of the network, whichever method trained it: one function, compiled once."""
     program = program_of(suite, row_config(suite, "sgd", 0.0))
-    rest = program.init(0).rest  # the networks of the suite have no BatchNorm and no dropout
+    rest = program.init(0).rest  # of a network without BatchNorm and dropout
     return jax.jit(lambda params, batch: program.loss(params, rest, *batch)[0])
 
 
 # --- Tuning -------------------------------------------------------------------------------------------
 
 
-def tune_job(job: tuple[Suite, str, float, list[Record]]) -> list[Record]:
-    """Makes the missing trials of a row at a noise level."""
-    suite, name, noise, before = job
-    trials = list(before)
-    while (settings := next_trial(trials, name, noise)) is not None:
-        trials.append(train_job(Job(suite, name, noise, TUNING_SEED, settings), test=False))
-    return trials[len(before) :]
+def tune_job(job: Job) -> Record:
+    """Trains a network to compare settings."""
+    return train_job(job, test=False)
+
+
+def next_trials(suite: Suite, trials: list[Record]) -> list[Job]:
+    """The trials that can be made now; others depend on their results."""
+    jobs: list[Job] = []
+    for name in rows_of(suite):
+        for noise in noise_of(suite):
+            for row, settings in missing_trials(trials, name, noise, setting_of(suite).rows):
+                job = Job(suite, row, noise, TUNING_SEED, settings)
+                if job not in jobs:
+                    jobs.append(job)
+    return jobs
 
 
 def tune(suite: Suite) -> None:
     """Appends the trials that are missing from the tuning file."""
-    trials = read_records(suite.tuning_file)
-    jobs = []
-    for name in suite.rows:
-        for noise in suite.noise:
-            if next_trial(trials, name, noise) is not None:
-                jobs.append((suite, name, noise, trials))
-    write_records(suite.tuning_file, trials)  # drops an incomplete last line, from a run that was killed
-    for own in on_each_core(tune_job, jobs, suite.processes):
-        trials += own
-        write_records(suite.tuning_file, trials)
+    file = tuning_file_of(suite)
+    trials = read_records(file)
+    write_records(file, trials)  # drops an incomplete last line, from a run that was killed
+    while jobs := next_trials(suite, trials):
+        for trial in on_each_core(tune_job, jobs, suite.processes):
+            trials.append(trial)
+            write_records(file, trials)
 
 
 # --- The runs that are reported -----------------------------------------------------------------------
@@ -213,28 +270,23 @@ def run_job(job: Job) -> Record:
 
 def run(suite: Suite) -> None:
     """Appends the networks that are missing from the result file, all rows of one seed after another."""
-    trials = read_records(suite.tuning_file)
-    missing = [
-        (name, noise)
-        for name in suite.rows
-        for noise in suite.noise
-        if next_trial(trials, name, noise) is not None
-    ]
-    if missing:
+    trials, rows = read_records(tuning_file_of(suite)), setting_of(suite).rows
+    if jobs := next_trials(suite, trials):
+        missing = list(dict.fromkeys((job.row, job.noise) for job in jobs))
         raise UsageError(
-            f"{suite.tuning_file} lacks trials of {missing}, so the settings are not known; make them with "
-            "python -m benchmarks.experiments.suite tune"
+            f"{tuning_file_of(suite)} lacks trials of {missing}, so the settings are not known; make them "
+            "with python -m benchmarks.experiments.suite tune"
         )
-    file = suite.output / "suite.jsonl"
+    file = suite.output / f"{setting_of(suite).file}.jsonl"
     records = read_records(file)
     done = {}
     for record in records:
         done[record["row"], record["label_noise"], record["seed"]] = record["settings"]
     jobs = []
     for seed in range(suite.seeds):
-        for noise in suite.noise:
-            for name in suite.rows:
-                job = Job(suite, name, noise, seed, best(trials, name, noise))
+        for noise in noise_of(suite):
+            for name in rows_of(suite):
+                job = Job(suite, name, noise, seed, best(trials, name, noise, rows))
                 before = done.get((name, noise, seed))
                 if before is not None and before != job.settings:
                     raise UsageError(
@@ -250,18 +302,27 @@ def run(suite: Suite) -> None:
         write_records(file, records)
 
 
+def each(suite: Suite) -> None:
+    """Tunes and runs one row after another, so that what is there at any time is complete."""
+    for name in rows_of(suite):
+        row = dataclasses.replace(suite, rows=(name,))
+        tune(row)
+        run(row)
+
+
 def time_rows(suite: Suite) -> None:
     """Seconds per step of every row at 40 % noise, on this machine, with all its cores."""
-    trials = read_records(suite.tuning_file)
-    noise = 0.4 if 0.4 in suite.noise else suite.noise[0]
+    trials, names = read_records(tuning_file_of(suite)), rows_of(suite)
+    noise = 0.4 if 0.4 in noise_of(suite) else noise_of(suite)[0]
     configs = {
-        name: with_settings(row_config(suite, name, noise), best(trials, name, noise)) for name in suite.rows
+        name: with_settings(row_config(suite, name, noise), best(trials, name, noise, setting_of(suite).rows))
+        for name in names
     }
     each = {name: program_of(suite, config) for name, config in configs.items()}
-    noisy = add_label_noise(dataset_of(suite).train, configs[suite.rows[0]], 10)
+    noisy = add_label_noise(dataset_of(suite).train, configs[names[0]], 10)
     seconds = time_per_step(configs, each, noisy)
     write_records(
-        suite.output / "suite_time.jsonl",
+        suite.output / f"{setting_of(suite).file}_time.jsonl",
         [
             {
                 "row": name,
@@ -269,7 +330,7 @@ def time_rows(suite: Suite) -> None:
                 "steps": each[name].num_steps,
                 "versions": versions_and_device() | {"cores": os.cpu_count()},
             }
-            for name in suite.rows
+            for name in names
         ],
     )
 
@@ -280,7 +341,7 @@ def main() -> None:
     quiet()
     try:
         dataset_of(suite)  # prepared once, before the workers start
-        {"tune": tune, "run": run, "time": time_rows}[suite.action](suite)
+        {"tune": tune, "run": run, "each": each, "time": time_rows}[suite.action](suite)
     except UsageError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -95,14 +95,15 @@ def residual(x: jax.Array, block: BasicBlock | Bottleneck) -> jax.Array:
 
 
 class ResNet(nnx.Module):
-    """Four stages of residual blocks, each twice as wide as the one before it.
+    """Stages of residual blocks, each twice as wide as the one before it; published ones have four.
 
     Args:
         image_shape: height, width, channels.
         num_classes: how many logits.
         block: `BasicBlock` (ResNet-18, 34) or `Bottleneck` (ResNet-50 and deeper).
-        num_blocks: how many in each stage; one number for the same in all.
-        width: channels of the first stage.
+        num_blocks: how many in each stage; one number for the same in all of four.
+        width: channels of the first convolution and of the first stage.
+        stem_stride: stride of the first convolution; 2 makes all later ones four times cheaper.
         dtype: in which to compute; parameters, statistics and logits are float32.
         rngs: random keys.
     """
@@ -115,12 +116,13 @@ class ResNet(nnx.Module):
         block: type[BasicBlock | Bottleneck] = BasicBlock,
         num_blocks: int | Sequence[int] = (2, 2, 2, 2),
         width: int = 64,
+        stem_stride: int = 1,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if isinstance(num_blocks, int):
             num_blocks = (num_blocks,) * 4
-        self.convolution = convolution(image_shape[-1], width, 3, dtype=dtype, rngs=rngs)
+        self.convolution = convolution(image_shape[-1], width, 3, stride=stem_stride, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(width, dtype=dtype, rngs=rngs)
         self.blocks, channels = nnx.List(), width
         for stage, number in enumerate(num_blocks):

@@ -1,6 +1,8 @@
 """The table of models. Each takes images `[batch, height, width, channels]` and returns logits in float32.
 
 Small networks for CPUs are in `small.py`; `resnets.py` and `vision_transformer.py` hold the published ones.
+Two are made small enough for CPUs here: `resnet6`, the stages of ResNet-18 with 32 and 64 channels, one block
+each, behind a stem of 16 with stride 2; and `tiny_vit`, two encoder blocks on 16 patches of 7x7 pixels.
 """
 
 import inspect
@@ -13,12 +15,14 @@ from flax import nnx
 from benchmarks.errors import UsageError
 from benchmarks.models.resnets import Bottleneck, ResNet, WideResNet
 from benchmarks.models.small import MLP, SixLayerCNN, StridedCNN
-from benchmarks.models.vision_transformer import ViTB16, ViTS16
+from benchmarks.models.vision_transformer import VisionTransformer, ViTB16, ViTS16
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "strided_cnn": StridedCNN,
     "cnn6": SixLayerCNN,
+    "resnet6": partial(ResNet, num_blocks=(0, 1, 1), width=16, stem_stride=2),
+    "tiny_vit": partial(VisionTransformer, patch_size=7, hidden_size=48, num_layers=2, num_heads=4),
     "resnet18": ResNet,
     "resnet50": partial(ResNet, block=Bottleneck, num_blocks=(3, 4, 6, 3)),
     "wide_resnet28_10": WideResNet,

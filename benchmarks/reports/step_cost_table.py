@@ -10,6 +10,7 @@ TITLES = {
     "strided_cnn": "Strided CNN, 16-32-32 channels, 28 x 28 x 1",
     "resnet8": "ResNet-8, 16-32-64 channels, group normalisation, 32 x 32 x 3",
     "transformer": "Transformer, 2 blocks of width 64, sequences of 64 of 256 tokens",
+    "resnet18": "ResNet-18, BatchNorm, bfloat16, 32 x 32 x 3",
 }
 
 

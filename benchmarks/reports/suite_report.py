@@ -18,10 +18,12 @@ from benchmarks.errors import UsageError
 from benchmarks.reports.method_tables import write_pages
 from benchmarks.reports.pages import DOCS, fill_tables
 from benchmarks.reports.records import RESULTS, Record, read_records
+from benchmarks.reports.setting_tables import setting_table
 from benchmarks.reports.suite_figures import draw_cost, draw_noise, draw_radius
 from benchmarks.reports.suite_tables import TABLES, accuracy_table, difference_table
 
 PAGE = Path(__file__).parents[1] / "RESULTS.md"
+OTHER_SETTINGS = ("cifar_resnet", "fashion_vit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,11 @@ def read(file: Path, action: str) -> list[Record]:
     return records
 
 
+def other_settings(results: Path) -> dict[str, str]:
+    """The tables of the settings on right labels, by name."""
+    return {name: setting_table(name, results) for name in OTHER_SETTINGS}
+
+
 def main() -> None:
     """The command line."""
     report = tyro.cli(Report, prog="python -m benchmarks.reports.suite_report", description=__doc__)
@@ -57,7 +64,7 @@ def main() -> None:
             return
         times = read(report.results / "suite_time.jsonl", "time")
         tables = {name: make(records, trials, times) for name, make in TABLES.items()}
-        fill_tables(PAGE, tables)
+        fill_tables(PAGE, tables | other_settings(report.results))
         if report.results == RESULTS:
             fill_tables(DOCS / "choose.md", {"cheap": tables["cheap"]})
             write_pages()

@@ -36,6 +36,8 @@ class Config:
     """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
     ascent_batch: int | None = None
     """Take the clean gradient, which the ascent follows, of this many images of the batch. Left out: all."""
+    curvature_batch: int | None = None
+    """Take the Hessian, for an eigenvector, of this many images of the batch. Left out: all."""
     ascent_outside: bool = False
     """A control: take it of images of the next batch."""
     monitor: int | None = None
@@ -76,10 +78,12 @@ class Config:
     """Images per step; the last, smaller batch of an epoch is left out."""
     learning_rate: float = 0.1
     """Initial learning rate; it falls to 0 along a cosine."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The base optimizer, to which the method passes its gradient."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
-    """Weight decay, added to the gradient after the method."""
+    """Weight decay after the method: added to the gradient (sgd), or decoupled from it (adamw)."""
     seed: int = 0
     """Seeds initial weights, wrong labels, the order of the batches and their augmentation."""
 

@@ -75,7 +75,8 @@ def make_program(config: Config, dataset: Dataset) -> Program:
     num_steps = config.epochs * steps_per_epoch
     augmentation = augmentation_of(config)
     layout = make_layout(config.devices, config.parallel, config.batch_size)
-    check_ascent_batch(config, layout.num_programs)
+    check_part("ascent-batch", config.ascent_batch, config, layout.num_programs)
+    check_part("curvature-batch", config.curvature_batch, config, layout.num_programs)
     tx = make_optimizer(config, num_steps)
     graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(config, dataset, 0)), nnx.Param, ...)
 
@@ -125,11 +126,16 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         (value, rest), grads = layout.average(
             jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, ascent_images, ascent_labels)
         )
+        curvature_fn = None
+        if config.curvature_batch is not None:
+            seen = slice(0, config.curvature_batch // layout.num_programs)
+            curvature_fn = lambda params: loss(params, state.rest, images[seen], labels[seen])[0]
         updates, opt_state = tx.update(
             grads,
             state.opt_state,
             state.params,
             value_fn=lambda params: loss(params, state.rest, images, labels)[0],
+            curvature_fn=curvature_fn,
             refresh=refresh,
             record=record,
             axis_name=layout.axis_name,
@@ -175,14 +181,13 @@ def whole_batches(config: Config, num_train: int) -> int:
     return num_train // config.batch_size
 
 
-def check_ascent_batch(config: Config, num_programs: int) -> None:
-    """Raises unless the ascent's part of the batch can be taken."""
-    size = config.ascent_batch
+def check_part(name: str, size: int | None, config: Config, num_programs: int) -> None:
+    """Raises unless so many images of the batch can be taken."""
     if size is None:
         return
     if not 1 <= size <= config.batch_size or size % num_programs:
         raise UsageError(
-            f"--ascent-batch is a part of the batch, from 1 to {config.batch_size} images, and a multiple of "
+            f"--{name} is a part of the batch, from 1 to {config.batch_size} images, and a multiple of "
             f"the number of devices' programs, {num_programs}; got {size}"
         )
 
@@ -206,12 +211,16 @@ def make_model(config: Config, dataset: Dataset, seed: jax.Array | int) -> nnx.M
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
-    """The method, then weight decay and SGD with momentum."""
+    """The method, then the base optimizer with its weight decay; the learning rate falls along a cosine."""
     given = {} if config.rho is None else {"rho": config.rho}
+    method = monitored(methods.build(config.method, config.options | given), config)
+    learning_rate = optax.cosine_decay_schedule(config.learning_rate, num_steps)
+    if config.optimizer == "adamw":
+        return optax.chain(method, optax.adamw(learning_rate, weight_decay=config.weight_decay))
     return optax.chain(
-        monitored(methods.build(config.method, config.options | given), config),
+        method,
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(optax.cosine_decay_schedule(config.learning_rate, num_steps), momentum=config.momentum),
+        optax.sgd(learning_rate, momentum=config.momentum),
     )
 
 

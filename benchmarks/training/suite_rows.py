@@ -22,6 +22,7 @@ class Row(NamedTuple):
         refresh_every: steps between refreshes, as in the method's paper.
         fixed: settings of this row that are not chosen.
         group: the table and the pictures in which it appears.
+        starts_from: another row, with whose best settings all settings of this row are completed.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Row(NamedTuple):
     refresh_every: int = 100
     fixed: Mapping[str, float] = MappingProxyType({})
     group: Literal["methods", "cheap", "controls"] = "methods"
+    starts_from: str | None = None
 
 
 def radii(*factors: float, **units: float) -> list[dict[str, float]]:
@@ -109,21 +111,41 @@ ROWS = {
 }
 
 
-def best(trials: list[Record], name: str, noise: float) -> dict[str, float]:
+def best(trials: list[Record], name: str, noise: float, rows: Mapping[str, Row] = ROWS) -> dict[str, float]:
     """Settings with the highest validation accuracy of a row at a noise level; the first if several tie."""
-    if not ROWS[name].first:
-        return {}
+    if not rows[name].first:
+        return start(trials, name, noise, rows)
     own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
     return max(own, key=lambda trial: trial["validation_accuracy"])["settings"]
 
 
-def next_trial(trials: list[Record], name: str, noise: float) -> dict[str, float] | None:
-    """Settings of the first missing trial of a row at a noise level; None if none is missing."""
-    row = ROWS[name]
+def start(trials: list[Record], name: str, noise: float, rows: Mapping[str, Row]) -> dict[str, float]:
+    """What a row takes from another one."""
+    other = rows[name].starts_from
+    return {} if other is None else best(trials, other, noise, rows)
+
+
+def missing_trials(
+    trials: list[Record], name: str, noise: float, rows: Mapping[str, Row] = ROWS
+) -> list[tuple[str, dict[str, float]]]:
+    """The trials that a row lacks at a noise level, as far as they can be told already.
+
+    Returns:
+        Rows and settings: those of the row from which this one starts, as long as it lacks any; then its own
+        first ones; then the last one. Empty if the row's settings are known.
+    """
+    row = rows[name]
+    if row.starts_from is not None and (before := missing_trials(trials, row.starts_from, noise, rows)):
+        return before
+    if not row.first:
+        return []
     own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
-    wanted = [*row.first]
-    first = [trial for trial in own if trial["settings"] in wanted]
-    if first and row.then:
-        wanted.append({**best(first, name, noise), **row.then})
     made = [trial["settings"] for trial in own]
-    return next((settings for settings in wanted if settings not in made), None)
+    given = start(trials, name, noise, rows)
+    wanted = [{**given, **settings} for settings in row.first]
+    missing = [settings for settings in wanted if settings not in made]
+    if not missing and row.then is not None:
+        first = [trial for trial in own if trial["settings"] in wanted]
+        last = {**best(first, name, noise, rows), **row.then}
+        missing = [] if last in made else [last]
+    return [(name, settings) for settings in missing]

@@ -16,8 +16,8 @@ from benchmarks.training.config import Config
 from benchmarks.training.program import Program, TrainState
 
 RECORDED = (
-    *("dataset", "train_size", "model", "epochs", "batch_size"),
-    *("learning_rate", "momentum", "weight_decay", "refresh_every"),
+    *("dataset", "train_size", "augment", "model", "epochs", "batch_size"),
+    *("optimizer", "learning_rate", "momentum", "weight_decay", "refresh_every"),
 )
 
 

@@ -5,6 +5,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from numbers import Number
 from typing import Any, NamedTuple
 
 import jax
@@ -155,6 +156,7 @@ def track_eigenpair(
     *,
     solver: str,
     num_iters: int,
+    decay: float | jax.Array = 0.0,
 ) -> tuple[jax.Array, optax.Params]:
     """Improves an eigenpair by a few products with the Hessian.
 
@@ -165,11 +167,16 @@ def track_eigenpair(
       params: parameters w.
       solver: one of `SOLVERS`.
       num_iters: number of products.
+      decay: β of a running mean of the products, β λ v + (1 − β) H v in place of H v, with the last λ.
 
     Returns:
       Eigenvalue and unit eigenvector; `last` if nothing finite was found.
     """
-    matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
+    product = matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
+    if not isinstance(decay, Number) or decay != 0:
+        # Before the first refresh, and with a start vector of one's own, λ is 0: there is no mean yet.
+        weight = jnp.where(last[0] == 0, 0, jnp.asarray(decay, last[0].dtype))
+        matvec = lambda v: tree_math.mix(weight, tree_math.scale(last[0], v), product(v))
     length = tree_math.norm(last[1])
     longer = tree_math.scale(jnp.where(length < 1e-6, 1 / START_SCALE, 1), last[1])
     start = tree_math.where(length == 0, jax.tree.map(jnp.ones_like, last[1]), longer)

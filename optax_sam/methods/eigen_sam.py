@@ -16,6 +16,7 @@ def eigen_sam(
     interval: int = 100,
     num_iters: int = 5,
     solver: str = "power",
+    decay: float = 0.0,
     seed: int = 0,
     num_steps: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
@@ -31,6 +32,8 @@ def eigen_sam(
       interval: steps from one refresh of the eigenvector to the next with `refresh=None`; 100 in the paper.
       num_iters: Hessian-vector products per refresh; 5 in the paper.
       solver: "power" (the authors') or "lanczos"; see `tilt_to_top_eigenvector`.
+      decay: of a running mean of the products over the refreshes, see `tilt_to_top_eigenvector`; 0 is the
+        authors' rule.
       seed: of the random start vector.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
 
@@ -59,5 +62,7 @@ def eigen_sam(
       Luo et al., `Explicit eigenvalue regularization improves sharpness-aware minimization
       <https://arxiv.org/abs/2501.12666>`_, 2024
     """
-    tilt = tilt_to_top_eigenvector(alpha, interval=interval, num_iters=num_iters, solver=solver, seed=seed)
+    tilt = tilt_to_top_eigenvector(
+        alpha, interval=interval, num_iters=num_iters, solver=solver, decay=decay, seed=seed
+    )
     return sharpness_aware(optax.chain(steepest_ascent(rho), tilt), num_steps=num_steps)

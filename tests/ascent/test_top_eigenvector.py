@@ -142,6 +142,50 @@ def test_tracker_finds_the_prescribed_eigenpair():
     np.testing.assert_allclose(alignment(lanczos, PROBLEM, 0), 1.0, rtol=1e-9)
 
 
+def test_running_mean_finds_the_top_eigenvector_of_the_mean_hessian():
+    """Two batches in turn: without a mean the vector follows the last one."""
+    batches = [quadratic([9.0, 4.0, 1.0, 0.5, 0.1], seed=seed) for seed in (0, 1)]
+    values, vectors = np.linalg.eigh(sum(batch.hessian for batch in batches) / 2)
+
+    @jax.jit
+    def update(hessian, state, decay):
+        tilt = optax_sam.tilt_to_top_eigenvector(num_iters=1, decay=decay)
+        loss = BatchLoss(lambda params: 0.5 * flat(params) @ hessian @ flat(params))
+        return tilt.update(w64(), state, w64(), loss=loss, refresh=True)[1]
+
+    def after(decay):
+        state = optax_sam.tilt_to_top_eigenvector().init(w64())
+        for step in range(400):
+            state = update(batches[step % 2].hessian, state, decay)
+        return abs(flat(state.eigenvector) @ vectors[:, -1]), state.eigenvalue
+
+    (without, _), (some, _), (more, eigenvalue) = after(0.0), after(0.9), after(0.95)
+    angles = [np.arccos(alignment) for alignment in (without, some, more)]
+    assert angles[0] > 0.4
+    assert angles[2] < 0.02
+    np.testing.assert_allclose(angles[1] / angles[2], 2, rtol=0.15)  # in proportion to 1 − decay
+    np.testing.assert_allclose(eigenvalue, values[-1], rtol=0.03)
+
+
+def test_first_refresh_has_nothing_to_average():
+    one, other = (track(num_iters=3, decay=decay) for decay in (0.0, 0.9))
+    chex.assert_trees_all_close(one, other, rtol=1e-12)
+    v0 = unflat(unit(np.array([1.0, -1.0, 2.0, 0.5, 0.0])))
+    own = optax.tree.set(track(num_iters=1, refresh=False), eigenvector=v0)
+    state = track(state=own, num_iters=1, decay=0.9)
+    np.testing.assert_allclose(state.eigenvalue, flat(v0) @ PROBLEM.hessian @ flat(v0), rtol=1e-9)
+
+
+def test_decay_0_is_the_rule_without_a_mean():
+    """Also as an array, which `optax.inject_hyperparams` makes of it."""
+    good = track(num_iters=2)
+    expected = track(state=good, num_iters=2)
+    found = track(state=good, num_iters=2, decay=jnp.zeros(()))
+    chex.assert_trees_all_equal(found, expected)
+    mean = track(state=good, num_iters=2, decay=0.5)
+    assert not np.allclose(flat(mean.eigenvector), flat(expected.eigenvector))
+
+
 def test_curvature_fn_is_used_for_the_hessian_only():
     state = track(curvature_fn=OTHER.value_fn)
     np.testing.assert_allclose(state.eigenvalue, 20.0, rtol=1e-9)

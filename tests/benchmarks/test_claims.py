@@ -13,9 +13,18 @@ from matplotlib.collections import PathCollection
 
 from benchmarks import methods
 from benchmarks.errors import UsageError
-from benchmarks.experiments.claims import __main__, alternatives, info_sam, setting, sphere, weightings
+from benchmarks.experiments.claims import (
+    __main__,
+    alternatives,
+    eigen_sam_tracked,
+    info_sam,
+    setting,
+    sphere,
+    weightings,
+)
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import PAPERS, EigenSAM, perturbation_of
+from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
 from benchmarks.experiments.claims.info_sam import InfoSAM
 from benchmarks.experiments.claims.info_sam_weightings import InfoSAMWeightings
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
@@ -50,6 +59,9 @@ TINY = {
     claim.name: claim
     for claim in (
         EigenSAM(RECIPES, rows=PAPERS, epochs=2, seeds=(0, 1), num_batches=2, first_iters=2, later_iters=2),
+        EigenSAMTracked(
+            RECIPES, epochs=2, seeds=(0, 1), epochs_between=1, num_batches=2, first_iters=3, later_iters=3
+        ),
         InfoSAM(RECIPES, **INCREASES),
         InfoSAMWeightings(RECIPES, **INCREASES),
         XSAMDirection(
@@ -140,6 +152,55 @@ def check_eigen_sam(one, records, panels):
     mean = lambda field, row: along(field, row).mean(1)
     gains = lambda field: [mean(field, "eigen_sam") - mean(field, row) for row in ("sgd", "sam")]
     return [by_rule(*gains("alignment")), by_rule(*(-x for x in gains("top_eigenvalue")))]
+
+
+def check_eigen_sam_tracked(one, records, panels):
+    tracked = eigen_sam_tracked
+    assert len(records) == 2 * len(tracked.ROWS) * len(one.seeds)
+    alphas, found, noises = (0.05, 0.2, 0.5, 1.0), [[], [], [], [], []], (0.0, 0.4)
+    settings = tracked.TRACKERS
+    for noise, panel in zip(noises, np.reshape(panels, (2, 4)), strict=True):
+
+        def of_row(row, noise=noise):
+            own = claim.select(records, label_noise=noise, **row)
+            assert [record["seed"] for record in own] == [*one.seeds]
+            each = lambda name: np.array([record[name] for record in own])
+            values = each("eigenvalues")
+            assert (np.diff(values, axis=-1) <= 1e-4).all()  # in descending order
+            both = each("alignments")
+            assert (both[..., 0] <= both[..., 1] + 1e-5).all()
+            assert (both[..., 1] <= 1 + 1e-5).all()
+            return {
+                "alignment": both[..., 0].mean(1),
+                "last": values[:, -1, 0],
+                "ratio": (values[..., 1] / values[..., 0]).mean(),
+                "tracked": each("tracked").mean(1) if row["method"] == "eigen_sam" else None,
+                "validation": each("validation_accuracy"),
+                "test": each("test_accuracy"),
+            }
+
+        row = lambda alpha, tracker="mean": {
+            "method": "eigen_sam",
+            "settings": {"rho": 0.1, "alpha": alpha} | settings[tracker],
+        }
+        sam = of_row({"method": "sam", "settings": {"rho": 0.1}})
+        longer = of_row({"method": "sam", "settings": {"rho": 0.1414}})
+        own = {alpha: of_row(row(alpha)) for alpha in alphas}
+        kept = [a for a in alphas if (own[a]["validation"] - sam["validation"]).mean() >= -0.002]
+        best = own[max(kept, default=0.05)]
+        near = best["ratio"] > 0.8
+        found[0].append(best["tracked"][:, int(near)] - (0.95 if near else 0.9))
+        found[1].append(best["alignment"] - sam["alignment"])
+        found[2] += [own[a]["alignment"] - of_row(row(a, "paper"))["alignment"] for a in (0.2, 1.0)]
+        found[3] += [0.8 * sam["last"] - best["last"], best["test"] - sam["test"] + 0.005]
+        found[4].append(longer["last"] - own[1.0]["last"])
+        label = tracked.STYLES["mean"].label
+        assert_line(panel[0], label, [own[a]["alignment"].mean() for a in alphas])
+        assert_line(panel[1], label, [own[a]["tracked"][:, 0].mean() for a in alphas])
+        assert_line(panel[2], label, [own[a]["last"].mean() for a in alphas])
+        assert_line(panel[3], label, [100 * own[a]["test"].mean() for a in alphas])
+        assert_line(panel[3], "SAM", [100 * sam["test"].mean()] * 2)
+    return [by_rule(*comparisons) for comparisons in found]
 
 
 def check_info_sam(one, records, panels):
@@ -262,6 +323,7 @@ def check_alternatives(one, records, panels):
 
 CHECKS = {
     "eigen_sam": check_eigen_sam,
+    "eigen_sam_tracked": check_eigen_sam_tracked,
     "info_sam": check_info_sam,
     "info_sam_weightings": check_info_sam_weightings,
     "xsam_direction": check_xsam_direction,

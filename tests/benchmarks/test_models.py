@@ -53,10 +53,22 @@ def num_params(name, image_shape, num_classes, **options):
         ("vit_b16", 1000, {"image_size": 224}, 86_567_656),
         # Layer by layer; there is no published one.
         ("cnn6", 10, {}, 896 + 9_248 + 18_496 + 36_928 + 1_048_832 + 2_570),
+        ("resnet6", 10, {}, 432 + 32 + (4_608 + 9_216 + 512 + 192) + (18_432 + 36_864 + 2_048 + 384) + 650),
     ],
 )
 def test_as_many_parameters_as_published(name, num_classes, options, expected):
     assert num_params(name, (32, 32, 3), num_classes, **options) == expected
+
+
+def test_a_stem_with_a_stride_makes_all_later_images_smaller():
+    def features(stride, images):
+        make = functools.partial(ResNet, num_blocks=(0, 1), width=4, stem_stride=stride)
+        network = make((8, 8, 3), 10, rngs=nnx.Rngs(0))
+        return network.blocks[0](network.convolution(images))
+
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    sizes = [jax.eval_shape(functools.partial(features, stride), images).shape for stride in (1, 2)]
+    assert sizes == [(1, 4, 4, 8), (1, 2, 2, 8)]
 
 
 def test_patches_must_fit():

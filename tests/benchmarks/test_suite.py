@@ -11,7 +11,7 @@ from benchmarks.data import arrays
 from benchmarks.errors import UsageError
 from benchmarks.experiments import suite
 from benchmarks.models import table
-from benchmarks.reports import pages, plots, suite_figures, suite_report, suite_tables
+from benchmarks.reports import pages, plots, setting_tables, suite_figures, suite_report, suite_tables
 from benchmarks.reports.records import RESULTS, read_records, write_records
 from benchmarks.reports.suite_numbers import differences
 from benchmarks.training import suite_rows
@@ -57,7 +57,8 @@ def test_suite_tunes_runs_goes_on_and_reports(tiny, tmp_path, monkeypatch, capsy
         (row, noise): 3 for row in ("sam", "sgd_decay") for noise in (0.0, 0.4)
     }
     # The last trial of a row goes on from the better of the first two.
-    first, second, last = [trial for trial in tuned if trial["row"] == "sgd_decay"][:3]
+    at = ("sgd_decay", 0.0)
+    first, second, last = [trial for trial in tuned if (trial["row"], trial["label_noise"]) == at]
     better = max(first, second, key=lambda trial: trial["validation_accuracy"])
     assert last["settings"] == {**better["settings"], **suite_rows.ROWS["sgd_decay"].then}
     assert all("test_accuracy" not in trial for trial in tuned)
@@ -172,6 +173,60 @@ def test_a_diverged_network_counts_as_guessing(tiny):
     assert record["test_accuracy"] == record["validation_accuracy"] == 0.1
 
 
+def test_a_row_that_starts_from_another_one_has_its_settings():
+    made_up = {
+        "tuned": suite_rows.Row(
+            "sgd", "tuned", [{"weight_decay": 1}, {"weight_decay": 2}], {"learning_rate": 3}
+        ),
+        "sam": suite_rows.Row("sam", "SAM on tuned", [{"rho": 4}, {"rho": 5}], starts_from="tuned"),
+        "long": suite_rows.Row("sgd", "longer", starts_from="tuned"),
+    }
+    trials = []
+
+    def make(row, accuracy, **settings):
+        trials.append({"row": row, "label_noise": 0.0, "settings": settings, "validation_accuracy": accuracy})
+
+    missing = lambda name: suite_rows.missing_trials(trials, name, 0.0, made_up)
+    first = [("tuned", {"weight_decay": 1}), ("tuned", {"weight_decay": 2})]
+    assert missing("tuned") == missing("sam") == missing("long") == first
+    make("tuned", 0.5, weight_decay=1)
+    make("tuned", 0.6, weight_decay=2)
+    last = {"weight_decay": 2, "learning_rate": 3}
+    assert missing("tuned") == missing("sam") == missing("long") == [("tuned", last)]
+    make("tuned", 0.7, **last)
+    assert missing("tuned") == missing("long") == []
+    assert suite_rows.best(trials, "long", 0.0, made_up) == last
+    assert missing("sam") == [("sam", last | {"rho": 4}), ("sam", last | {"rho": 5})]
+    make("sam", 0.8, **last, rho=5)
+    make("sam", 0.7, **last, rho=4)
+    assert suite_rows.best(trials, "sam", 0.0, made_up) == last | {"rho": 5}
+
+
+def test_more_test_images_come_from_those_held_out_and_no_image_is_used_twice():
+    setting = suite.SETTINGS["cifar_resnet"]
+    config = setting.config
+    split = lambda *numbers: arrays.Split(np.array(numbers)[:, None], np.array(numbers))
+    whole = arrays.Dataset(split(1, 2), split(3, 4, 5), split(6, 7), 10)
+    moved = suite.with_more_test_images(whole, 2)
+    assert moved.validation.labels.tolist() == [3]
+    assert moved.test.labels.tolist() == [4, 5, 6, 7]
+    assert moved.test.images[:, 0].tolist() == [4, 5, 6, 7]
+    assert moved.train == whole.train
+    # As the protocol says.
+    assert (config["train_size"], config["validation_size"] - setting.more_test) == (2500, 1500)
+
+
+def test_rows_of_a_setting():
+    with pytest.raises(UsageError, match="'digits' has no row asam_decay; its rows are: sgd, sgd_tuned"):
+        suite.tune(suite.Suite("tune", "digits", rows=("asam_decay",), processes=1))
+    for name, setting in suite.SETTINGS.items():
+        for row in setting.rows:
+            config = suite.row_config(suite.Suite("run", name), row, 0.0)
+            assert config.epochs == setting.rows[row].epochs
+        if "sgd_long" in setting.rows:
+            assert setting.rows["sgd_long"].epochs == 2 * setting.rows["sgd"].epochs
+
+
 def test_best_is_of_the_row_and_noise_level_and_the_first_of_equals():
     made_up = [
         {"row": row, "label_noise": noise, "settings": settings, "validation_accuracy": accuracy}
@@ -196,6 +251,34 @@ def test_differences_are_taken_seed_by_seed():
     assert "+2.0 ± 0.0" in suite_tables.difference_table(records, [], [])
 
 
+def test_the_table_of_a_setting_shows_paired_differences_and_what_is_there(tmp_path):
+    made_up = {
+        "sgd": ((0.5, 0.6, 0.7), {}),
+        "sgd_tuned": ((0.52, 0.61, 0.72), {"weight_decay": 0.002}),
+        "sam": ((0.55, 0.65), {"rho": 0.1}),
+        "part_16": ((0.55,), {"rho": 0.1}),
+    }
+    records = [
+        {"row": row, "label_noise": 0.0, "seed": seed, "settings": settings, "test_accuracy": accuracy}
+        | {"training_accuracy_on_noisy_labels": 0.9}
+        for row, (accuracies, settings) in made_up.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    assert setting_tables.setting_table("digits", tmp_path) == setting_tables.NOTHING
+    write_records(tmp_path / "suite_cifar_resnet.jsonl", records)
+    lines = setting_tables.setting_table("cifar_resnet", tmp_path).splitlines()
+    cells = {
+        label.strip(): [cell.strip() for cell in row] for label, *row in (x.split("|")[1:-1] for x in lines)
+    }
+    assert cells["SGD"][:5] == ["1.00", "3", "60.0 ± 5.8", "-1.7 ± 0.3", "-5.0 ± 0.0"]
+    assert cells["SAM"] == ["2.00", "2", "60.0 ± 5.0", "+3.5 ± 0.5", "0", "90.0 ± 0.0", "rho 0.1"]
+    assert cells["SGD, tuned"][3] == "0"
+    assert cells["SAM, ascent on 16 of 128"][0] == f"{1 + 16 / 128:.2f}"
+    assert len(cells) == 2 + len(made_up)
+    gradients = lambda row: setting_tables.gradients("cifar_resnet", row)
+    assert [gradients(row) for row in ("sgd_long", "xsam3", "look_sam", "momentum_sam")] == [2, 4, 1.2, 1]
+
+
 def test_a_page_has_one_place_for_each_table():
     page = "before\n<!-- table: a -->\nold\n<!-- end -->\nafter\n"
     assert pages.filled(page, {"a": "new"}) == page.replace("old", "new")
@@ -216,7 +299,7 @@ def committed():
 def test_the_page_shows_the_committed_results():
     page = suite_report.PAGE.read_text()
     tables = {name: make(*committed()) for name, make in suite_tables.TABLES.items()}
-    assert pages.filled(page, tables) == page
+    assert pages.filled(page, tables | suite_report.other_settings(RESULTS)) == page
     page = (pages.DOCS / "choose.md").read_text()
     assert pages.filled(page, {"cheap": tables["cheap"]}) == page
 
@@ -225,15 +308,29 @@ def test_committed_networks_have_the_settings_of_the_committed_trials():
     records, tuned, _ = committed()
     runs = Counter((record["row"], record["label_noise"], record["seed"]) for record in records)
     seeds = range(suite.Suite("run").seeds)
-    assert runs == Counter(itertools.product(suite_rows.ROWS, suite.NOISE_LEVELS, seeds))
+    assert runs == Counter(itertools.product(suite_rows.ROWS, suite.noise_of(suite.Suite("run")), seeds))
     for record in records:
         assert record["settings"] == suite_rows.best(tuned, record["row"], record["label_noise"])
+
+
+@pytest.mark.parametrize("name", suite_report.OTHER_SETTINGS)
+def test_committed_networks_of_other_settings_have_the_settings_of_their_trials(name):
+    setting = suite.SETTINGS[name]
+    records, tuned = (read_records(RESULTS / f"{setting.file}{end}.jsonl") for end in ("", "_tuning"))
+    runs = Counter((record["row"], record["seed"]) for record in records)
+    assert set(runs.values()) <= {1}
+    assert {trial["seed"] for trial in tuned} <= {suite.TUNING_SEED}
+    assert all("test_accuracy" not in trial for trial in tuned)
+    for record in records:
+        assert record["settings"] == suite_rows.best(tuned, record["row"], 0.0, setting.rows)
+        assert not suite_rows.missing_trials(tuned, record["row"], 0.0, setting.rows)
+        assert record["seed"] != suite.TUNING_SEED
 
 
 def test_committed_rows_had_five_trials_each_with_another_seed():
     _, tuned, times = committed()
     counts = Counter((trial["row"], trial["label_noise"]) for trial in tuned)
     chosen = [name for name in suite_rows.ROWS if name not in ("sgd", "sgd_40")]
-    assert counts == {(name, noise): 5 for name in chosen for noise in suite.NOISE_LEVELS}
+    assert counts == {(name, noise): 5 for name in chosen for noise in suite.noise_of(suite.Suite("tune"))}
     assert {trial["seed"] for trial in tuned} == {suite.TUNING_SEED}
     assert [time["row"] for time in times] == list(suite_rows.ROWS)

@@ -21,6 +21,7 @@ from benchmarks.models import table
 from benchmarks.training.checkpoints import restore
 from benchmarks.training.config import Config, parse
 from benchmarks.training.interrupt import ask_for_interrupt
+from benchmarks.training.program import make_optimizer
 from tests.benchmarks.conftest import REPOSITORY
 from tests.benchmarks.networks import Regularised, Tiny
 from tests.benchmarks.stopping import stop
@@ -91,7 +92,7 @@ def test_every_method_trains(method, dataset):
 
 
 def first_state(dataset, **settings):
-    config = Config(method="sam", rho=0.1, model="tiny", **settings)
+    config = Config(**{"method": "sam", "rho": 0.1, "model": "tiny"} | settings)
     program = train.make_program(config, dataset)
     noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
     run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
@@ -112,9 +113,24 @@ def test_an_ascent_on_the_whole_batch_is_the_usual_one_and_on_a_part_another(dat
 
 
 @pytest.mark.parametrize("size", [0, 101])
-def test_a_part_that_is_no_part_is_refused(dataset, size):
-    with pytest.raises(UsageError, match="--ascent-batch is a part of the batch, from 1 to 100"):
-        train.make_program(Config(method="sam", ascent_batch=size), dataset)
+@pytest.mark.parametrize("name", ["ascent_batch", "curvature_batch"])
+def test_a_part_that_is_no_part_is_refused(dataset, size, name):
+    option = name.replace("_", "-")
+    with pytest.raises(UsageError, match=f"--{option} is a part of the batch, from 1 to 100"):
+        train.make_program(Config(method="sam", **{name: size}), dataset)
+
+
+def test_an_eigenvector_of_a_part_of_the_batch(dataset):
+    """The gradients are of the whole batch all the same."""
+    tracked = lambda state: optax.tree.get(state.opt_state, "eigenvector")
+    options = {"method": "eigen_sam", "options": {"alpha": 0.0}}
+    usual, loss = first_state(dataset, **options)
+    whole, _ = first_state(dataset, **options, curvature_batch=100)
+    part, of_the_part = first_state(dataset, **options, curvature_batch=10)
+    assert_same(usual, whole)
+    assert_same(usual.params, part.params)
+    assert loss == of_the_part
+    assert float(optax.tree.norm(jax.tree.map(np.subtract, tracked(usual), tracked(part)))) > 0.1
 
 
 @pytest.mark.parametrize("model", ["mlp", "strided_cnn"])
@@ -150,6 +166,16 @@ def test_second_pass_is_of_the_same_network_and_leaves_it_alone(dataset):
         jax.tree.leaves(states["sgd"][0].params), jax.tree.leaves(states["sam"][0].params), strict=True
     )
     assert any(not np.array_equal(one, other) for one, other in pairs)
+
+
+def test_adamw_gets_the_gradient_of_the_method_and_decouples_its_decay():
+    """One step by hand: the first of Adam is the gradient's sign, and the decay is lr · λ · w."""
+    config = Config(method="sam", rho=0.1, optimizer="adamw", learning_rate=0.5, weight_decay=0.2)
+    tx = make_optimizer(config, 10)
+    params = {"w": np.array([1.0, -2.0])}
+    value_fn = lambda params: 3.0 * params["w"][0] ** 2 + params["w"][1]
+    updates, _ = tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)
+    np.testing.assert_allclose(updates["w"], -0.5 * (np.array([1.0, 1.0]) + 0.2 * params["w"]), rtol=1e-4)
 
 
 def test_seeds_differ_and_repeat(dataset):

@@ -21,6 +21,7 @@ COPIES = {
     "info_sam": 2,
     "eigen_sam": 1,
     "eigen_sam_lanczos": 1,
+    "eigen_sam_running_mean": 1,
     "combination": 3,
     "monitored_sam": 1,
     "vasso": 1,

@@ -53,12 +53,12 @@ IS_WEIGHT = {
 }
 
 
-def eigen_case(name, *, num_iters=5, refresh_steps=(0, 3, 4, 9), by_interval=False):
+def eigen_case(name, *, num_iters=5, decay=0.0, refresh_steps=(0, 3, 4, 9), by_interval=False):
     interval = {"interval": 4} if by_interval else {}
     return Case(
         name,
-        lambda: optax_sam.eigen_sam(0.2, 0.3, num_iters=num_iters, solver="power", **interval),
-        lambda: rules.EigenSam(0.2, 0.3, start=START_VECTOR, num_iters=num_iters),
+        lambda: optax_sam.eigen_sam(0.2, 0.3, num_iters=num_iters, solver="power", decay=decay, **interval),
+        lambda: rules.EigenSam(0.2, 0.3, start=START_VECTOR, num_iters=num_iters, decay=decay),
         refresh_steps=refresh_steps,
         by_interval=by_interval,
         tracks="eigenvector",
@@ -141,6 +141,8 @@ CASES = [
     eigen_case("eigen_sam"),
     eigen_case("eigen_sam, 1 iteration", num_iters=1),
     eigen_case("eigen_sam, late first refresh", refresh_steps=(2, 7)),
+    eigen_case("eigen_sam, running mean", num_iters=1, decay=0.5),
+    eigen_case("eigen_sam, running mean, 2 iterations", num_iters=2, decay=0.7),
     eigen_case("eigen_sam, own interval", by_interval=True, refresh_steps=(0, 4, 8, 12)),
     xsam_case("xsam", 0.3, 0.6),
     xsam_case("xsam, alpha below 1", 0.6, 0.5),

@@ -167,18 +167,23 @@ class EigenSam:
     """ε = ρ (ĝ + α s v⊥) with s = sign⟨g, v⟩ and v⊥ = v − ⟨ĝ, v⟩ ĝ; neither is normalised again.
 
     A refresh repeats v ← H v / ‖H v‖ on this batch, before the step uses v. Until the first refresh
-    the rule is plain SAM.
+    the rule is plain SAM. With a running mean β λ v + (1 − β) H v takes the place of H v from the second
+    refresh on, where λ = ⟨v, that⟩ is of the last one.
     """
 
-    def __init__(self, rho, alpha, start, num_iters):
-        self.rho, self.alpha, self.num_iters = rho, alpha, num_iters
-        self.eigenvector = start
+    def __init__(self, rho, alpha, start, num_iters, decay=0.0):
+        self.rho, self.alpha, self.num_iters, self.decay = rho, alpha, num_iters, decay
+        self.eigenvector, self.eigenvalue = start, None
         self.refreshed = False
 
     def direction(self, w, batch, refresh):
         if refresh:
+            last = self.eigenvalue
             for _ in range(self.num_iters):
                 image = hessian_vector_product(w, self.eigenvector, batch)
+                if last is not None:
+                    image = self.decay * last * self.eigenvector + (1 - self.decay) * image
+                self.eigenvalue = self.eigenvector @ image
                 self.eigenvector = image / norm(image)
             self.refreshed = True
 

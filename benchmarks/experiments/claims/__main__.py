@@ -20,6 +20,7 @@ from benchmarks.data import sources
 from benchmarks.errors import UsageError
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import EigenSAM
+from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
 from benchmarks.experiments.claims.info_sam import InfoSAM
 from benchmarks.experiments.claims.info_sam_weightings import InfoSAMWeightings
 from benchmarks.experiments.claims.setting import RECIPES
@@ -35,6 +36,7 @@ CLAIMS = {
     claim.name: claim
     for claim in (
         EigenSAM(),
+        EigenSAMTracked(),
         InfoSAM(),
         InfoSAMWeightings(),
         XSAMDirection(),

@@ -1,0 +1,170 @@
+"""What all rows of an accuracy suite share: data, network and recipe. One entry for each suite.
+
+`fashion_mnist` is the first suite, with wrong labels: `suite_rows.py`. The others ask whether anything
+gains on right labels where networks are as in the papers: a residual network with BatchNorm on crops and
+flips of CIFAR-10, and a transformer with AdamW. Their protocol, written before any of their test numbers
+was seen:
+
+- There are 8,660 images of CIFAR-10. The 7,728 of the training split are cut once, with a fixed seed, into
+  2,500 for training, 1,500 for validation and 3,728 that join the 932 of the test split: 4,660 test images,
+  on which the standard error of an accuracy is 0.7 points. So rows are compared seed by seed. Training
+  images are few, because a CPU has to pass over them often enough to fit them. The transformer has 5,000
+  training, 10,000 validation and 10,000 test images of Fashion-MNIST, without augmentation.
+- "SGD" and "AdamW" have the usual recipe: nothing is chosen. "Tuned" tries three weight decays and then
+  another learning rate with the best of these; "tuned, twice the epochs" trains longer with the settings
+  chosen there, and takes as many gradients as SAM.
+- A method tries three radii, with the usual recipe. "SAM on tuned SGD" tries three radii with the recipe
+  that was chosen for tuned SGD, so that the two differ by SAM alone.
+- Trials are compared by accuracy on the validation images after the last epoch, with one seed that the
+  reported networks do not use. Three seeds are reported; only these networks see the test images, once,
+  after the last epoch.
+- Rows come in the order of their importance, and `suite each` trains them in this order, so that a file
+  that is not complete answers the first questions first.
+
+Sizes are those that one CPU core trains in half a minute, found with validation images and SGD alone.
+`cifar_resnet18` and `fashion_vit_full` ask the same questions at a size for accelerators.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from benchmarks.training.suite_rows import BATCH_SIZE, ROWS, Row, part, radii
+
+
+class Setting(NamedTuple):
+    """One suite.
+
+    Attributes:
+        title: in tables.
+        file: how the names of its result files begin.
+        config: fields of all its configurations.
+        rows: by name, in the order of the tables.
+        noise: fractions of wrong training labels.
+        more_test: images held out of the training split that are test images too.
+        sharpness: whether λ_max is measured; it costs as much as a training does on a small set.
+    """
+
+    title: str
+    file: str
+    config: Mapping[str, Any]
+    rows: Mapping[str, Row]
+    noise: tuple[float, ...] = (0.0,)
+    more_test: int = 0
+    sharpness: bool = False
+
+
+def rows_on_right_labels(
+    optimizer: str,
+    epochs: int,
+    steps_per_epoch: int,
+    decays: tuple[float, ...],
+    learning_rate: float,
+    rho: float,
+) -> dict[str, Row]:
+    """The rows of the settings with right labels.
+
+    Args:
+        optimizer: name of the base optimizer.
+        epochs: of all rows but one.
+        steps_per_epoch: the steps from one search of XSAM to the next.
+        decays: weight decays that the tuned optimizer tries.
+        learning_rate: another one than usual that it tries with the best of these.
+        rho: SAM's middle radius.
+    """
+    three = (0.5, 1, 2)
+    decay_trials = [{"weight_decay": decay} for decay in decays]
+    sam = radii(*three, rho=rho)
+    # ASAM and Momentum-SAM measure in other units, and a small part of the batch wants a larger radius.
+    ten_times = radii(*three, rho=10 * rho)
+    xsam = radii(*three, rho=rho, rho_max=2 * rho)
+    rows = {
+        "sgd": Row("sgd", optimizer),
+        "sgd_tuned": Row("sgd", f"{optimizer}, tuned", decay_trials, {"learning_rate": learning_rate}),
+        "sam": Row("sam", "SAM", sam),
+        "sgd_long": Row(
+            "sgd", f"{optimizer}, tuned, twice the epochs", epochs=2 * epochs, starts_from="sgd_tuned"
+        ),
+        "sam_tuned": Row("sam", f"SAM on tuned {optimizer}", sam, starts_from="sgd_tuned"),
+        "part_16": Row("sam", "SAM, ascent on 16 of 128", radii(1, 2, 4, rho=rho), fixed=part(16)),
+        "xsam": Row("xsam", "XSAM", xsam, refresh_every=steps_per_epoch),
+        "momentum_sam": Row("momentum_sam", "Momentum-SAM", ten_times),
+        "asam": Row("asam", "ASAM", ten_times),
+        "look_sam": Row("look_sam", "LookSAM", sam, refresh_every=5),
+        "info_sam": Row("info_sam", "infoSAM", sam),
+        "eigen_sam": Row("eigen_sam", "Eigen-SAM", sam),
+        "xsam3": Row("xsam3", "XSAM, 3 steps", xsam, refresh_every=steps_per_epoch),
+    }
+    return {name: row if name == "sgd_long" else row._replace(epochs=epochs) for name, row in rows.items()}
+
+
+CIFAR = {
+    "dataset": "cifar10_subset",
+    "train_size": 2500,
+    "validation_size": 5228,
+    "augment": "crop_flip",
+    "batch_size": BATCH_SIZE,
+    "learning_rate": 0.1,
+    "weight_decay": 5e-4,
+}
+VIT = {
+    "dataset": "fashion_mnist",
+    "model": "tiny_vit",
+    "batch_size": BATCH_SIZE,
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.1,
+}
+LARGER_VIT = {"patch_size": 4, "hidden_size": 192, "num_layers": 6, "num_heads": 6}
+
+few_rows = rows_on_right_labels("SGD", 1, 6, (5e-4, 2e-3, 5e-3), 0.2, 0.1)
+few_rows = {name: few_rows[name] for name in ("sgd", "sgd_tuned", "sam", "sgd_long", "sam_tuned")}
+
+SETTINGS = {
+    "fashion_mnist": Setting(
+        "Strided CNN on Fashion-MNIST, wrong labels",
+        "suite",
+        {
+            "dataset": "fashion_mnist",
+            "train_size": 10_000,
+            "model": "strided_cnn",
+            "batch_size": BATCH_SIZE,
+            "learning_rate": 0.05,
+        },
+        ROWS,
+        noise=(0.0, 0.2, 0.4, 0.6),
+        sharpness=True,
+    ),
+    "cifar_resnet": Setting(
+        "ResNet with BatchNorm on 2,500 images of CIFAR-10, crops and flips",
+        "suite_cifar_resnet",
+        CIFAR | {"model": "resnet6"},
+        rows_on_right_labels("SGD", 50, 2500 // BATCH_SIZE, (5e-4, 2e-3, 5e-3), 0.2, 0.1),
+        more_test=3728,
+    ),
+    "fashion_vit": Setting(
+        "Transformer on 5,000 images of Fashion-MNIST",
+        "suite_fashion_vit",
+        VIT | {"train_size": 5000},
+        rows_on_right_labels("AdamW", 15, 5000 // BATCH_SIZE, (0.1, 1.0, 3.0), 2e-3, 0.1),
+    ),
+    "cifar_resnet18": Setting(
+        "ResNet-18 on 5,000 images of CIFAR-10, crops and flips",
+        "suite_cifar_resnet18",
+        CIFAR | {"train_size": 5000, "validation_size": 2728, "model": "resnet18", "dtype": "bfloat16"},
+        rows_on_right_labels("SGD", 100, 5000 // BATCH_SIZE, (5e-4, 2e-3, 5e-3), 0.2, 0.1),
+        more_test=1728,
+    ),
+    "fashion_vit_full": Setting(
+        "Transformer on 50,000 images of Fashion-MNIST",
+        "suite_fashion_vit_full",
+        VIT | {"model_options": LARGER_VIT, "dtype": "bfloat16"},
+        rows_on_right_labels("AdamW", 50, 50_000 // BATCH_SIZE, (0.1, 1.0, 3.0), 5e-4, 0.1),
+    ),
+    # Needs no files and a few seconds: to try the programs.
+    "digits": Setting(
+        "MLP on 300 of the bundled digits",
+        "suite_digits",
+        {"dataset": "digits", "train_size": 300, "model": "mlp", "batch_size": 50},
+        few_rows,
+    ),
+}
