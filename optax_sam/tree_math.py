@@ -137,7 +137,7 @@ def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
     """Returns independent normal entries with the shapes, dtypes and shardings of `like`."""
     leaves, treedef = jax.tree.flatten(like)
     # Leaves of one type are drawn together: the generator takes long to compile, and deep networks repeat
-    # their layers.
+    # their layers. In a loop, because XLA for CPU would repeat it for each leaf (see `computed_once`).
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         alike.setdefault(jax.typeof(leaf), []).append(i)
@@ -149,7 +149,7 @@ def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
             key_i = jax.random.fold_in(key, i)
             return jax.random.normal(key_i, kind.shape, kind.dtype, out_sharding=kind.sharding)
 
-        together = jax.vmap(normal)(jnp.asarray(indices))
+        together = jax.lax.map(normal, jnp.asarray(indices))
         for place, i in enumerate(indices):
             drawn[i] = together[place]
     return jax.tree.unflatten(treedef, drawn)

@@ -64,3 +64,10 @@ def test_a_tilt_by_hand_is_linear_too():
     lines = lambda n: lines_of(tilt, [jnp.ones(3)] * n)
     assert lines(80) < 2.1 * lines(40)
     assert optax.tree.norm(tilt([jnp.ones(4)])) == 12.0  # 2 · (1, 1, 1, 1) + 4 · (1, 1, 1, 1)
+
+
+def test_a_random_vector_is_drawn_once_for_all_leaves_alike():
+    """Not again for each of them."""
+    draw = lambda like: optax_sam.tree_math.random_vector(jax.random.key(0), like)
+    lines = lambda n: lines_of(draw, [jnp.ones(3)] * n)
+    assert lines(40) < 2 * lines(10)

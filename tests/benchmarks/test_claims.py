@@ -20,11 +20,13 @@ from benchmarks.experiments.claims import (
     info_sam,
     setting,
     sphere,
+    weightings,
 )
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import PAPERS, EigenSAM, perturbation_of
 from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
 from benchmarks.experiments.claims.info_sam import InfoSAM
+from benchmarks.experiments.claims.info_sam_weightings import InfoSAMWeightings
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.models import table
@@ -42,6 +44,16 @@ RECIPES = {
     name: recipe | {"dataset": "digits", "train_size": 100, "model": "tiny", "batch_size": 25}
     for name, recipe in setting.RECIPES.items()
 }
+INCREASES = {
+    "num_parameters": 10,
+    "ratios": (1.0, 10.0),
+    "num_gradients": 30,
+    "controlled_seeds": (0, 1),
+    "epochs": {25: 2},
+    "seeds": (0, 1),
+    "warm_up": 2,
+    "every": 3,
+}
 # Few small networks, trained for two epochs of four steps, and one problem of each kind.
 TINY = {
     claim.name: claim
@@ -58,17 +70,8 @@ TINY = {
             first_iters=3,
             later_iters=3,
         ),
-        InfoSAM(
-            RECIPES,
-            num_parameters=10,
-            ratios=(1.0, 10.0),
-            num_gradients=30,
-            controlled_seeds=(0, 1),
-            epochs={25: 2},
-            seeds=(0, 1),
-            warm_up=2,
-            every=3,
-        ),
+        InfoSAM(RECIPES, **INCREASES),
+        InfoSAMWeightings(RECIPES, **INCREASES),
         XSAMDirection(
             RECIPES, num_quadratics=5, epochs=2, seeds=(0, 1), steps_per_epoch=4, per_epoch=2, ascent_steps=2
         ),
@@ -227,6 +230,56 @@ def check_info_sam(one, records, panels):
     return [*found, "not measured yet"]
 
 
+def check_info_sam_weightings(one, records, panels):
+    get = lambda name, **values: of(records, "increase", estimator=name, **values)
+    free = lambda name, **values: of(records, "noise_free_increase", estimator=name, **values)
+    for axes, noise in zip(panels, ("independent", "like the gradient"), strict=False):
+        groups = [{"noise": noise, "noise_ratio": ratio} for ratio in one.ratios]
+        mean = lambda name, groups=groups: [np.mean(get(name, **x) / free(name, **x)) for x in groups]
+        assert_line(axes, "SAM", mean("sam"))
+        assert_line(axes, "signal to noise", mean("signal_to_noise"))
+    network = {"experiment": "network"}
+    relative = get("layer_signal_to_noise", **network) / free("sam", **network)
+    assert_line(panels[2], "signal to noise of each layer", relative.reshape(len(one.seeds), -1).mean(0))
+    known = {"sam", "info_sam", "running_mean"}
+    others = [name for name in weightings.DIRECTIONS if name not in known]
+    order = ["parts_variance", "layer_variance", "signal_to_noise", "parts_signal_to_noise"]
+    order += ["gradient_to_noise", "layer_signal_to_noise"]
+    assert sorted(order) == sorted(others)
+    return [by_rule(get(name, **network) - get("sam", **network)) for name in order]
+
+
+def test_weightings_by_hand(x64):
+    """Two steps of two parts, and two layers, transcribed."""
+    rng = np.random.default_rng(0)
+    steps = rng.normal(1, 1, (2, weightings.PARTS, 5))
+    tree = lambda x: {"a": jnp.asarray(x[..., :2]), "b": jnp.asarray(x[..., 2:])}
+    statistics = weightings.start(tree(steps[0, 0]))
+    for parts in steps:
+        found, statistics = weightings.observe(tree(parts), statistics, jnp.asarray(0.1))
+    first, g = steps.mean(axis=1)
+    m = 0.9 * first + 0.1 * g
+    t = (m - g) ** 2
+    between = ((steps - steps.mean(axis=1, keepdims=True)) ** 2).sum(axis=1) / 12
+    p = (0.99 * between[0] + between[1]) / 1.99
+    layer = lambda x: np.concatenate([np.full(2, x[:2].mean()), np.full(3, x[2:].mean())])
+    expected = {
+        "sam": g,
+        "info_sam": g / (t + t.mean()),
+        "signal_to_noise": g * m**2 / (m**2 + t),
+        "gradient_to_noise": g**3 / (g**2 + t),
+        "layer_variance": g / (layer(t) + t.mean()),
+        "layer_signal_to_noise": g * layer(m**2) / (layer(m**2) + layer(t)),
+        "parts_variance": g / (p + p.mean()),
+        "parts_signal_to_noise": g * m**2 / (m**2 + p),
+        "running_mean": m,
+    }
+    assert found.keys() == expected.keys()
+    for name, direction in expected.items():
+        own = np.concatenate([found[name]["a"], found[name]["b"]])
+        np.testing.assert_allclose(own, 0.1 * direction / np.linalg.norm(direction), rtol=1e-9, err_msg=name)
+
+
 def check_xsam_direction(one, records, panels):
     networks = claim.select(records, experiment="network")
     for losses in (record["loss_at"] for record in networks):
@@ -280,6 +333,7 @@ CHECKS = {
     "eigen_sam": check_eigen_sam,
     "eigen_sam_tracked": check_eigen_sam_tracked,
     "info_sam": check_info_sam,
+    "info_sam_weightings": check_info_sam_weightings,
     "xsam_direction": check_xsam_direction,
     "xsam_accuracy": check_xsam_accuracy,
     "alternatives": check_alternatives,

@@ -22,6 +22,7 @@ from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import EigenSAM
 from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
 from benchmarks.experiments.claims.info_sam import InfoSAM
+from benchmarks.experiments.claims.info_sam_weightings import InfoSAMWeightings
 from benchmarks.experiments.claims.setting import RECIPES
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
@@ -37,6 +38,7 @@ CLAIMS = {
         EigenSAM(),
         EigenSAMTracked(),
         InfoSAM(),
+        InfoSAMWeightings(),
         XSAMDirection(),
         XSAMAccuracy(),
         Alternatives(),

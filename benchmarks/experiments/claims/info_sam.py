@@ -141,7 +141,7 @@ class InfoSAM(ClaimOnNetworks):
             (f"The same, network {on_network}", batches, STYLES),
         ):
             if groups:
-                tables.append(table((title, *groups), closed(groups, list(names)), numbers=False))
+                tables.append(table((title, *groups), closed(groups, list(names), LABELS), numbers=False))
         if batches:
             field = "rank_correlation_of_signal_and_noise"
             cells = [number([r[field] for r in select(own, estimator="sam")]) for own in batches.values()]
@@ -236,7 +236,9 @@ def suite_comparisons(networks: list[Record]) -> list[Comparison]:
     return found
 
 
-def closed(groups: dict[str, list[Record]], names: Sequence[str]) -> list[tuple[str, ...]]:
+def closed(
+    groups: dict[str, list[Record]], names: Sequence[str], labels: Mapping[str, str]
+) -> list[tuple[str, ...]]:
     """Rows of a table: mean increases in percent of the noise-free one, by group and estimator."""
     rows = []
     for name in names:
@@ -244,5 +246,5 @@ def closed(groups: dict[str, list[Record]], names: Sequence[str]) -> list[tuple[
             number([100 * r["increase"] / r["noise_free_increase"] for r in select(own, estimator=name)])
             for own in groups.values()
         ]
-        rows.append((LABELS[name], *cells))
+        rows.append((labels[name], *cells))
     return rows

@@ -1,0 +1,122 @@
+"""How long a step takes to compile if the network has many small parameter arrays.
+
+    python -m benchmarks.cost.compile_time                   measures; fills the table of docs/cost.md
+    python -m benchmarks.cost.compile_time --report-only     the table alone
+
+The network has layers of two units: many arrays, and little else to compile. Steps are those
+between refreshes (`refresh=False`). The time is processor time to trace, lower and compile, so that it means
+something on a busy machine too; in each repeat the methods take turns.
+"""
+
+import dataclasses
+import itertools
+import re
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+import optax_sam
+from benchmarks.reports.pages import DOCS, fill_tables, table
+from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+
+METHODS = ("sam", "eigen_sam", "xsam", "info_sam")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compile times."""
+
+    sizes: tuple[int, ...] = (50, 200, 1000)
+    """Numbers of parameter arrays."""
+    repeats: int = 3
+    """Measurements of each; the median is shown."""
+    report_only: bool = False
+    """Measure nothing."""
+    results: Path = RESULTS
+    """Folder of the result file."""
+    docs: Path = DOCS
+    """Folder of cost.md."""
+
+
+def measure(name: str, size: int) -> Record:
+    """Times of the phases, in seconds, and the size of the compiled step."""
+    params = [(jnp.ones((2, 2)), jnp.ones(2)) for _ in range(size // 2)]
+    tx = getattr(optax_sam, name)(0.1)
+
+    def value_fn(params):
+        x = jnp.ones((2, 2))
+        for weight, bias in params:
+            x = jnp.tanh(x @ weight + bias)
+        return jnp.mean(x)
+
+    def step(params, state):
+        return tx.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn, refresh=False)
+
+    state = jax.jit(tx.init)(params)
+    jax.clear_caches()
+    times = [time.process_time()]
+    traced = jax.jit(step).trace(params, state)
+    times.append(time.process_time())
+    lowered = traced.lower()
+    times.append(time.process_time())
+    compiled = lowered.compile()
+    times.append(time.process_time())
+    trace, lower, compile_ = (after - before for before, after in itertools.pairwise(times))
+    program = compiled.as_text()
+    entry = program[program.index("\nENTRY") :]
+    return {
+        "method": name,
+        "arrays": size,
+        "trace": trace,
+        "lower": lower,
+        "compile": compile_,
+        "lines": program.count("\n"),
+        "kernels": len(re.findall(r" (?:fusion|dot|copy)\(", entry)),
+        "versions": versions_and_device(),
+    }
+
+
+def tables(records: list[Record]) -> dict[str, str]:
+    """The table of the page."""
+    rows = []
+    for name in METHODS:
+        cells = []
+        for size in sorted({r["arrays"] for r in records}):
+            seconds = lambda method, size=size: statistics.median(
+                r["trace"] + r["lower"] + r["compile"]
+                for r in records
+                if (r["method"], r["arrays"]) == (method, size)
+            )
+            last = next(r for r in records if (r["method"], r["arrays"]) == (name, size))
+            cells += [f"{seconds(name):.1f} s", f"{seconds(name) / seconds('sam'):.2f}"]
+            cells += [f"{last['kernels'] / size:.1f}", f"{last['lines'] / size:.0f}"]
+        rows.append((name, *cells))
+    head = [
+        text
+        for size in sorted({r["arrays"] for r in records})
+        for text in (f"{size} arrays", "of sam's", "kernels per array", "lines per array")
+    ]
+    return {"compile_time": table(("", *head), rows)}
+
+
+def main() -> None:
+    """The command line."""
+    options = tyro.cli(Options, prog="python -m benchmarks.cost.compile_time", description=__doc__)
+    file = options.results / "compile_time.jsonl"
+    records = read_records(file)
+    if not options.report_only:
+        measure("sam", 4)  # What JAX does once.
+        for size in options.sizes:
+            records = [r for r in records if r["arrays"] != size]
+            for _ in range(options.repeats):
+                records += [measure(name, size) for name in METHODS]
+            write_records(file, records)
+    fill_tables(options.docs / "cost.md", tables(records))
+
+
+if __name__ == "__main__":
+    main()
