@@ -233,16 +233,18 @@ def main() -> None:
     """The command line."""
     config = tyro.cli(Accelerator, prog="python -m benchmarks.accelerator", description=__doc__)
     quiet()
+    failure = None
     try:
         if not config.report_only:
             work(config)
     except UsageError as error:
-        sys.exit(f"error: {error}")
+        failure = f"error: {error}"
     except KeyboardInterrupt:
         print("\nstopped; the same command continues with what is missing")
     if not config.tiny:
         accelerator_report.write_page()
         print(f"tables in {accelerator_report.PAGE}, from the files in {accelerator_report.FOLDER}")
+    sys.exit(failure)
 
 
 def work(config: Accelerator) -> None:
@@ -250,13 +252,18 @@ def work(config: Accelerator) -> None:
 
     Raises:
         KeyboardInterrupt: when the time is over.
-        UsageError: if a data set is not there.
+        UsageError: at the end, if something could not be done, for example for lack of its data.
     """
-    began = time.monotonic()
+    began, errors = time.monotonic(), {}
     with time_limit(60 * config.minutes if config.minutes is not None else 0):
         for description, job in jobs(config):
             print(f"[{(time.monotonic() - began) / 60:5.1f} min] {description}", flush=True)
-            job()
+            try:
+                job()
+            except UsageError as error:
+                errors[str(error)] = description
+    if errors:
+        raise UsageError("; ".join(f"left out: {what}: {error}" for error, what in errors.items()))
 
 
 if __name__ == "__main__":

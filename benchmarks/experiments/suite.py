@@ -253,7 +253,6 @@ def tune(suite: Suite) -> None:
     """Appends the trials that are missing from the tuning file."""
     file = tuning_file_of(suite)
     trials = read_records(file)
-    write_records(file, trials)  # drops an incomplete last line, from a run that was killed
     while jobs := next_trials(suite, trials):
         for trial in on_each_core(tune_job, jobs, suite.processes):
             trials.append(trial)

@@ -20,7 +20,7 @@ def by_noise(records: Records, cell: Callable[[str, float], str], *groups: str) 
 
 def accuracy_table(records: Records, trials: Records, times: Records) -> str:
     """Test accuracy in per cent."""
-    return by_noise(records, functools.partial(accuracy, records), "methods")
+    return by_noise(records, functools.partial(accuracy, records), "methods", "family")
 
 
 def accuracy(records: Records, row: str, noise: float) -> str:
@@ -44,7 +44,7 @@ def differences_to(other: str, records: Records) -> str:
     def cell(row: str, noise: float) -> str:
         return "0" if row == other else spread(differences(records, row, noise, other), "{:+.1f} ± {:.1f}")
 
-    return by_noise(records, cell, "methods")
+    return by_noise(records, cell, "methods", "family")
 
 
 def cheap_table(records: Records, trials: Records, times: Records) -> str:

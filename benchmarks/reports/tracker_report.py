@@ -115,9 +115,12 @@ def gap_table(records: list[Record]) -> str:
 
 
 def tables(records: list[Record], trackers: Mapping[str, Any]) -> dict[str, str]:
-    """The tables of the page."""
+    """The tables of the page, with the picture."""
+    if not records:
+        return dict.fromkeys(("trackers", "tracker_decays", "tracker_gaps"), "No measurements yet.")
+    picture = "![Alignment of the tracked vectors along training](trackers.png)"
     return {
-        "trackers": tracker_table(records, trackers),
+        "trackers": f"{tracker_table(records, trackers)}\n\n{picture}",
         "tracker_decays": decay_table(records, trackers),
         "tracker_gaps": gap_table(records),
     }

@@ -32,7 +32,7 @@ class Row(NamedTuple):
     epochs: int = 20
     refresh_every: int = 100
     fixed: Mapping[str, float] = MappingProxyType({})
-    group: Literal["methods", "cheap", "controls"] = "methods"
+    group: Literal["methods", "family", "cheap", "controls"] = "methods"
     starts_from: str | None = None
 
 
@@ -56,6 +56,7 @@ EPOCH = 10_000 // BATCH_SIZE
 PART_RADII = radii(1, 2, 3, 4, rho=0.1)
 
 
+family = partial(Row, group="family")
 cheap = partial(Row, group="cheap")
 control = partial(Row, group="controls")
 
@@ -88,6 +89,16 @@ ROWS = {
     "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
     "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
     "asam_decay": Row("asam", "ASAM, decay tuned", ASAM_DECAYS, STRONGER),
+    # The wider family.
+    "vasso": family("vasso", "VaSSO", radii(*FOUR, rho=0.1), {"theta": 0.4}),
+    "friendly_sam": family("friendly_sam", "Friendly SAM", radii(*FOUR, rho=0.1), {"decay": 0.6}),
+    "gsam": family("gsam", "GSAM", radii(*FOUR, rho=0.1), {"alpha": 0.1}),
+    # The weight of the sharpness is nine times SAM's at gamma 0.9, so the radii are smaller.
+    "wsam": family("wsam", "WSAM", radii(*FOUR, rho=0.02), {"gamma": 0.7}),
+    "stable_sam": family("stable_sam", "StableSAM", radii(*FOUR, rho=0.1), {"rho": 0.15}),
+    "sparse_sam": family("sparse_sam", "Sparse SAM", radii(*FOUR, rho=0.1), {"sparsity": 0.8}),
+    # Two ascents of this radius each.
+    "lookbehind_sam": family("lookbehind_sam", "Lookbehind-SAM", radii(*FOUR, rho=0.05), {"alpha": 0.8}),
     # At the price of less than two gradients.
     "part_32": cheap("sam", "SAM, ascent on 32 of 128", radii(*FOUR, rho=0.1), {"rho": 0.4}, fixed=part(32)),
     "part_16": cheap("sam", "SAM, ascent on 16 of 128", PART_RADII, {"rho": 0.6}, fixed=part(16)),

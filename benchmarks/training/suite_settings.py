@@ -22,7 +22,8 @@ was seen:
   that is not complete answers the first questions first.
 
 Sizes are those that one CPU core trains in half a minute, found with validation images and SGD alone.
-`cifar_resnet18` and `fashion_vit_full` ask the same questions at a size for accelerators.
+`cifar_resnet18` and `fashion_vit_full` ask the same questions at a size for accelerators, `cifar10_resnet18`
+on all of CIFAR-10.
 """
 
 from collections.abc import Mapping
@@ -153,6 +154,14 @@ SETTINGS = {
         CIFAR | {"train_size": 5000, "validation_size": 2728, "model": "resnet18", "dtype": "bfloat16"},
         rows_on_right_labels("SGD", 100, 5000 // BATCH_SIZE, (5e-4, 2e-3, 5e-3), 0.2, 0.1),
         more_test=1728,
+    ),
+    "cifar10_resnet18": Setting(
+        "ResNet-18 on 45,000 images of CIFAR-10, crops and flips",
+        "suite_cifar10_resnet18",
+        CIFAR
+        | {"dataset": "cifar10", "train_size": None, "validation_size": 5000}
+        | {"model": "resnet18", "dtype": "bfloat16"},
+        rows_on_right_labels("SGD", 100, 45_000 // BATCH_SIZE, (5e-4, 1e-3, 2e-3), 0.2, 0.1),
     ),
     "fashion_vit_full": Setting(
         "Transformer on 50,000 images of Fashion-MNIST",

@@ -78,8 +78,8 @@ def tilt_to_top_eigenvector(
         gave a better vector than five power iterations (docs/curvature.md).
       decay: β in [0, 1) of the running mean of the products; 0 is the authors' rule, without a mean. It needs
         `solver="power"`: a Krylov space does not change if a multiple of v is added. The first refresh has
-        nothing to average. For the paper's cost, `interval=5, num_iters=1, decay=0.8` with a quarter of the
-        batch in `curvature_fn` tracked better than its own settings (docs/curvature.md).
+        nothing to average. At the paper's cost, `interval=5, num_iters=1, decay=0.8` with a quarter of the
+        batch in `curvature_fn` tracked better than its settings, with right labels (docs/claims.md).
       seed: of the random start vector of the first refresh.
 
     Returns:

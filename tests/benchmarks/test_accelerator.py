@@ -76,6 +76,21 @@ def test_it_measures_everything_goes_on_where_it_was_and_repeats_nothing(tiny, m
     assert lines(accelerator.folder_of(tiny)) == after
 
 
+def test_what_lacks_its_data_is_left_out_and_the_rest_is_done(tiny, monkeypatch):
+    def lacks(suite):
+        raise UsageError("no such data set")
+
+    done = []
+    monkeypatch.setattr(accelerator, "measure_cost", lambda *arguments: done.append("cost"))
+    monkeypatch.setattr(accelerator, "train_network", lambda row, *arguments: done.append(row))
+    monkeypatch.setattr(suite, "each", lacks)
+    monkeypatch.setattr(suite, "time_rows", lambda suite: done.append("time"))
+    monkeypatch.setattr(suite, "run", lambda suite: done.append("prices"))
+    with pytest.raises(UsageError, match="left out: digits, other rows: no such data set"):
+        accelerator.work(tiny)
+    assert done == ["cost", "sgd", "sam", "time", "prices"]
+
+
 def test_a_network_that_diverges_is_a_result_and_missing_data_are_not(tiny, tmp_path, monkeypatch):
     config = accelerator.network_config(tiny, "sgd", 0)
     for message, diverges in (("diverged: the loss", True), ("data set is not prepared", False)):
@@ -120,8 +135,17 @@ def test_the_command_ends_cleanly_when_the_time_is_over(monkeypatch, tmp_path, c
     page.write_text(accelerator_report.PAGE.read_text())
     monkeypatch.setattr(accelerator_report, "PAGE", page)
     monkeypatch.setattr(sys, "argv", ["accelerator", "--minutes", "0.001"])
-    accelerator.main()
+    with pytest.raises(SystemExit) as end:
+        accelerator.main()
+    assert end.value.code is None
     assert "the same command continues" in capsys.readouterr().out
+
+    def lacks(config):
+        raise UsageError("left out: digits")
+
+    monkeypatch.setattr(accelerator, "work", lacks)
+    with pytest.raises(SystemExit, match="error: left out: digits"):
+        accelerator.main()
 
 
 def test_tables_of_a_device(tmp_path):

