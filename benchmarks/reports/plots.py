@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 # Ten points are readable where a page is as wide as the picture.
 mpl.rcParams.update({"axes.titlesize": "medium", "figure.titlesize": "medium"})
 
-# Colours: Wong, "Points of view: Color blindness", Nature Methods 2011. Rows with the same colour differ in
-# their markers and dashes.
+# Colours: Wong, "Points of view: Color blindness", Nature Methods 2011, and for the wider family
+# the wine red of Tol's palette. Rows with the same colour differ in their markers and dashes.
 STYLES = {
     "sgd": {"color": "#000000", "marker": "o"},
     "sgd_usual": {"color": "#7F7F7F", "marker": "x"},
@@ -31,13 +31,13 @@ STYLES = {
     "sgd_decay": {"color": "#000000", "marker": "o", "linestyle": ":", "fillstyle": "none"},
     "sgd_40_decay": {"color": "#7F7F7F", "marker": "o", "linestyle": ":", "fillstyle": "none"},
     "sam_decay": {"color": "#0072B2", "marker": "s", "linestyle": ":", "fillstyle": "none"},
-    "vasso": {"color": "#CC79A7", "marker": "1", "linestyle": "-."},
-    "friendly_sam": {"color": "#CC79A7", "marker": "2", "linestyle": "-."},
-    "gsam": {"color": "#CC79A7", "marker": "3", "linestyle": "-."},
-    "wsam": {"color": "#CC79A7", "marker": "4", "linestyle": "-."},
-    "stable_sam": {"color": "#CC79A7", "marker": "x", "linestyle": "-."},
-    "sparse_sam": {"color": "#CC79A7", "marker": "+", "linestyle": "-."},
-    "lookbehind_sam": {"color": "#CC79A7", "marker": "*", "linestyle": "-."},
+    "vasso": {"color": "#882255", "marker": "o", "linestyle": "-."},
+    "friendly_sam": {"color": "#882255", "marker": "s", "linestyle": "-."},
+    "gsam": {"color": "#882255", "marker": "^", "linestyle": "-."},
+    "wsam": {"color": "#882255", "marker": "v", "linestyle": "-."},
+    "stable_sam": {"color": "#882255", "marker": "D", "linestyle": "-."},
+    "sparse_sam": {"color": "#882255", "marker": "P", "linestyle": "-."},
+    "lookbehind_sam": {"color": "#882255", "marker": "*", "linestyle": "-."},
     "part_32": {"color": "#0072B2", "marker": (4, 1, 0)},
     "part_16": {"color": "#0072B2", "marker": (6, 1, 0)},
     "part_8": {"color": "#0072B2", "marker": (8, 1, 0)},
