@@ -29,5 +29,7 @@ def present(records: list[Record], *groups: str) -> tuple[list[str], list[float]
 
 
 def spread(values: Sequence[float], form: str = "{:.1f} ± {:.1f}") -> str:
-    """Mean and standard error as text."""
+    """Mean and standard error as text; of a single value itself."""
+    if len(values) == 1:
+        return form.split(" ±")[0].format(values[0])
     return form.format(*mean_and_error(values)) if values else "-"
