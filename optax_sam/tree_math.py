@@ -133,6 +133,7 @@ def full_precision(tree: optax.Params) -> optax.Params:
     return jax.tree.map(lambda x: jnp.asarray(x, accumulation_dtype(jnp.asarray(x))), tree)
 
 
+@jax.jit
 def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
     """Returns independent normal entries with the shapes, dtypes and shardings of `like`."""
     leaves, treedef = jax.tree.flatten(like)
