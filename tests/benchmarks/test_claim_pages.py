@@ -22,15 +22,7 @@ def stored(one):
     return read_records(claim.result_file(one, RESULTS))
 
 
-# The command that measures them continues where it was; strict, so that the mark goes when they are complete.
-INCOMPLETE = pytest.mark.xfail(strict=True, reason="some networks have not been trained yet")
-EVERY = [
-    pytest.param(one, id=one.name, marks=[INCOMPLETE] if one.name == "eigen_sam_tracked" else [])
-    for one in (*CLAIMS.values(), *THEORY.values())
-]
-
-
-@pytest.mark.parametrize("one", EVERY)
+@pytest.mark.parametrize("one", [*CLAIMS.values(), *THEORY.values()], ids=lambda one: one.name)
 def test_stored_results_are_those_of_the_code(one):
     records = stored(one)
     jobs = one.jobs(records)
