@@ -50,7 +50,7 @@ from benchmarks.training.config import Config
 from benchmarks.training.program import Program, TrainState, make_program
 from benchmarks.training.workers import on_each_core, quiet
 from optax_sam import curvature, tree_math
-from optax_sam.curvature.eigenpairs import track_eigenpair
+from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
 
 RESULT_FILE = RESULTS / "trackers.jsonl"
 LABEL_NOISE = (0.0, 0.4)
@@ -280,7 +280,7 @@ def examples(
 
 def random_start(state: TrainState) -> tuple[jax.Array, Any]:
     """The eigenpair before the first refresh."""
-    return jnp.zeros(()), tree_math.random_vector(jax.random.key(0), state.params)
+    return jnp.zeros(()), start_vector(state.params, 0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -5,8 +5,8 @@ the same gradients, one after another.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,28 +62,57 @@ def observe(
     )
 
 
-def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
-    """Mean increases over the second half of the gradients, a record for each ratio and estimator."""
+class Quadratic(NamedTuple):
+    """A controlled problem: the gradient at some parameters, a known Hessian, known noise.
+
+    Attributes:
+        gradient: g, without noise.
+        hessian: its eigenvalues are 0.1 to 10, in random directions.
+        deviation: standard deviations of the noise of each coordinate; as long as g.
+        rho: length of the perturbations.
+    """
+
+    gradient: np.ndarray
+    hessian: np.ndarray
+    deviation: np.ndarray
+    rho: float
+
+    def increase(self, epsilon: np.ndarray) -> np.ndarray:
+        """L(w + ε) − L(w)."""
+        return epsilon @ self.gradient + 0.5 * np.einsum("...i,ij,...j", epsilon, self.hessian, epsilon)
+
+    def noise_free_increase(self) -> float:
+        """That of the ε along the gradient without noise."""
+        return float(self.increase(self.rho * self.gradient / np.linalg.norm(self.gradient)))
+
+
+def quadratic(job: Job, rng: np.random.Generator) -> Quadratic:
+    """The problem of a job. The noise is like the gradient, as in a network, if the job says so."""
     size = job["num_parameters"]
-    rng = np.random.default_rng(job["seed"])
     axes, _ = np.linalg.qr(rng.normal(size=(size, size)))
     hessian = axes @ np.diag(np.geomspace(0.1, 10.0, size)) @ axes.T
     w = rng.normal(size=size)
     gradient = hessian @ w
     deviation = rng.permutation(np.geomspace(0.01, 100.0, size))
+    if job.get("noise") == "like the gradient":
+        deviation = np.sort(deviation)[np.argsort(np.argsort(np.abs(gradient)))]
     deviation *= np.linalg.norm(gradient) / np.linalg.norm(deviation)
-    noise = rng.normal(size=(job["num_gradients"], size))
-    rho = job["rho"] * np.linalg.norm(w)
+    return Quadratic(gradient, hessian, deviation, job["rho"] * np.linalg.norm(w))
 
-    def increase(epsilon: np.ndarray) -> np.ndarray:
-        return epsilon @ gradient + 0.5 * np.einsum("...i,ij,...j", epsilon, hessian, epsilon)
+
+def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
+    """Mean increases over the second half of the gradients, a record for each ratio and estimator."""
+    rng = np.random.default_rng(job["seed"])
+    problem = quadratic(job, rng)
+    gradient, deviation, rho = problem.gradient, problem.deviation, problem.rho
+    noise = rng.normal(size=(job["num_gradients"], job["num_parameters"]))
 
     records = []
     for ratio in ratios:
         noisy = jnp.asarray(gradient + ratio * deviation * noise, jnp.float32)
         perturbations = perturbations_along(noisy, jnp.float32(rho), jnp.asarray(deviation, jnp.float32))
         for name, epsilons in perturbations.items():
-            values = increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
+            values = problem.increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
             records.append(
                 record_of(
                     job,
@@ -91,7 +120,7 @@ def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
                     estimator=name,
                     increase=float(values.mean()),
                     standard_error_over_steps=float(values.std(ddof=1) / len(values) ** 0.5),
-                    noise_free_increase=float(increase(rho * gradient / np.linalg.norm(gradient))),
+                    noise_free_increase=problem.noise_free_increase(),
                 )
             )
     return records
@@ -128,6 +157,16 @@ def compiled(loss: Callable[..., jax.Array], rho: float) -> tuple[Callable[..., 
     return gradient_of, observe_batch
 
 
+def summed(
+    gradient_of: Callable[..., optax.Updates], params: optax.Params, parts: Iterable[Any]
+) -> optax.Updates:
+    """The sum of the gradients of the parts of a data set."""
+    total = tree_math.zeros_like(params)
+    for part in parts:
+        total = tree_math.add(total, gradient_of(params, part))
+    return total
+
+
 def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record]:
     """Increases during the training of a network, a record for each estimator and measured step.
 
@@ -152,9 +191,7 @@ def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record
         if step < warm_up or step % every:
             continue
         loss = mean_loss(setting, params, parts)
-        true_gradient = tree_math.zeros_like(params)
-        for part in parts:
-            true_gradient = tree_math.add(true_gradient, gradient_of(params, part))
+        true_gradient = summed(gradient_of, params, parts)
         noise_free = tree_math.scale(rho / tree_math.norm(true_gradient), true_gradient)
         noise_free_increase = increase(params, noise_free, loss)
         variance = optax.tree.get(states["info_sam"], "noise_variance")

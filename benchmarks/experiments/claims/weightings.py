@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 import optax_sam
+from benchmarks.experiments.claims.increases import quadratic, summed
 from benchmarks.experiments.claims.setting import (
     Setting,
     batch_after,
@@ -114,21 +115,10 @@ def perturbations_along(gradients: jax.Array, rho: jax.Array) -> dict[str, jax.A
 
 def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
     """As `increases.controlled`, without the directions that need layers."""
-    size = job["num_parameters"]
     rng = np.random.default_rng(job["seed"])
-    axes, _ = np.linalg.qr(rng.normal(size=(size, size)))
-    hessian = axes @ np.diag(np.geomspace(0.1, 10.0, size)) @ axes.T
-    w = rng.normal(size=size)
-    gradient = hessian @ w
-    deviation = rng.permutation(np.geomspace(0.01, 100.0, size))
-    if job["noise"] == "like the gradient":  # as it is in the network
-        deviation = np.sort(deviation)[np.argsort(np.argsort(np.abs(gradient)))]
-    deviation *= np.linalg.norm(gradient) / np.linalg.norm(deviation)
-    noise = PARTS**0.5 * rng.normal(size=(job["num_gradients"], PARTS, size))
-    rho = job["rho"] * np.linalg.norm(w)
-
-    def increase(epsilon: np.ndarray) -> np.ndarray:
-        return epsilon @ gradient + 0.5 * np.einsum("...i,ij,...j", epsilon, hessian, epsilon)
+    problem = quadratic(job, rng)
+    gradient, deviation, rho = problem.gradient, problem.deviation, problem.rho
+    noise = PARTS**0.5 * rng.normal(size=(job["num_gradients"], PARTS, job["num_parameters"]))
 
     records = []
     for ratio in ratios:
@@ -136,14 +126,14 @@ def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
         for name, epsilons in perturbations_along(noisy, jnp.float32(rho)).items():
             if name in LAYERWISE:
                 continue
-            values = increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
+            values = problem.increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
             records.append(
                 record_of(
                     job,
                     noise_ratio=ratio,
                     estimator=name,
                     increase=float(values.mean()),
-                    noise_free_increase=float(increase(rho * gradient / np.linalg.norm(gradient))),
+                    noise_free_increase=problem.noise_free_increase(),
                 )
             )
     return records
@@ -180,9 +170,7 @@ def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record
         if step < warm_up or step % every:
             continue
         loss = mean_loss(setting, params, parts)
-        true_gradient = tree_math.zeros_like(params)
-        for part in parts:
-            true_gradient = tree_math.add(true_gradient, gradient_of(params, part))
+        true_gradient = summed(gradient_of, params, parts)
         noise_free = tree_math.scale(rho / tree_math.norm(true_gradient), true_gradient)
         noise_free_increase = increase(params, noise_free) - loss
         records += [
