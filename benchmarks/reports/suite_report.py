@@ -23,7 +23,7 @@ from benchmarks.reports.suite_figures import draw_cost, draw_noise, draw_radius
 from benchmarks.reports.suite_tables import TABLES, accuracy_table, difference_table
 
 PAGE = Path(__file__).parents[1] / "RESULTS.md"
-OTHER_SETTINGS = ("cifar_resnet", "fashion_vit")
+OTHER_SETTINGS = ("cifar_resnet_fitted", "fashion_vit_fitted", "cifar_resnet", "fashion_vit")
 
 
 @dataclasses.dataclass(frozen=True)

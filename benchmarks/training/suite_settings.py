@@ -22,6 +22,14 @@ was seen:
   that is not complete answers the first questions first.
 
 Sizes are those that one CPU core trains in half a minute, found with validation images and SGD alone.
+
+These trainings turned out too short to fit their data: 76 and 88 % of the training images are right in the
+end. So the same questions are asked again where SGD fits: `cifar_resnet_fitted` passes 100 times over 1,000
+images (98 % right; 6,160 test images, which cuts their standard error to 0.6 points) and
+`fashion_vit_fitted` 40 times over 2,000 (99.8 %), both in batches of 64. There the best radius had been the
+smallest and the best weight decay the largest that was tried, so the three radii are further apart, the
+decays are four and reach further, and the other learning rate of the residual network is half the usual one.
+
 `cifar_resnet18` and `fashion_vit_full` ask the same questions at a size for accelerators, `cifar10_resnet18`
 on all of CIFAR-10.
 """
@@ -61,6 +69,9 @@ def rows_on_right_labels(
     decays: tuple[float, ...],
     learning_rate: float,
     rho: float,
+    *,
+    factors: tuple[float, ...] = (0.5, 1, 2),
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, Row]:
     """The rows of the settings with right labels.
 
@@ -71,13 +82,15 @@ def rows_on_right_labels(
         decays: weight decays that the tuned optimizer tries.
         learning_rate: another one than usual that it tries with the best of these.
         rho: SAM's middle radius.
+        factors: the radii that are tried, in middle radii.
+        batch_size: images of a step.
     """
-    three = (0.5, 1, 2)
+    eighth = batch_size // 8
     decay_trials = [{"weight_decay": decay} for decay in decays]
-    sam = radii(*three, rho=rho)
+    sam = radii(*factors, rho=rho)
     # ASAM and Momentum-SAM measure in other units, and a small part of the batch wants a larger radius.
-    ten_times = radii(*three, rho=10 * rho)
-    xsam = radii(*three, rho=rho, rho_max=2 * rho)
+    ten_times = radii(*factors, rho=10 * rho)
+    xsam = radii(*factors, rho=rho, rho_max=2 * rho)
     rows = {
         "sgd": Row("sgd", optimizer),
         "sgd_tuned": Row("sgd", f"{optimizer}, tuned", decay_trials, {"learning_rate": learning_rate}),
@@ -86,7 +99,12 @@ def rows_on_right_labels(
             "sgd", f"{optimizer}, tuned, twice the epochs", epochs=2 * epochs, starts_from="sgd_tuned"
         ),
         "sam_tuned": Row("sam", f"SAM on tuned {optimizer}", sam, starts_from="sgd_tuned"),
-        "part_16": Row("sam", "SAM, ascent on 16 of 128", radii(1, 2, 4, rho=rho), fixed=part(16)),
+        f"part_{eighth}": Row(
+            "sam",
+            f"SAM, ascent on {eighth} of {batch_size}",
+            radii(*factors, rho=2 * rho),
+            fixed=part(eighth),
+        ),
         "xsam": Row("xsam", "XSAM", xsam, refresh_every=steps_per_epoch),
         "momentum_sam": Row("momentum_sam", "Momentum-SAM", ten_times),
         "asam": Row("asam", "ASAM", ten_times),
@@ -147,6 +165,25 @@ SETTINGS = {
         "suite_fashion_vit",
         VIT | {"train_size": 5000},
         rows_on_right_labels("AdamW", 15, 5000 // BATCH_SIZE, (0.1, 1.0, 3.0), 2e-3, 0.1),
+    ),
+    "cifar_resnet_fitted": Setting(
+        "ResNet with BatchNorm on 1,000 images of CIFAR-10, crops and flips, until it fits",
+        "suite_cifar_resnet_fitted",
+        CIFAR | {"train_size": 1000, "validation_size": 6728, "batch_size": 64, "model": "resnet6"},
+        rows_on_right_labels(
+            *("SGD", 100, 1000 // 64, (5e-4, 2e-3, 5e-3, 1e-2), 0.05, 0.1),
+            factors=(0.3, 1, 3),
+            batch_size=64,
+        ),
+        more_test=5228,
+    ),
+    "fashion_vit_fitted": Setting(
+        "Transformer on 2,000 images of Fashion-MNIST, until it fits",
+        "suite_fashion_vit_fitted",
+        VIT | {"train_size": 2000, "batch_size": 64},
+        rows_on_right_labels(
+            *("AdamW", 40, 2000 // 64, (0.1, 1.0, 3.0, 10.0), 2e-3, 0.1), factors=(0.3, 1, 3), batch_size=64
+        ),
     ),
     "cifar_resnet18": Setting(
         "ResNet-18 on 5,000 images of CIFAR-10, crops and flips",

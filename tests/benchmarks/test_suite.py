@@ -203,8 +203,6 @@ def test_a_row_that_starts_from_another_one_has_its_settings():
 
 
 def test_more_test_images_come_from_those_held_out_and_no_image_is_used_twice():
-    setting = suite.SETTINGS["cifar_resnet"]
-    config = setting.config
     split = lambda *numbers: arrays.Split(np.array(numbers)[:, None], np.array(numbers))
     whole = arrays.Dataset(split(1, 2), split(3, 4, 5), split(6, 7), 10)
     moved = suite.with_more_test_images(whole, 2)
@@ -213,7 +211,9 @@ def test_more_test_images_come_from_those_held_out_and_no_image_is_used_twice():
     assert moved.test.images[:, 0].tolist() == [4, 5, 6, 7]
     assert moved.train == whole.train
     # As the protocol says.
-    assert (config["train_size"], config["validation_size"] - setting.more_test) == (2500, 1500)
+    for name, size in (("cifar_resnet", 2500), ("cifar_resnet_fitted", 1000)):
+        config, more_test = suite.SETTINGS[name].config, suite.SETTINGS[name].more_test
+        assert (config["train_size"], config["validation_size"] - more_test) == (size, 1500)
 
 
 def test_rows_of_a_setting():

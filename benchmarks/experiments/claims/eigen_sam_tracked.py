@@ -83,7 +83,7 @@ class EigenSAMTracked(ClaimOnNetworks):
     name: ClassVar[str] = "eigen_sam_tracked"
     epochs: int = 8
     """Passes over the training data."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Networks of each row."""
     epochs_between: int = 2
     """Epochs from one measurement to the next."""

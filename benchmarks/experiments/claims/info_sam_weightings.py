@@ -57,7 +57,7 @@ class InfoSAMWeightings(InfoSAM):
     """How much the perturbations of other weightings raise the true loss."""
 
     name: ClassVar[str] = "info_sam_weightings"
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Networks of each batch size."""
 
     def jobs(self, records: list[Record]) -> list[Job]:
