@@ -43,14 +43,14 @@ def vdot(a: optax.Params, b: optax.Params) -> jax.Array:
     return total(jax.tree.map(lambda x, y: x.astype(dtype) * y.astype(dtype), a, b))
 
 
-def computed_once(scalar: jax.Array) -> jax.Array:
-    """Returns the scalar, computed once in the program and not again for every leaf that uses it.
+def computed_once(scalars: jax.Array) -> jax.Array:
+    """Returns a scalar, or a few, computed once in the program and not again for every leaf that uses them.
 
     On CPU, XLA fuses the computation of an operand into each operation that reads it, and so repeats it: the
     n additions at the end of a norm, for each of n leaves. It does not fuse a cumulative sum (which, unlike
     `jax.lax.optimization_barrier`, is still there when fusion begins).
     """
-    return jnp.cumsum(jnp.stack([scalar, jnp.zeros_like(scalar)]))[0]
+    return jnp.cumsum(jnp.stack([scalars, jnp.zeros_like(scalars)]), axis=0)[0]
 
 
 def norm(tree: optax.Params) -> jax.Array:
@@ -82,7 +82,8 @@ def scale(factor: jax.Array, tree: optax.Params) -> optax.Params:
 
 def combine(a: jax.Array, x: optax.Params, b: jax.Array, y: optax.Params) -> optax.Params:
     """Returns a·x + b·y, each leaf in the dtype of x's, computed in float32 or wider."""
-    a, b = computed_once(a), computed_once(b)
+    dtype = accumulation_dtype(a, b)
+    a, b = computed_once(jnp.stack([a.astype(dtype), b.astype(dtype)]))
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
         dtype = accumulation_dtype(x, y)
@@ -94,11 +95,7 @@ def combine(a: jax.Array, x: optax.Params, b: jax.Array, y: optax.Params) -> opt
 
 def mix(weight: jax.Array, old: optax.Params, new: optax.Params) -> optax.Params:
     """Returns weight · old + (1 − weight) · new, in the dtypes of `old`: a step of a running mean."""
-    weight = computed_once(weight)
-    leaf = lambda old, new: (
-        weight.astype(old.dtype) * old + (1 - weight).astype(old.dtype) * new.astype(old.dtype)
-    )
-    return jax.tree.map(leaf, old, new)
+    return combine(weight, old, 1 - weight, new)
 
 
 def add(x: optax.Params, y: optax.Params) -> optax.Params:

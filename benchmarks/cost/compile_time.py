@@ -32,8 +32,8 @@ class Options:
 
     sizes: tuple[int, ...] = (50, 200, 1000)
     """Numbers of parameter arrays."""
-    repeats: int = 3
-    """Measurements of each; the median is shown."""
+    repeats: int = 5
+    """Measurements of each."""
     report_only: bool = False
     """Measure nothing."""
     results: Path = RESULTS
@@ -86,13 +86,17 @@ def tables(records: list[Record]) -> dict[str, str]:
     for name in METHODS:
         cells = []
         for size in sorted({r["arrays"] for r in records}):
-            seconds = lambda method, size=size: statistics.median(
-                r["trace"] + r["lower"] + r["compile"]
-                for r in records
-                if (r["method"], r["arrays"]) == (method, size)
-            )
+            times = {
+                method: [
+                    r["trace"] + r["lower"] + r["compile"]
+                    for r in records
+                    if (r["method"], r["arrays"]) == (method, size)
+                ]
+                for method in (name, "sam")
+            }
+            ratios = [own / sam for own, sam in zip(times[name], times["sam"], strict=True)]
             last = next(r for r in records if (r["method"], r["arrays"]) == (name, size))
-            cells += [f"{seconds(name):.1f} s", f"{seconds(name) / seconds('sam'):.2f}"]
+            cells += [f"{statistics.median(times[name]):.1f} s", f"{statistics.median(ratios):.2f}"]
             cells += [f"{last['kernels'] / size:.1f}", f"{last['lines'] / size:.0f}"]
         rows.append((name, *cells))
     head = [

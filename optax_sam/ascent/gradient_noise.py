@@ -162,14 +162,14 @@ def gradient_noise(
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
         size = max(optax.tree.size(noise_variance), 1)
-        mean = tree_math.computed_once(tree_math.total(noise_variance)) / size
+        mean = tree_math.computed_once(tree_math.total(noise_variance) / size)
         delta = relative_damping * mean if damping is None else damping
 
         def leaf(variance: jax.Array) -> jax.Array:
             smallest = jnp.finfo(variance.dtype).eps * mean.astype(variance.dtype)
             damped = jnp.maximum(variance + jnp.asarray(delta, variance.dtype), smallest)
             # Without any noise no coordinate is preferred: C = 1.
-            return jnp.where(damped == 0, 1, jnp.where(damped == 0, 1, damped) ** -power)
+            return jnp.where(damped == 0, 1, damped) ** -power
 
         return jax.tree.map(leaf, noise_variance)
 
