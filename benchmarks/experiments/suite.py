@@ -7,8 +7,8 @@
     python -m benchmarks.reports.suite_report      tables and figures from the result files, for RESULTS.md
 
 `--setting cifar_resnet_fitted` and others are suites on right labels, with other data and networks; their
-protocol is in `training/suite_settings.py`. That of the suite itself, with 10,000 training images, the strided
-CNN and 20 epochs:
+protocol is in `training/suite_settings.py`. That of the suite itself, with 10,000 training images, the
+strided CNN and 20 epochs:
 
 - The usual recipe is learning rate 0.05 and weight decay 5e-4, the same for every row.
 - Whatever is chosen is chosen at each noise level from five trials. Sharpness-aware methods: four radii,
