@@ -83,7 +83,8 @@ def scale(factor: jax.Array, tree: optax.Params) -> optax.Params:
 def combine(a: jax.Array, x: optax.Params, b: jax.Array, y: optax.Params) -> optax.Params:
     """Returns a·x + b·y, each leaf in the dtype of x's, computed in float32 or wider."""
     dtype = accumulation_dtype(a, b)
-    a, b = computed_once(jnp.stack([a.astype(dtype), b.astype(dtype)]))
+    once = computed_once(jnp.stack([a.astype(dtype), b.astype(dtype)]))
+    a, b = once[0], once[1]
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
         dtype = accumulation_dtype(x, y)

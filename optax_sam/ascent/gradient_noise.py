@@ -161,15 +161,22 @@ def gradient_noise(
         return GradientNoiseState(count, gradient_mean, noise_variance)
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
-        size = max(optax.tree.size(noise_variance), 1)
-        mean = tree_math.computed_once(tree_math.total(noise_variance) / size)
+        mean = tree_math.total(noise_variance) / max(optax.tree.size(noise_variance), 1)
         delta = relative_damping * mean if damping is None else damping
 
+        def damping_and_bound(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+            smallest = jnp.finfo(dtype).eps * mean.astype(dtype)
+            # Without any noise no coordinate is preferred: C is the same for all.
+            smallest = jnp.where(smallest == 0, 1, smallest)
+            once = tree_math.computed_once(jnp.stack([jnp.asarray(delta, dtype), smallest]))
+            return once[0], once[1]
+
+        dtypes = dict.fromkeys(x.dtype for x in jax.tree.leaves(noise_variance))
+        scalars = {dtype: damping_and_bound(dtype) for dtype in dtypes}
+
         def leaf(variance: jax.Array) -> jax.Array:
-            smallest = jnp.finfo(variance.dtype).eps * mean.astype(variance.dtype)
-            damped = jnp.maximum(variance + jnp.asarray(delta, variance.dtype), smallest)
-            # Without any noise no coordinate is preferred: C = 1.
-            return jnp.where(damped == 0, 1, damped) ** -power
+            added, smallest = scalars[variance.dtype]
+            return jnp.maximum(variance + added, smallest) ** -power
 
         return jax.tree.map(leaf, noise_variance)
 
