@@ -165,10 +165,10 @@ def gradient_noise(
         delta = relative_damping * mean if damping is None else damping
 
         def damping_and_bound(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-            smallest = jnp.finfo(dtype).eps * mean.astype(dtype)
-            # Without any noise no coordinate is preferred: C is the same for all.
-            smallest = jnp.where(smallest == 0, 1, smallest)
-            once = tree_math.computed_once(jnp.stack([jnp.asarray(delta, dtype), smallest]))
+            added, smallest = jnp.asarray(delta, dtype), jnp.finfo(dtype).eps * mean.astype(dtype)
+            # Without noise and damping no coordinate is preferred: C = 1.
+            smallest = jnp.where(added + smallest == 0, 1, smallest)
+            once = tree_math.computed_once(jnp.stack([added, smallest]))
             return once[0], once[1]
 
         dtypes = dict.fromkeys(x.dtype for x in jax.tree.leaves(noise_variance))
