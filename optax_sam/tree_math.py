@@ -33,8 +33,12 @@ def zeros_like(tree: optax.Params) -> optax.Params:
 def total(tree: optax.Params) -> jax.Array:
     """Returns the sum of all entries, a scalar."""
     dtype = accumulation_dtype(tree)
-    sums = [jnp.sum(x.astype(dtype)) for x in jax.tree.leaves(tree)]
-    return sum(sums, start=jnp.zeros((), dtype))
+    result = jnp.zeros((), dtype)
+    for i, x in enumerate(jax.tree.leaves(tree), start=1):
+        result += jnp.sum(x.astype(dtype))
+        if i % 64 == 0:  # XLA for CPU compiles one long sum in a time that grows faster than its length.
+            result = computed_once(result)
+    return result
 
 
 def vdot(a: optax.Params, b: optax.Params) -> jax.Array:
