@@ -21,9 +21,10 @@ $(STAMP): pyproject.toml
 	touch $@
 
 # A process on each core; the tests of a file, which share what they compile, in one of them.
+# If one crashes the run ends: replaced, it can leave pytest-xdist waiting for ever.
 # On a GPU they share its memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
-PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile
 # Compiles in half the time. The tests of the benchmarks count and compare programs as users compile them.
 FAST := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 # JAX fixes the number of devices when it starts: those with 8 simulated ones have processes of their own.

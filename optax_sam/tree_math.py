@@ -16,6 +16,10 @@ import optax
 
 T = TypeVar("T")
 
+# For sums over all leaves that are computed outside of `jax.jit`: one program with one all-reduce, where a
+# program a leaf, all of them in flight, can deadlock on simulated devices. In a `jax.jit` it changes nothing.
+one_program = functools.partial(jax.jit, inline=True)
+
 
 def accumulation_dtype(*trees: optax.Params) -> jnp.dtype:
     """Returns float32, or the dtype of the widest leaf if that is wider."""
@@ -30,6 +34,7 @@ def zeros_like(tree: optax.Params) -> optax.Params:
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=accumulation_dtype(x)), tree)
 
 
+@one_program
 def total(tree: optax.Params) -> jax.Array:
     """Returns the sum of all entries, a scalar."""
     dtype = accumulation_dtype(tree)
@@ -41,6 +46,7 @@ def total(tree: optax.Params) -> jax.Array:
     return result
 
 
+@one_program
 def vdot(a: optax.Params, b: optax.Params) -> jax.Array:
     """Returns the inner product ⟨a, b⟩ over all leaves, a scalar."""
     dtype = accumulation_dtype(a, b)
@@ -57,6 +63,7 @@ def computed_once(scalars: jax.Array) -> jax.Array:
     return jnp.cumsum(jnp.stack([scalars, jnp.zeros_like(scalars)]), axis=0)[0]
 
 
+@one_program
 def norm(tree: optax.Params) -> jax.Array:
     """Returns the Euclidean norm over all leaves, a scalar. Its derivative at 0 is 0, not NaN."""
     square = vdot(tree, tree)

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from optax_sam import tree_math
+from optax_sam.diagnostics import ball, directions
 from optax_sam.tree_math import random_vector
 
 
@@ -37,3 +39,24 @@ def test_mixed_dtypes_without_implicit_promotion():
         full = tree_math.full_precision(mixed)
     assert {k: x.dtype for k, x in added.items()} == {k: x.dtype for k, x in mixed.items()}
     assert {x.dtype for x in jax.tree.leaves((signs, full))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        tree_math.total,
+        tree_math.norm,
+        lambda tree: tree_math.vdot(tree, tree),
+        ball.NORMS[np.inf].norm,
+        lambda tree: directions._products(tree, tree),
+        lambda tree: directions._orthonormal(tree, tree),
+    ],
+    ids=["total", "norm", "vdot", "largest", "products", "orthonormal"],
+)
+def test_outside_of_jit_a_sum_over_all_leaves_is_one_program(compute, caplog):
+    """All-reduces of many programs in flight deadlocked on eight simulated devices and two cores."""
+    tree = [np.full((2, 3 + i), i, np.float32) for i in range(5)]
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        compute(tree)
+    started = [record.message for record in caplog.records if record.message.startswith("Compiling ")]
+    assert len(started) == 1, started

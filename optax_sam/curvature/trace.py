@@ -82,7 +82,7 @@ def trace(
     for i in steps(num_samples, "trace" if progress else ""):
         vector = tree_math.random_signs(sample_key(seed, i), params)
         # One product at a time: queued products take memory, and simulated devices can deadlock.
-        samples.append(jax.block_until_ready(jax.tree.map(tree_math.vdot, vector, matvec(vector))))
+        samples.append(jax.block_until_ready(_layer_products(vector, matvec(vector))))
     layers = jax.tree.map(lambda *leaf: jnp.stack(leaf), *samples)
     values = sum(jax.tree.leaves(layers))
     return Trace(
@@ -90,6 +90,11 @@ def trace(
         standard_error=jnp.std(values, ddof=1) / num_samples**0.5,
         layers=jax.tree.map(jnp.mean, layers),
     )
+
+
+@jax.jit
+def _layer_products(a: optax.Params, b: optax.Params) -> optax.Params:
+    return jax.tree.map(tree_math.vdot, a, b)
 
 
 def sample_key(seed: int, i: int) -> jax.Array:

@@ -45,6 +45,7 @@ def _shorten(z: optax.Params, radius: jax.Array) -> optax.Params:
     return tree_math.scale(jnp.minimum(1, radius * tree_math.reciprocal_or_zero(tree_math.norm(z))), z)
 
 
+@tree_math.one_program
 def _largest(z: optax.Params) -> jax.Array:
     entries = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(z)]
     return jnp.max(jnp.stack(entries))

@@ -172,7 +172,7 @@ def path_plane(path: Sequence[optax.Params]) -> Plane:
     Raises:
       ValueError: if there are fewer than three points, or if they differ in structure or shapes.
 
-    Cost: n² inner products for n points, and memory for n + 2 copies of the parameters.
+    Cost: n² inner products for n points, and memory for 2n + 4 copies of the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -196,13 +196,13 @@ def path_plane(path: Sequence[optax.Params]) -> Plane:
         jax.tree.map(jnp.subtract, tree_math.full_precision(x), tree_math.full_precision(origin))
         for x in path
     ]
-    products = jnp.stack([jnp.stack([tree_math.vdot(a, b) for b in steps]) for a in steps])
+    stacked = _stacked(steps)
+    products = _products(stacked, stacked)
     centred = jnp.eye(len(path)) - 1 / len(path)
     _, components = jnp.linalg.eigh(centred @ products @ centred)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
     sums = combination((centred @ components[:, :-3:-1]).T, stacked)
     plane = _span(origin, [jax.tree.map(lambda x, i=i: x[i], sums) for i in (0, 1)])
-    return plane._replace(coordinates=jnp.stack([_coordinates(step, plane) for step in steps]))
+    return plane._replace(coordinates=_products(stacked, _stacked(plane.directions)))
 
 
 def gradient_plane(
@@ -254,19 +254,30 @@ def gradient_plane(
     first, second = evaluate(w)[1], evaluate(tree_math.add(w, epsilon))[1]
     up, right = _span(params, [first, second]).directions
     plane = Plane(params, (right, up), jnp.zeros((3, 2)))
-    return plane._replace(coordinates=jnp.stack([_coordinates(v, plane) for v in (epsilon, first, second)]))
+    vectors = _stacked([epsilon, first, second])
+    return plane._replace(coordinates=_products(vectors, _stacked(plane.directions)))
 
 
 def _span(origin: optax.Params, vectors: Sequence[optax.Params]) -> Plane:
     """Returns the plane spanned by two vectors."""
-    first, second = vectors
+    directions = _orthonormal(*vectors)
+    return Plane(origin, directions, _products(_stacked(vectors), _stacked(directions)))
+
+
+@jax.jit
+def _orthonormal(first: optax.Params, second: optax.Params) -> tuple[optax.Params, optax.Params]:
+    """Returns two orthonormal vectors that span the same plane; 0 is the second if there is no plane."""
     e_1 = tree_math.unit(first)
     project = lambda v: tree_math.combine(jnp.ones(()), v, -tree_math.vdot(v, e_1), e_1)
     rest, _, is_new = orthogonalise(second, project)
-    e_2 = tree_math.scale(jnp.where(is_new, 1.0, 0.0), tree_math.unit(rest))
-    plane = Plane(origin, (e_1, e_2), jnp.zeros((2, 2)))
-    return plane._replace(coordinates=jnp.stack([_coordinates(vector, plane) for vector in vectors]))
+    return e_1, tree_math.scale(jnp.where(is_new, 1.0, 0.0), tree_math.unit(rest))
 
 
-def _coordinates(vector: optax.Params, plane: Plane) -> jax.Array:
-    return jnp.stack([tree_math.vdot(vector, direction) for direction in plane.directions])
+@jax.jit
+def _products(rows: optax.Params, columns: optax.Params) -> jax.Array:
+    """Returns the inner products of stacked vectors, a row for each of `rows`."""
+    return jax.vmap(lambda a: jax.vmap(lambda b: tree_math.vdot(a, b))(columns))(rows)
+
+
+def _stacked(vectors: Sequence[optax.Params]) -> optax.Params:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *vectors)

@@ -4,6 +4,7 @@ JAX fixes the number of devices when it first computes something. So these tests
 nothing else has been computed before.
 """
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -12,6 +13,10 @@ import pytest
 from tests.devices.layouts import NUM_DEVICES
 
 TOO_LATE = "tests/devices run in a process of their own: `make test`, or `pytest tests/devices`"
+
+# XLA's threads, read when the devices are made. All devices wait in an all-reduce, so with several programs in
+# flight as many threads as devices are too few: they deadlock on a machine with fewer than 16 cores.
+os.environ.setdefault("NPROC", "64")
 
 try:
     jax.config.update("jax_num_cpu_devices", NUM_DEVICES)

@@ -31,6 +31,7 @@ class Process:
             "JAX_ENABLE_X64": "1",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # many small programs, if there is a cache
             "JAX_PLATFORMS": "cpu",
+            "NPROC": "64",  # XLA's threads: see conftest.py
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices} {xla_flags}",
         }
         # Files, not pipes: nobody reads while the process runs, and a full pipe would stop it.
