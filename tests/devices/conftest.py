@@ -14,8 +14,8 @@ from tests.devices.layouts import NUM_DEVICES
 
 TOO_LATE = "tests/devices run in a process of their own: `make test`, or `pytest tests/devices`"
 
-# XLA's threads, read when the devices are made. All devices wait in an all-reduce, so with several programs in
-# flight as many threads as devices are too few: they deadlock on a machine with fewer than 16 cores.
+# XLA's threads, read when the devices are made. All devices wait in an all-reduce, so with several programs
+# in flight as many threads as devices are too few: they deadlock on a machine with fewer than 16 cores.
 os.environ.setdefault("NPROC", "64")
 
 try:
