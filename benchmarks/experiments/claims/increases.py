@@ -100,18 +100,30 @@ def quadratic(job: Job, rng: np.random.Generator) -> Quadratic:
     return Quadratic(gradient, hessian, deviation, job["rho"] * np.linalg.norm(w))
 
 
-def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
-    """Mean increases over the second half of the gradients, a record for each ratio and estimator."""
+def controlled(
+    job: Job,
+    ratios: Sequence[float],
+    perturbations: Callable[[jax.Array, Quadratic], Mapping[str, jax.Array]] | None = None,
+    num_parts: int | None = None,
+) -> list[Record]:
+    """Mean increases over the second half of the gradients, a record for each ratio and estimator.
+
+    Args:
+        job: size, seed and kind of the problem.
+        ratios: lengths of the noise, in lengths of the gradient.
+        perturbations: gradients of all steps, problem -> ε of all steps, for each estimator. Left out: those
+            of `ESTIMATORS`.
+        num_parts: gives the gradients of so many equal parts of the batch, and not those of the batch.
+    """
     rng = np.random.default_rng(job["seed"])
     problem = quadratic(job, rng)
-    gradient, deviation, rho = problem.gradient, problem.deviation, problem.rho
-    noise = rng.normal(size=(job["num_gradients"], job["num_parameters"]))
+    parts = () if num_parts is None else (num_parts,)
+    noise = (num_parts or 1) ** 0.5 * rng.normal(size=(job["num_gradients"], *parts, job["num_parameters"]))
 
     records = []
     for ratio in ratios:
-        noisy = jnp.asarray(gradient + ratio * deviation * noise, jnp.float32)
-        perturbations = perturbations_along(noisy, jnp.float32(rho), jnp.asarray(deviation, jnp.float32))
-        for name, epsilons in perturbations.items():
+        noisy = jnp.asarray(problem.gradient + ratio * problem.deviation * noise, jnp.float32)
+        for name, epsilons in (perturbations or of_estimators)(noisy, problem).items():
             values = problem.increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
             records.append(
                 record_of(
@@ -124,6 +136,13 @@ def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
                 )
             )
     return records
+
+
+def of_estimators(gradients: jax.Array, problem: Quadratic) -> dict[str, jax.Array]:
+    """The perturbations of all estimators, and of one that knows the variance."""
+    return perturbations_along(
+        gradients, jnp.float32(problem.rho), jnp.asarray(problem.deviation, jnp.float32)
+    )
 
 
 @jax.jit
@@ -167,7 +186,21 @@ def summed(
     return total
 
 
-def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record]:
+def rank_correlation(states: Mapping[str, Any], true_gradient: optax.Updates) -> dict[str, float]:
+    """That of the squared gradient and the noise variance, over all coordinates."""
+    variance = optax.tree.get(states["info_sam"], "noise_variance")
+    found = spearmanr(ravel_pytree(true_gradient)[0] ** 2, ravel_pytree(variance)[0]).statistic
+    return {"rank_correlation_of_signal_and_noise": float(found)}
+
+
+def network(
+    job: Job,
+    setting: Setting,
+    warm_up: int,
+    every: int,
+    observer: Callable[..., tuple[Callable[..., Any], Callable[..., Any]]] = compiled,
+    more: Callable[..., Mapping[str, float]] = rank_correlation,
+) -> list[Record]:
     """Increases during the training of a network, a record for each estimator and measured step.
 
     Args:
@@ -175,11 +208,13 @@ def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record
         setting: of the job.
         warm_up: first step that is measured.
         every: steps between two measurements.
+        observer: what `compiled` is for `ESTIMATORS`.
+        more: states, true gradient -> further fields of the records.
     """
     noisy = training_data(setting)
     parts = chunks(noisy)
     rho = job["settings"]["rho"]
-    gradient_of, observe_batch = compiled(setting.loss, rho)
+    gradient_of, observe_batch = observer(setting.loss, rho)
 
     def increase(params: optax.Params, epsilon: optax.Params, loss: float) -> float:
         return mean_loss(setting, tree_math.add(params, epsilon), parts) - loss
@@ -194,8 +229,7 @@ def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record
         true_gradient = summed(gradient_of, params, parts)
         noise_free = tree_math.scale(rho / tree_math.norm(true_gradient), true_gradient)
         noise_free_increase = increase(params, noise_free, loss)
-        variance = optax.tree.get(states["info_sam"], "noise_variance")
-        correlation = spearmanr(ravel_pytree(true_gradient)[0] ** 2, ravel_pytree(variance)[0]).statistic
+        fields = more(states, true_gradient)
         records += [
             record_of(
                 job,
@@ -205,7 +239,7 @@ def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record
                 loss=loss,
                 increase=increase(params, epsilon, loss),
                 noise_free_increase=noise_free_increase,
-                rank_correlation_of_signal_and_noise=float(correlation),
+                **fields,
                 cosine_with_the_noise_free=float(tree_math.vdot(epsilon, noise_free)) / rho**2,
             )
             for name, epsilon in perturbations.items()

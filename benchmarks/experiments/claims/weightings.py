@@ -15,21 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.increases import quadratic, summed
-from benchmarks.experiments.claims.setting import (
-    Setting,
-    batch_after,
-    mean_loss,
-    states_along_training,
-    training_data,
-)
-from benchmarks.reports.claims import Job, record_of
+from benchmarks.experiments.claims import increases
+from benchmarks.experiments.claims.setting import Setting
+from benchmarks.reports.claims import Job
 from benchmarks.reports.records import Record
-from benchmarks.training.sharpness import chunks
 from optax_sam import tree_math
 
 PARTS = 4
@@ -114,29 +106,13 @@ def perturbations_along(gradients: jax.Array, rho: jax.Array) -> dict[str, jax.A
 
 
 def controlled(job: Job, ratios: Sequence[float]) -> list[Record]:
-    """As `increases.controlled`, without the directions that need layers."""
-    rng = np.random.default_rng(job["seed"])
-    problem = quadratic(job, rng)
-    gradient, deviation, rho = problem.gradient, problem.deviation, problem.rho
-    noise = PARTS**0.5 * rng.normal(size=(job["num_gradients"], PARTS, job["num_parameters"]))
+    """`increases.controlled` for the directions that do not need layers."""
 
-    records = []
-    for ratio in ratios:
-        noisy = jnp.asarray(gradient + ratio * deviation * noise, jnp.float32)
-        for name, epsilons in perturbations_along(noisy, jnp.float32(rho)).items():
-            if name in LAYERWISE:
-                continue
-            values = problem.increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
-            records.append(
-                record_of(
-                    job,
-                    noise_ratio=ratio,
-                    estimator=name,
-                    increase=float(values.mean()),
-                    noise_free_increase=problem.noise_free_increase(),
-                )
-            )
-    return records
+    def perturbations(gradients: jax.Array, problem: increases.Quadratic) -> dict[str, jax.Array]:
+        found = perturbations_along(gradients, jnp.float32(problem.rho))
+        return {name: epsilons for name, epsilons in found.items() if name not in LAYERWISE}
+
+    return increases.controlled(job, ratios, perturbations, PARTS)
 
 
 @functools.cache
@@ -145,45 +121,16 @@ def compiled(loss: Callable[..., jax.Array], rho: float) -> tuple[Callable[..., 
     gradient_of = jax.jit(jax.grad(loss))
 
     @jax.jit
-    def observe_batch(params: optax.Params, statistics: Statistics, batch: Any):
+    def observe_batch(params: optax.Params, statistics: Statistics | None, batch: Any):
         parts = [jax.tree.map(lambda x, i=i: jnp.array_split(x, PARTS)[i], batch) for i in range(PARTS)]
-        gradients = [gradient_of(params, part) for part in parts]
-        return observe(jax.tree.map(lambda *x: jnp.stack(x), *gradients), statistics, jnp.float32(rho))
+        gradients = jax.tree.map(lambda *x: jnp.stack(x), *(gradient_of(params, part) for part in parts))
+        return observe(gradients, start(params) if statistics is None else statistics, jnp.float32(rho))
 
     return gradient_of, observe_batch
 
 
 def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record]:
-    """As `increases.network`."""
-    noisy = training_data(setting)
-    parts = chunks(noisy)
-    rho = job["settings"]["rho"]
-    gradient_of, observe_batch = compiled(setting.loss, rho)
-    increase = lambda params, epsilon: mean_loss(setting, tree_math.add(params, epsilon), parts)
-
-    records, statistics = [], None
-    for step, state in states_along_training(setting, noisy):
-        params = state.params
-        statistics = start(params) if statistics is None else statistics
-        batch = batch_after(setting, noisy, step)
-        perturbations, statistics = observe_batch(params, statistics, batch)
-        if step < warm_up or step % every:
-            continue
-        loss = mean_loss(setting, params, parts)
-        true_gradient = summed(gradient_of, params, parts)
-        noise_free = tree_math.scale(rho / tree_math.norm(true_gradient), true_gradient)
-        noise_free_increase = increase(params, noise_free) - loss
-        records += [
-            record_of(
-                job,
-                setting.config,
-                step=step,
-                estimator=name,
-                loss=loss,
-                increase=increase(params, epsilon) - loss,
-                noise_free_increase=noise_free_increase,
-                cosine_with_the_noise_free=float(tree_math.vdot(epsilon, noise_free)) / rho**2,
-            )
-            for name, epsilon in perturbations.items()
-        ]
-    return records
+    """`increases.network` for all directions."""
+    return increases.network(
+        job, setting, warm_up, every, observer=compiled, more=lambda statistics, true_gradient: {}
+    )
