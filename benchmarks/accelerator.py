@@ -18,8 +18,14 @@ is not repeated, and the long trainings of ResNet-18 continue from a checkpoint 
    the suite, accuracies at 40 % wrong labels.
 5. Other seeds of 2, the rest of 3, and the setting `fashion_vit_full`.
 
-The files are those of the programs that do the work, in one folder for each kind of device,
-`results/accelerator/<device>/`: copy that folder to bring the results home.
+It writes several files into one folder for each kind of device, `results/accelerator/<device>/`, in the
+format of the programs that do the work: copy that folder to bring the results home. In it are
+
+    step_cost.jsonl                                                    1
+    published.jsonl                                                    2, and its other seeds
+    suite_cifar_resnet18_tuning.jsonl, suite_cifar_resnet18.jsonl      3, and the rest of it: trials, results
+    suite_time.jsonl, suite.jsonl                                      4: time of a step, accuracies
+    suite_fashion_vit_full_tuning.jsonl, suite_fashion_vit_full.jsonl  `fashion_vit_full`: trials, results
 """
 
 import dataclasses
