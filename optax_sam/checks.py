@@ -35,8 +35,13 @@ def goes_in_front(method: Callable[P, T]) -> Callable[P, T]:
     return build
 
 
-def check_number(name: str, value: Any, *, low: float = 0.0, below: float = float("inf")) -> None:
-    """Raises unless `value` is a number, or a scalar array, in [low, below)."""
+def check_number(
+    name: str, value: Any, *, low: float = 0.0, below: float = float("inf"), rounded: bool = False
+) -> None:
+    """Raises unless `value` is a number, or a scalar array, in [low, below).
+
+    With `rounded` an array may be equal to `below`, to which 0.999 is rounded in bfloat16.
+    """
     if not isinstance(value, Number | jax.Array | np.ndarray):
         raise TypeError(
             f"`{name}` must be a number, got {type(value).__name__}. For a schedule, wrap the method:"
@@ -45,16 +50,23 @@ def check_number(name: str, value: Any, *, low: float = 0.0, below: float = floa
     check_scalar(name, value)
     if isinstance(value, jax.core.Tracer):
         return
-    # An array may have been rounded up to the bound, as 0.999 is in bfloat16.
     known = np.asarray(value)
-    is_below = known < below or (known == below and not isinstance(value, Number))
-    if not (low <= known and is_below):
+    is_array = not isinstance(value, Number)
+    if not (low <= known < below or (rounded and is_array and known == below)):
         bounds = f"at least {low:g}" if below == float("inf") else f"in [{low:g}, {below:g})"
-        raise ValueError(f"`{name}` must be {bounds}, got {value}.")
+        remedy = (
+            f" It may have been rounded to {known.dtype}, to which `optax.inject_hyperparams` casts it with"
+            " parameters of that dtype: pass `hyperparam_dtype=jnp.float32` to it."
+            if is_array and known == below
+            else ""
+        )
+        raise ValueError(f"`{name}` must be {bounds}, got {value}.{remedy}")
 
 
 def check_scalar(name: str, value: Any) -> None:
-    """Raises if `value` is an array with axes."""
+    """Raises if `value` is an array with axes, or complex."""
+    if np.issubdtype(jax.dtypes.result_type(value), np.complexfloating):
+        raise TypeError(f"`{name}` must be a real number, got {value}.")
     if np.shape(value) != ():
         raise ValueError(
             f"`{name}` must be one number for all parameters, got an array of shape {np.shape(value)}. To"
@@ -171,7 +183,20 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
             " method_state, params.fast, value_fn=value_fn)`, `lookahead.update(direction, state, params)`."
         )
     check_arrays(params)
-    for leaf in jax.tree.leaves(params):
+    check_gradient("The gradients passed to `update`", updates, params)
+
+
+def check_arrays(params: optax.Params) -> None:
+    """Raises unless the leaves of the parameters are arrays of real numbers that can be perturbed."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                "The parameters must be a pytree of arrays, but the leaf"
+                f" `params{jax.tree_util.keystr(path)}` is of type {type(leaf).__name__}. Pass the arrays"
+                " that are trained, not a whole model, to `tx.init` and `tx.update`: with Equinox"
+                " `eqx.filter(model, eqx.is_inexact_array)`, and a `value_fn` that puts the rest back,"
+                " `eqx.combine(params, static)`. Make numbers arrays: `jnp.asarray(number)`."
+            )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 "The parameters must be arrays of real floating-point numbers, got"
@@ -182,20 +207,6 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
             raise TypeError(
                 f"The parameters must have at least 16 bits, got {leaf.dtype}, in which a perturbation is"
                 " rounded away. Keep float32 parameters and cast them in the loss."
-            )
-    check_gradient("The gradients passed to `update`", updates, params)
-
-
-def check_arrays(params: optax.Params) -> None:
-    """Raises if a leaf of the parameters is no array."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not hasattr(leaf, "dtype"):
-            raise TypeError(
-                "The parameters must be a pytree of arrays, but the leaf"
-                f" `params{jax.tree_util.keystr(path)}` is of type {type(leaf).__name__}. Pass the arrays"
-                " that are trained, not a whole model, to `tx.init` and `tx.update`: with Equinox"
-                " `eqx.filter(model, eqx.is_inexact_array)`, and a `value_fn` that puts the rest back,"
-                " `eqx.combine(params, static)`. Make numbers arrays: `jnp.asarray(number)`."
             )
 
 

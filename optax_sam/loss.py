@@ -139,7 +139,9 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
             "Sharpness-aware methods evaluate the loss at perturbed parameters, but `update` got no"
             f" `{name}`. Pass this batch's loss as a function of the parameters:"
             f" `tx.update(grads, state, params, {name}=lambda params: loss(params, batch))`. (flax's"
-            " `TrainState.apply_gradients` does not pass it on; that of `optax_sam.flax.TrainState` does.)"
+            " `TrainState.apply_gradients` does not pass it on; that of `optax_sam.flax.TrainState` does."
+            " `optax.lookahead` around the method does not either: call the method first, with `params.fast`,"
+            " then `lookahead.update(direction, state, params)`.)"
         )
     if not callable(value_fn):
         raise TypeError(

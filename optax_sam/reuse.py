@@ -16,6 +16,7 @@ References:
   <https://arxiv.org/abs/2203.02714>`_, 2022
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -102,9 +103,13 @@ def reuse(
         refresh: bool | jax.Array | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReuseState]:
         checks.check_params(updates, params)
+        if observe is not None:
+            observe(perturbation=None, ascent_value=None)  # Until the method says more.
+            extra_args["observe"] = observe
         where: dict[str, Any] = {"axis_name": axis_name, "m_sharpness": m_sharpness}
         loss = BatchLoss(**where)
         loss.check_passed(updates)

@@ -7,10 +7,15 @@ import optax
 from optax_sam import checks
 
 
-def radius_at(rho: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
+def radius_at(rho: optax.ScalarOrSchedule, count: jax.Array, name: str = "rho") -> jax.Array:
     """Returns the radius of this step: a number, or the value of a schedule after `count` updates."""
-    # Compiled, a schedule that ends at 0 may end at −1e-9, which would turn the ascent into a descent.
-    return jnp.maximum(rho(count), 0) if callable(rho) else jnp.asarray(rho)
+    if not callable(rho) and not isinstance(rho, jax.Array):
+        return jnp.asarray(rho)
+    radius = rho(count) if callable(rho) else rho
+    checks.check_scalar(name, radius)
+    # Compiled, a schedule that ends at 0 may end at −1e-9, which would turn the ascent into a descent. The
+    # values of arrays are unknown when a step is compiled.
+    return jnp.maximum(radius, 0)
 
 
 def rho_following_learning_rate(

@@ -220,4 +220,4 @@ def _divide(tree: optax.Params, divisor: int) -> optax.Params:
 
 def _unless_count(old: jax.Array, new: jax.Array) -> jax.Array:
     """Returns the new value of a statistic, but the old one of a step count, which is an integer."""
-    return old if jnp.issubdtype(new.dtype, jnp.integer) else new
+    return old if jnp.issubdtype(jnp.result_type(new), jnp.integer) else new

@@ -552,13 +552,13 @@ def on_condition(tx):
 
 @pytest.mark.parametrize("wrapper", [lambda tx: optax.apply_if_finite(tx, 5), on_condition])
 def test_monitor_around_a_method_in_a_cond(wrapper):
-    what = "`monitor` cannot observe a method that runs inside a `lax.cond`", "around the monitor"
-    remedy = r"optax.apply_if_finite\(optax.chain\(monitor\(optax_sam.sam\(0.05\)\), base\), 5\)"
+    what = "`monitor` cannot observe a method that runs inside a `lax.cond`", "around the base optimizer"
+    remedy = r"optax.chain\(monitor\(optax_sam.sam\(0.05\)\), optax.apply_if_finite\(base, 5\)\)"
     for call in (lambda step: step(), lambda step: jax.jit(step)(), jax.eval_shape):
         tx = diagnostics.monitor(wrapper(optax_sam.sam()))
         with raises(ValueError, *what, remedy):
             call(lambda tx=tx: tx.update(PARAMS, tx.init(PARAMS), PARAMS, value_fn=loss))
-    update(wrapper(diagnostics.monitor(optax_sam.sam())), value_fn=loss)
+    update(optax.chain(diagnostics.monitor(optax_sam.sam()), wrapper(optax.sgd(0.1))), value_fn=loss)
 
 
 # What newcomers typed.

@@ -99,7 +99,7 @@ def gradient_noise(
       ([1.0, 0.0625], [1.0, 16.0])
     """
     checks.check_number("decay", decay, below=1.0)
-    checks.check_number("variance_decay", variance_decay, below=1.0)
+    checks.check_number("variance_decay", variance_decay, below=1.0, rounded=True)
     if damping is not None:
         checks.check_number("damping", damping)
     checks.check_number("relative_damping", relative_damping)

@@ -207,6 +207,7 @@ def _uniform(key: jax.Array, like: optax.Params) -> optax.Params:
     return jax.tree.unflatten(treedef, [uniform(i, leaf) for i, leaf in enumerate(leaves)])
 
 
+@tree_math.one_program  # Without `jit` its loop would be compiled again at every refresh.
 def _largest(scores: optax.Params, num_kept: jax.Array | float) -> optax.Params:
     """Returns where the scores are among the `num_kept` largest of all leaves; negative scores never are.
 

@@ -13,7 +13,7 @@ Both forms of Lanczos share the two delicate steps, `orthogonalise` and `ritz_pa
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -68,24 +68,25 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     Returns:
       (θ, v), v of unit length; θ = ⟨y, H y⟩ is the largest in the Krylov space.
     """
-    basis = [tree_math.unit(start)]
+    # Rows that are not known yet are 0: one operation a leaf, so the program is linear in `num_iters`.
+    vector, basis = _first(start, num_iters)
     diagonal: list[jax.Array] = []
     off_diagonal: list[jax.Array] = []
 
     def project(vector: optax.Params) -> optax.Params:
-        coordinates = [-tree_math.vdot(other, vector) for other in basis]
-        return _sum([jnp.ones_like(coordinates[0]), *coordinates], [vector, *basis])
+        products = jax.vmap(tree_math.vdot, in_axes=(0, None))(basis, vector)
+        return jax.tree.map(jnp.subtract, vector, _weighted(tree_math.computed_once(products), basis))
 
     for k in range(num_iters):
-        product = matvec(basis[k])
-        diagonal.append(tree_math.vdot(basis[k], product))
+        product = matvec(vector)
+        diagonal.append(tree_math.vdot(vector, product))
         rest, residual, is_new = orthogonalise(product, project)
         residual = jnp.where(is_new, residual, 0)
         if k == num_iters - 1:
             break
         off_diagonal.append(residual)
-        factor = jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0)
-        basis.append(tree_math.scale(factor, rest))
+        vector = tree_math.scale(jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0), rest)
+        basis = jax.tree.map(lambda rows, x, k=k: rows.at[k + 1].set(x), basis, vector)
 
     # A vector after the end of the space is 0. Its entry is set below the first one, which is at most the top
     # Ritz value, so that it is never chosen. Derivatives of `eigh` need entries that are all different.
@@ -100,7 +101,7 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
 
 
 def _shifted_step(
-    basis: list[optax.Params], y: jax.Array, rest: optax.Params, factor: jax.Array, is_new: jax.Array
+    basis: optax.Params, y: jax.Array, rest: optax.Params, factor: jax.Array, is_new: jax.Array
 ) -> optax.Params:
     """Returns (H + σ I) y / ‖·‖ = ((θ + σ) y + y_m r) / ‖·‖ for a Ritz vector y, given by its coordinates.
 
@@ -113,7 +114,7 @@ def _shifted_step(
     """
     along = jnp.where(is_new, factor, 1)
     beyond = jnp.where(is_new, y[-1], 0)
-    return tree_math.unit(_sum(jnp.append(along * y, beyond), [*basis, rest]))
+    return tree_math.unit(tree_math.add(_weighted(along * y, basis), tree_math.scale(beyond, rest)))
 
 
 SOLVERS = {"lanczos": lanczos, "power": power_iteration}
@@ -233,12 +234,7 @@ def _coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf, basis, vector)))
 
 
-def _sum(weights: Iterable[jax.Array], vectors: list[optax.Params]) -> optax.Params:
-    """Returns the weighted sum of the vectors, in one pass over them."""
-    weights = [tree_math.computed_once(weight) for weight in weights]
-
-    def leaf(*leaves: jax.Array) -> jax.Array:
-        terms = [weight.astype(x.dtype) * x for weight, x in zip(weights, leaves, strict=True)]
-        return functools.reduce(jnp.add, terms)
-
-    return jax.tree.map(leaf, *vectors)
+def _weighted(weights: jax.Array, vectors: optax.Params) -> optax.Params:
+    """Returns Σ_i weights_i v_i in one pass over each leaf, which compiles faster than `combination`."""
+    leaf = lambda rows: jnp.sum(weights.astype(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1)) * rows, axis=0)
+    return jax.tree.map(leaf, vectors)

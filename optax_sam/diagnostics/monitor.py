@@ -95,12 +95,13 @@ def monitor(
       A gradient transformation with `MonitorState`, to use in place of `method`. Its `update` also takes the
       extra argument `record`, a bool, see above; and, for curvature, `curvature_fn`, as in
       `optax_sam.tilt_to_top_eigenvector`. If each device has its own ε, means over the devices are
-      recorded. If a result is not finite, the last one is kept.
+      recorded. If a result is not finite, the last one is kept, and so are quantities of ε on steps in which
+      the method computes none, as `look_sam` on most steps.
 
     Raises:
       ValueError: if a quantity is unknown, or the interval or number of iterations below 1; at trace time, on
         a monitor in a monitor, and on quantities of ε if the method has none or runs inside a `lax.cond`,
-        as with `optax.apply_if_finite`: put that around the monitor.
+        as with `optax.apply_if_finite`: put that around the base optimizer.
 
     Cost: when it records, a forward pass for the sharpness, and for curvature `num_iters` Hessian-vector
       products, of about two gradients each. Nothing on other steps (see `record`). For curvature, memory
@@ -172,6 +173,7 @@ def monitor(
             _check_seen(seen, asked & OF_PERTURBATION)
 
         kept = {name: getattr(state, name) for name in sorted(asked)}, state.top_eigenvector
+        known = asked if seen.get("perturbation") is not None else asked - OF_PERTURBATION
 
         def measure() -> tuple[dict[str, jax.Array], optax.Params]:
             old, vector = kept
@@ -179,7 +181,8 @@ def monitor(
             if asked & OF_CURVATURE:
                 value, vector = track((value, vector), loss.curvature_gradient, params)
             found = _quantities(loss, params, updates, seen, value, vector)
-            return {name: tree_math.finite_or(found[name](), old[name]) for name in old}, vector
+            new = {name: tree_math.finite_or(found[name](), old[name]) for name in known}
+            return old | new, vector
 
         recorded, eigenvector = refreshed(record, state.monitor_count, interval, measure, kept)
         return direction, state._replace(
@@ -229,9 +232,11 @@ def _check_seen(seen: dict[str, Any], names: frozenset[str]) -> None:
         )
     if seen["trace"] != _current_trace():
         raise ValueError(
-            "`monitor` cannot observe a method that runs inside a `lax.cond`, as with `optax.apply_if_finite`"
-            " and `optax.conditionally_transform`. Put that around the monitor:"
-            " `optax.apply_if_finite(optax.chain(monitor(optax_sam.sam(0.05)), base), 5)`."
+            "`monitor` cannot observe a method that runs inside a `lax.cond`. `optax.apply_if_finite` and"
+            " `optax.conditionally_transform` belong around the base optimizer:"
+            " `optax.chain(monitor(optax_sam.sam(0.05)), optax.apply_if_finite(base, 5))`. `look_sam` and"
+            " `reuse` decide in a `cond` under `jit`, unless `update` gets a Python bool:"
+            " `refresh=step % 5 == 0`, with `refresh` among the `static_argnames` of the step."
         )
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import optax_sam
+from optax_sam.descent.spherical_search import _worst
 from optax_sam.loss import BatchLoss
 from tests.problems import flat, quadratic, unflat
 from tests.strategies import SIZE, gradient_and_update, nonzero_vectors
@@ -284,6 +285,15 @@ def test_losses_that_are_equal_but_for_rounding_leave_alpha_near_the_last(dtype)
     _, state = tx.update(jax.grad(exact)(w), tx.init(w), w, value_fn=coarse, grad_fn=jax.grad(exact))
     truth = optax.tree.get(tx.update(jax.grad(exact)(w), tx.init(w), w, value_fn=exact)[1], "alpha")
     assert optax.tree.get(state, "alpha") == (1.0 if dtype == jnp.bfloat16 else truth)
+
+
+def test_differences_that_16_bits_resolve_count():
+    """A tolerance of four units of bfloat16, 3 % of the loss, left α where the losses told more."""
+    alphas, unit = jnp.linspace(0, 2, 5), 2**-7
+    losses = 1 + unit * jnp.array([0, 1, 2, 1, 2])
+    for dtype in (jnp.bfloat16, jnp.float32):
+        chosen = lambda last, dtype=dtype: _worst(alphas, losses.astype(dtype), jnp.asarray(last))
+        assert [float(chosen(last)) for last in (0.0, 0.5, 1.0, 2.0)] == [1.0, 1.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.1])

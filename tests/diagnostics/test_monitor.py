@@ -154,6 +154,23 @@ def test_a_refresh_of_the_method_is_no_recording():
     assert 0.0 not in recorded(state).values()
 
 
+def test_where_the_method_perturbs_nothing_the_last_perturbation_is_kept():
+    tx = monitored(optax_sam.look_sam(0.1, interval=2), interval=1)
+    eager = traced = tx.init(PROBLEM.params)
+    gradient, last = jax.grad(loss)(PROBLEM.params), None
+    for step in range(4):
+        eager = tx.update(gradient, eager, PROBLEM.params, value_fn=loss)[1]
+        traced = update(tx, traced, refresh=step % 2 == 0)[1]
+        now = recorded(eager)
+        np.testing.assert_allclose(list(now.values()), list(recorded(traced).values()), rtol=1e-4, atol=1e-5)
+        assert now["gradient_norm"] > 0
+        assert now["perturbation_norm"] == pytest.approx(0.1)
+        if step % 2:
+            assert all(now[name] == last[name] for name in ("sharpness", "alignment"))
+            assert now["top_eigenvalue"] != last["top_eigenvalue"]
+        last = now
+
+
 def test_what_is_not_asked_for_is_not_in_the_state():
     _, state = update(monitored(quantities=("sharpness",)))
     assert {name for name in QUANTITIES if jax.tree.leaves(getattr(state, name))} == {"sharpness"}
