@@ -18,12 +18,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import tyro
+from tqdm import tqdm
 
 import optax_sam
 from benchmarks.reports.pages import DOCS, fill_tables, table
 from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
 
 METHODS = ("sam", "eigen_sam", "xsam", "info_sam")
+OTHERS = (
+    *("asam", "fisher_sam", "presam", "vasso", "friendly_sam", "sparse_sam", "gsam", "wsam", "stable_sam"),
+    *("lookbehind_sam", "bayesian_sam", "look_sam", "momentum_sam", "reverse_sam", "gradient_norm_penalty"),
+)
+NUM_ARRAYS_OF_OTHERS = 100
+ARGUMENTS = {"bayesian_sam": {"num_examples": 1000}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Options:
     """Numbers of parameter arrays."""
     repeats: int = 5
     """Measurements of each."""
+    others: bool = True
+    """Also measure the methods of the second table, with 100 arrays."""
     report_only: bool = False
     """Measure nothing."""
     results: Path = RESULTS
@@ -45,7 +54,7 @@ class Options:
 def measure(name: str, size: int) -> Record:
     """Times of the phases, in seconds, and the size of the compiled step."""
     params = [(jnp.ones((2, 2)), jnp.ones(2)) for _ in range(size // 2)]
-    tx = getattr(optax_sam, name)(0.1)
+    tx = getattr(optax_sam, name)(0.1, **ARGUMENTS.get(name, {}))
 
     def value_fn(params):
         x = jnp.ones((2, 2))
@@ -80,31 +89,40 @@ def measure(name: str, size: int) -> Record:
     }
 
 
-def tables(records: list[Record]) -> dict[str, str]:
-    """The table of the page."""
-    rows = []
-    for name in METHODS:
-        cells = []
-        for size in sorted({r["arrays"] for r in records}):
-            times = {
-                method: [
-                    r["trace"] + r["lower"] + r["compile"]
-                    for r in records
-                    if (r["method"], r["arrays"]) == (method, size)
-                ]
-                for method in (name, "sam")
-            }
-            ratios = [own / sam for own, sam in zip(times[name], times["sam"], strict=True)]
-            last = next(r for r in records if (r["method"], r["arrays"]) == (name, size))
-            cells += [f"{statistics.median(times[name]):.1f} s", f"{statistics.median(ratios):.2f}"]
-            cells += [f"{last['kernels'] / size:.1f}", f"{last['lines'] / size:.0f}"]
-        rows.append((name, *cells))
-    head = [
-        text
-        for size in sorted({r["arrays"] for r in records})
-        for text in (f"{size} arrays", "of sam's", "kernels per array", "lines per array")
+def cells(records: list[Record], name: str, size: int) -> list[str]:
+    """Time, ratio to sam's, and size of the program, of one method."""
+    times = {
+        method: [
+            r["trace"] + r["lower"] + r["compile"]
+            for r in records
+            if (r["method"], r["arrays"]) == (method, size)
+        ]
+        for method in (name, "sam")
+    }
+    ratios = [own / sam for own, sam in zip(times[name], times["sam"], strict=True)]
+    last = next(r for r in records if (r["method"], r["arrays"]) == (name, size))
+    seconds, ratio = statistics.median(times[name]), statistics.median(ratios)
+    return [
+        *(f"{seconds:.1f} s", f"{ratio:.2f}"),
+        *(f"{last['kernels'] / size:.1f}", f"{last['lines'] / size:.0f}"),
     ]
-    return {"compile_time": table(("", *head), rows)}
+
+
+def head(size: int) -> list[str]:
+    """Titles of the columns of `cells`."""
+    return [f"{size} arrays", "of sam's", "kernels per array", "lines per array"]
+
+
+def tables(records: list[Record]) -> dict[str, str]:
+    """The tables of the page."""
+    sizes = sorted({r["arrays"] for r in records if r["method"] == "eigen_sam"})
+    rows = [(name, *(cell for size in sizes for cell in cells(records, name, size))) for name in METHODS]
+    found = {"compile_time": table(("", *(text for size in sizes for text in head(size))), rows)}
+    if others := [name for name in OTHERS if any(r["method"] == name for r in records)]:
+        size = NUM_ARRAYS_OF_OTHERS
+        rows = [(name, *cells(records, name, size)) for name in ("sam", *others)]
+        found["compile_time_others"] = table(("", *head(size)), rows)
+    return found
 
 
 def main() -> None:
@@ -114,10 +132,12 @@ def main() -> None:
     records = read_records(file)
     if not options.report_only:
         measure("sam", 4)  # What JAX does once.
-        for size in options.sizes:
+        parts = [(size, METHODS) for size in options.sizes]
+        parts += [(NUM_ARRAYS_OF_OTHERS, ("sam", *OTHERS))] if options.others else []
+        for size, names in parts:
             records = [r for r in records if r["arrays"] != size]
-            for _ in range(options.repeats):
-                records += [measure(name, size) for name in METHODS]
+            for _ in tqdm(range(options.repeats), desc=f"{size} arrays"):
+                records += [measure(name, size) for name in names]
             write_records(file, records)
     fill_tables(options.docs / "cost.md", tables(records))
 

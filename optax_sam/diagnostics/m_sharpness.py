@@ -93,7 +93,7 @@ def m_sharpness(
     rises, sizes = [], []
     for group in with_bar(batches, "m-sharpness" if progress else "", unit="group"):
         search = search_around(params, functools.partial(of_group, group), rho, ord, constraint)
-        first = search.center if num_iters == 1 else search.first(seed)
+        first = search.center if num_iters == 1 else search.with_nonzero_gradient(search.center, seed)
         starts = itertools.chain([first], search.random_points(seed))
         rises.append(search.worst_of(starts, num_iters, num_restarts).sharpness)
         sizes.append(count_examples(group))

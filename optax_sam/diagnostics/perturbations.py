@@ -137,7 +137,7 @@ def perturbation_gain(
     search = search._replace(ball=search.ball._replace(radius=radius))
 
     given = search.at(position)
-    starts = itertools.chain([given], search.random_points(seed))
+    starts = itertools.chain([search.with_nonzero_gradient(given, seed)], search.random_points(seed))
     best = search.worst_of(starts, num_iters, num_restarts, progress=progress)
     gain = given.value - search.center.value
     return PerturbationGain(

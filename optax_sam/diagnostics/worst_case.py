@@ -113,10 +113,10 @@ def worst_case_sharpness(
         checks.check_gradient("`start`", start, params)
     evaluate = value_and_gradient_over(value_fn, params, batches)
     search = search_around(params, evaluate, rho, ord, constraint)
-    first = search.first(seed)
+    first = search.center
     if start is not None:
         first = search.at(NORMS[ord].project(search.ball.position(start), search.ball.radius))
-    starts = itertools.chain([first], search.random_points(seed))
+    starts = itertools.chain([search.with_nonzero_gradient(first, seed)], search.random_points(seed))
     return search.worst_of(starts, num_iters, num_restarts, progress=progress)
 
 
@@ -155,12 +155,11 @@ class Search(NamedTuple):
         """Returns the point at z."""
         return Point(position, *self.evaluate(tree_math.add(self.params, self.ball.perturbation(position))))
 
-    def first(self, seed: int) -> Point:
-        """Returns the point at w; if its gradient is 0, it gets a random direction instead."""
+    def with_nonzero_gradient(self, point: Point, seed: int) -> Point:
+        """Returns the point; if its gradient is 0, as at a minimum, it gets a random direction instead."""
         noise = tree_math.random_vector(jax.random.key(seed), self.params)
-        gradient = self.center.gradient
-        is_zero = tree_math.norm(self.ball.perturbation(gradient)) == 0
-        return self.center._replace(gradient=tree_math.where(is_zero, noise, gradient))
+        is_zero = tree_math.norm(self.ball.perturbation(point.gradient)) == 0
+        return point._replace(gradient=tree_math.where(is_zero, noise, point.gradient))
 
     def random_points(self, seed: int) -> Iterator[Point]:
         """Yields points of the sphere: uniformly distributed for p = 2, corners for p = ∞."""

@@ -220,6 +220,15 @@ train.main()
 """
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """As in a terminal: tests that are started in the background of a shell ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(data_dir, tmp_path, monkeypatch):
     # 12 steps an epoch, checkpoints every 3 epochs, refreshes every 5 steps: eigenvectors have to be in them.
     settings = {

@@ -175,10 +175,11 @@ def test_compiled_once_for_all_ascents():
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("start", [None, jnp.zeros(3)], ids=["from w", "from 0"])
 @pytest.mark.parametrize("ord", [2, jnp.inf])
-def test_one_ascent_from_an_exact_minimum_leaves_it(ord):
+def test_one_ascent_from_an_exact_minimum_leaves_it(ord, start):
     loss = lambda w: 0.5 * jnp.sum(jnp.array([9.0, 4.0, 1.0]) * w**2)
-    found = diagnostics.worst_case_sharpness(loss, jnp.zeros(3), 0.3, ord=ord, num_restarts=1)
+    found = diagnostics.worst_case_sharpness(loss, jnp.zeros(3), 0.3, ord=ord, num_restarts=1, start=start)
     expected = 0.5 * 0.3**2 * (9.0 if ord == 2 else 14.0)
     np.testing.assert_allclose(found.sharpness, expected, rtol=1e-3)
 
