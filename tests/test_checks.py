@@ -57,6 +57,16 @@ def test_an_unknown_negative_radius_is_zero():
     np.testing.assert_allclose(jax.jit(update)(W, jax.jit(method.init)(W)), jax.grad(value_fn)(W), rtol=1e-6)
 
 
+def test_the_derivative_at_a_radius_of_0_is_that_from_the_right():
+    value_fn = lambda w: jnp.sum(jnp.arange(1, 3) * w**2)
+    updated = lambda rho: optax_sam.sam(rho).update(
+        jax.grad(value_fn)(W), optax_sam.sam().init(W), W, value_fn=value_fn
+    )[0]
+    of_arrays, of_schedules = jax.jacobian(updated), jax.jacobian(lambda rho: updated(lambda count: rho))
+    for derivative in (of_arrays, of_schedules):
+        np.testing.assert_allclose(derivative(0.0), derivative(1e-3), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["rho", "rho_max"])
 @pytest.mark.parametrize("shape", [(1,), (2,)])
 def test_schedules_of_arrays_are_errors(name, shape):
