@@ -22,9 +22,8 @@ import os
 import re
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ["NPROC"] = (
-    "64"  # XLA's threads: simulated devices wait for one another, each in a thread of its own
-)
+# XLA's threads: simulated devices wait for one another, each in a thread of its own.
+os.environ["NPROC"] = "64"
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Settings and fixtures shared by all tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -36,3 +36,15 @@ def x64() -> Iterator[None]:
     """Runs the test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def programs_compiled_by(caplog: pytest.LogCaptureFixture) -> Callable[[Callable[[], object]], list[str]]:
+    """Maps a call to the messages of JAX about the programs that it compiled."""
+
+    def compiled(call: Callable[[], object]) -> list[str]:
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            call()
+        return [record.message for record in caplog.records if record.message.startswith("Compiling ")]
+
+    return compiled

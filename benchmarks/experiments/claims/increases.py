@@ -100,51 +100,6 @@ def quadratic(job: Job, rng: np.random.Generator) -> Quadratic:
     return Quadratic(gradient, hessian, deviation, job["rho"] * np.linalg.norm(w))
 
 
-def controlled(
-    job: Job,
-    ratios: Sequence[float],
-    perturbations: Callable[[jax.Array, Quadratic], Mapping[str, jax.Array]] | None = None,
-    num_parts: int | None = None,
-) -> list[Record]:
-    """Mean increases over the second half of the gradients, a record for each ratio and estimator.
-
-    Args:
-        job: size, seed and kind of the problem.
-        ratios: lengths of the noise, in lengths of the gradient.
-        perturbations: gradients of all steps, problem -> ε of all steps, for each estimator. Left out: those
-            of `ESTIMATORS`.
-        num_parts: gives the gradients of so many equal parts of the batch, and not those of the batch.
-    """
-    rng = np.random.default_rng(job["seed"])
-    problem = quadratic(job, rng)
-    parts = () if num_parts is None else (num_parts,)
-    noise = (num_parts or 1) ** 0.5 * rng.normal(size=(job["num_gradients"], *parts, job["num_parameters"]))
-
-    records = []
-    for ratio in ratios:
-        noisy = jnp.asarray(problem.gradient + ratio * problem.deviation * noise, jnp.float32)
-        for name, epsilons in (perturbations or of_estimators)(noisy, problem).items():
-            values = problem.increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
-            records.append(
-                record_of(
-                    job,
-                    noise_ratio=ratio,
-                    estimator=name,
-                    increase=float(values.mean()),
-                    standard_error_over_steps=float(values.std(ddof=1) / len(values) ** 0.5),
-                    noise_free_increase=problem.noise_free_increase(),
-                )
-            )
-    return records
-
-
-def of_estimators(gradients: jax.Array, problem: Quadratic) -> dict[str, jax.Array]:
-    """The perturbations of all estimators, and of one that knows the variance."""
-    return perturbations_along(
-        gradients, jnp.float32(problem.rho), jnp.asarray(problem.deviation, jnp.float32)
-    )
-
-
 @jax.jit
 def perturbations_along(gradients: jax.Array, rho: jax.Array, deviation: jax.Array) -> dict[str, jax.Array]:
     """The perturbations of all estimators, given one gradient after another."""
@@ -159,6 +114,50 @@ def perturbations_along(gradients: jax.Array, rho: jax.Array, deviation: jax.Arr
 
     states = {name: stage.init(gradients[0]) for name, stage in stages.items()}
     return jax.lax.scan(step, states, gradients)[1]
+
+
+def of_estimators(gradients: jax.Array, problem: Quadratic) -> dict[str, jax.Array]:
+    """The perturbations of all estimators, and of one that knows the variance."""
+    return perturbations_along(
+        gradients, jnp.float32(problem.rho), jnp.asarray(problem.deviation, jnp.float32)
+    )
+
+
+def controlled(
+    job: Job,
+    ratios: Sequence[float],
+    perturbations: Callable[[jax.Array, Quadratic], Mapping[str, jax.Array]] = of_estimators,
+    num_parts: int | None = None,
+) -> list[Record]:
+    """Mean increases over the second half of the gradients, a record for each ratio and estimator.
+
+    Args:
+        job: size, seed and kind of the problem.
+        ratios: lengths of the noise, in lengths of the gradient.
+        perturbations: gradients of all steps, problem -> ε of all steps, for each estimator.
+        num_parts: gives the gradients of so many equal parts of the batch, and not those of the batch.
+    """
+    rng = np.random.default_rng(job["seed"])
+    problem = quadratic(job, rng)
+    parts = () if num_parts is None else (num_parts,)
+    noise = (num_parts or 1) ** 0.5 * rng.normal(size=(job["num_gradients"], *parts, job["num_parameters"]))
+
+    records = []
+    for ratio in ratios:
+        noisy = jnp.asarray(problem.gradient + ratio * problem.deviation * noise, jnp.float32)
+        for name, epsilons in perturbations(noisy, problem).items():
+            values = problem.increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
+            records.append(
+                record_of(
+                    job,
+                    noise_ratio=ratio,
+                    estimator=name,
+                    increase=float(values.mean()),
+                    standard_error_over_steps=float(values.std(ddof=1) / len(values) ** 0.5),
+                    noise_free_increase=problem.noise_free_increase(),
+                )
+            )
+    return records
 
 
 @functools.cache
