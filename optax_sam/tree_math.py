@@ -80,6 +80,14 @@ def unit(vector: optax.Params) -> optax.Params:
     return scale(reciprocal_or_zero(norm(vector)), vector)
 
 
+def is_rounding(length: jax.Array, minuend: jax.Array) -> jax.Array:
+    """Returns whether a difference is as short as rounding errors, given its length and its minuend's.
+
+    To be asked before a difference is normalised: of equal vectors it has a random direction, not length 0.
+    """
+    return length <= jnp.finfo(length.dtype).eps ** 0.75 * minuend
+
+
 def scale(factor: jax.Array, tree: optax.Params) -> optax.Params:
     """Returns factor · tree, each leaf in its own dtype, multiplied in float32 or wider."""
     factor = computed_once(factor)
@@ -140,6 +148,13 @@ def where(condition: jax.Array, yes: T, no: T) -> T:
 def full_precision(tree: optax.Params) -> optax.Params:
     """Returns `tree` in float32, or wider where it is wider."""
     return jax.tree.map(lambda x: jnp.asarray(x, accumulation_dtype(jnp.asarray(x))), tree)
+
+
+def random_key(key: jax.Array | int) -> jax.Array:
+    """Returns a key of `jax.random`: the given one, or that of an integer."""
+    if isinstance(key, jax.Array) and (key.ndim > 0 or jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        return key
+    return jax.random.key(key)
 
 
 @jax.jit

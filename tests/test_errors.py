@@ -137,7 +137,6 @@ NOT_NEGATIVE = [
     ("eta", optax_sam.asam),
     ("eta", optax_sam.fisher_sam),
     ("damping", optax_sam.gradient_noise),
-    ("relative_damping", optax_sam.gradient_noise),
     ("power", optax_sam.gradient_noise),
     ("alpha", optax_sam.tilt_to_top_eigenvector),
     ("alpha", optax_sam.eigen_sam),
@@ -160,7 +159,7 @@ def test_number_that_is_a_schedule_or_a_string(name, make, value):
 
 
 def test_remedy_for_a_schedule_of_alpha():
-    static_args = ("interval", "num_iters", "solver", "seed", "num_steps")
+    static_args = ("interval", "num_iters", "solver", "key", "num_steps")
     method = optax.inject_hyperparams(optax_sam.eigen_sam, static_args=static_args)
     update(method(rho=0.1, alpha=optax.constant_schedule(0.2)), value_fn=loss)
 

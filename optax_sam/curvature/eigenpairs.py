@@ -132,14 +132,14 @@ def _top(tridiagonal: Tridiagonal, k: int) -> Eigenpairs:
     )
 
 
-def start_vector(params: optax.Params, seed: int) -> optax.Params:
+def start_vector(params: optax.Params, key: jax.Array | int) -> optax.Params:
     """Returns the vector from which `track_eigenpair` starts: random, shaped and sharded like `params`.
 
     It belongs in `init`. Drawn in the training step, it would be compiled into every program with a refresh,
     where it took half of the time. Its entries are normal, times `START_SCALE`: so short that a tilt to it is
     lost in rounding.
     """
-    return _drawn(jax.random.key(seed), tree_math.zeros_like(params))
+    return _drawn(tree_math.random_key(key), tree_math.zeros_like(params))
 
 
 @jax.jit
