@@ -102,7 +102,7 @@ def posterior_sample(
     ) -> tuple[optax.Updates, PosteriorSampleState]:
         count, precision = state
         key = jax.random.fold_in(jax.random.key(seed), count)
-        gradient = loss.ascent_gradient(sample_params(key, params, precision, num_examples))
+        gradient = loss.ascent_gradient(_sample(key, params, precision, num_examples))
         radius = radius_at(rho, count)
         epsilon = jax.tree.map(lambda g, s: radius * g.astype(s.dtype) / s, gradient, precision)
 
@@ -118,28 +118,40 @@ def posterior_sample(
 
 
 def sample_params(
-    key: jax.Array, params: optax.Params, precision: optax.Params, num_examples: int
+    params: optax.Params, precision: optax.Params, *, num_examples: int, key: jax.Array | int
 ) -> optax.Params:
     """Returns a sample θ = w + n/√(N s) of the posterior, for evaluation: average the predictions of several.
 
     Args:
-      key: a random key.
       params: the mean w.
-      precision: s, `optax.tree.get(state, "precision")`.
+      precision: s, `optax.tree.get(state, "precision")`; like `params`.
       num_examples: N, as for `bayesian_sam`.
+      key: a random key, or an integer; another one for each sample.
 
     Returns:
       Parameters with the structure, shapes and dtypes of `params`.
 
+    Raises:
+      ValueError: if `precision` is not like `params`, or if `num_examples` is below 1.
+
     Cost: a random number for each parameter.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax_sam
+      >>> import jax.numpy as jnp, optax_sam
       >>> w, s = jnp.zeros(10_000), jnp.full(10_000, 4.0)
-      >>> theta = optax_sam.sample_params(jax.random.key(0), w, s, num_examples=25)
+      >>> theta = optax_sam.sample_params(w, s, num_examples=25, key=0)
       >>> round(float(theta.std()), 2)  # 1/√(25 · 4)
       0.1
     """
+    checks.check_params(params, params)
+    checks.check_vector("`precision`", precision, params)
+    checks.check_number("num_examples", num_examples, low=1)
+    return _sample(tree_math.random_key(key), params, precision, num_examples)
+
+
+def _sample(key: jax.Array, params: optax.Params, precision: optax.Params, num_examples: int) -> optax.Params:
     noise = tree_math.random_vector(key, precision)
-    scaled = jax.tree.map(lambda n, s: n * jax.lax.rsqrt(float(num_examples) * s), noise, precision)
+    scaled = jax.tree.map(
+        lambda n, s: n * jax.lax.rsqrt(jnp.asarray(num_examples, s.dtype) * s), noise, precision
+    )
     return tree_math.add(params, scaled)

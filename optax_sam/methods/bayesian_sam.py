@@ -69,7 +69,7 @@ def bayesian_sam(
       ...     updates, state = tx.update(jax.grad(loss)(w), state, w, value_fn=loss)
       ...     w = optax.apply_updates(w, updates)
       >>> precision = optax.tree.get(state, "precision")
-      >>> sample = optax_sam.sample_params(jax.random.key(0), w, precision, num_examples=100)
+      >>> sample = optax_sam.sample_params(w, precision, num_examples=100, key=0)
 
     References:
       Möllenhoff and Khan, `SAM as an optimal relaxation of Bayes <https://arxiv.org/abs/2210.01620>`_, 2023

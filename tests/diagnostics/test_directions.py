@@ -29,7 +29,7 @@ def test_every_filter_has_the_length_of_that_of_the_parameters(axis):
         name: jax.random.normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
     params["dense"] = params["dense"].at[:, 2].set(0)  # a dead filter
-    for direction in diagnostics.random_directions(params, 3, seed=1, filter_axis=axis):
+    for direction in diagnostics.random_directions(params, 3, key=1, filter_axis=axis):
         assert not direction["bias"].any()
         assert direction["scale"] == 0
         for name in ("dense", "convolution"):
@@ -53,7 +53,7 @@ def test_random_directions_differ_and_repeat():
     one, other = DIRECTIONS
     assert diagnostics.alignment(one, other) < 0.5
     chex.assert_trees_all_equal(diagnostics.random_directions(NETWORK.params), DIRECTIONS)
-    another = diagnostics.random_directions(NETWORK.params, 1, seed=1)[0]
+    another = diagnostics.random_directions(NETWORK.params, 1, key=1)[0]
     assert diagnostics.alignment(one, another) < 0.9
 
 
