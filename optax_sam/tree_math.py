@@ -160,7 +160,7 @@ def inner_products(rows: optax.Params, columns: optax.Params) -> jax.Array:
 
 
 def combination(weights: jax.Array, vectors: optax.Params) -> optax.Params:
-    """Returns the sums Σ_j weights_ij v_j of stacked vectors, stacked."""
+    """Returns Σ_j weights_j v_j of stacked vectors; a matrix of weights gives as many sums as it has rows."""
     leaf = lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows, axes=1, precision="highest")
     return jax.tree.map(leaf, vectors)
 

@@ -169,11 +169,12 @@ def path_plane(path: Sequence[optax.Params]) -> Plane:
 
     Returns:
       `Plane`, with the coordinates of the projections of all points; the first axis has the largest variance.
+      If all points lie on a line, up to rounding, e₂ = 0.
 
     Raises:
       ValueError: if there are fewer than three points, or if they differ in structure or shapes.
 
-    Cost: n² inner products for n points, and memory for 2n + 4 copies of the parameters.
+    Cost: 2 n² inner products for n points, and memory for 3n + 4 copies of the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -198,12 +199,9 @@ def path_plane(path: Sequence[optax.Params]) -> Plane:
         for x in path
     ]
     stacked = tree_math.stack(steps)
-    products = tree_math.inner_products(stacked, stacked)
-    centred = jnp.eye(len(path)) - 1 / len(path)
-    _, components = jnp.linalg.eigh(centred @ products @ centred)
-    sums = tree_math.combination((centred @ components[:, :-3:-1]).T, stacked)
-    plane = _span(origin, [jax.tree.map(lambda x, i=i: x[i], sums) for i in (0, 1)])
-    return plane._replace(coordinates=tree_math.inner_products(stacked, tree_math.stack(plane.directions)))
+    directions = _principal_components(stacked)
+    coordinates = tree_math.inner_products(stacked, tree_math.stack(directions))
+    return Plane(origin, directions, coordinates)
 
 
 def gradient_plane(
@@ -264,6 +262,28 @@ def _span(origin: optax.Params, vectors: Sequence[optax.Params]) -> Plane:
     directions = _orthonormal(*vectors)
     coordinates = tree_math.inner_products(tree_math.stack(vectors), tree_math.stack(directions))
     return Plane(origin, directions, coordinates)
+
+
+@jax.jit
+def _principal_components(points: optax.Params) -> tuple[optax.Params, optax.Params]:
+    """Returns the directions of the two largest variances of stacked points; 0 if there is no second."""
+    rest = jax.tree.map(lambda x: x - jnp.mean(x, axis=0), points)
+    first = _longest(rest)
+    size = tree_math.norm(rest)
+    # Without the first component, the second is sought among numbers of its own size: inner products of whole
+    # points are rounded by more than the second adds to them. Twice, because once leaves rounding errors.
+    for _ in range(2):
+        along = tree_math.coordinates(rest, first)
+        rest = jax.tree.map(lambda x, e, along=along: x - along.reshape(-1, *[1] * e.ndim) * e, rest, first)
+    second = _longest(rest)
+    is_new = tree_math.norm(rest) > 4 * jnp.finfo(size.dtype).eps * size
+    return first, tree_math.scale(jnp.where(is_new, 1.0, 0.0), second)
+
+
+def _longest(points: optax.Params) -> optax.Params:
+    """Returns the unit vector along which stacked points have the largest sum of squares."""
+    _, components = jnp.linalg.eigh(tree_math.inner_products(points, points))
+    return tree_math.unit(tree_math.combination(components[:, -1], points))
 
 
 @jax.jit

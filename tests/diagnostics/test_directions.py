@@ -146,6 +146,32 @@ def test_path_plane_has_the_principal_components_of_the_path():
     np.testing.assert_allclose(jnp.abs(plane.coordinates), np.abs(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("width", [1e-2, 1e-4, 1e-5])
+def test_path_plane_of_a_narrow_path(width):
+    """The second axis is that of the float32 points themselves: it is not rounded away."""
+    axes, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(1000, 3)))
+    time = np.linspace(1, 0, 40)
+    waves = [time, width * np.sin(7 * time), 0.3 * width * np.sin(23 * time)]
+    path = (100 * np.stack(waves, axis=1) @ axes.T).astype(np.float32)
+    plane = diagnostics.path_plane([{"a": p[:300], "b": p[300:]} for p in path])
+    e_1, e_2 = (np.concatenate([e["a"], e["b"]]).astype(float) for e in plane.directions)
+    steps = path.astype(float) - path[-1]
+    _, _, components = np.linalg.svd(steps - steps.mean(0), full_matrices=False)
+    assert abs(e_1 @ components[0]) > 1 - 1e-6
+    assert abs(e_2 @ components[1]) > 0.999
+    assert abs(e_1 @ e_2) < 1e-6
+
+
+def test_path_plane_of_a_straight_path():
+    direction = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    plane = diagnostics.path_plane(
+        [jnp.asarray(t * direction) for t in np.linspace(1, 0, 7, dtype=np.float32)]
+    )
+    np.testing.assert_array_equal(plane.directions[1], 0)
+    resting = diagnostics.path_plane([jnp.ones(3)] * 3)
+    np.testing.assert_array_equal(resting.coordinates, 0)
+
+
 def test_path_plane_of_two_points():
     with pytest.raises(ValueError, match=r"at least three points, got 2.*loss_surface"):
         diagnostics.path_plane([jnp.ones(2)] * 2)
