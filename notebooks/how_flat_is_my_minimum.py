@@ -152,7 +152,7 @@ networks = {
 
 # %%
 RHO = 0.3
-SEARCH = {"num_iters": 20, "num_restarts": 4}
+SEARCH = {"num_iters": 20, "num_ascents": 4}
 
 
 def measure(params):
@@ -188,9 +188,9 @@ for name, decay in itertools.product(methods, decays):
 for name in methods:
     params = networks[name, 5e-3, 0]
     ball = {"rho": 10 * RHO, "constraint": optax_sam.weight_magnitude(eta=0.0)}
-    short = diagnostics.worst_case_sharpness(loss, params, **ball, num_iters=10, num_restarts=1)
+    short = diagnostics.worst_case_sharpness(loss, params, **ball, num_iters=10, num_ascents=1)
     used = diagnostics.worst_case_sharpness(loss, params, **ball, **SEARCH)
-    long = diagnostics.worst_case_sharpness(loss, params, **ball, num_iters=40, num_restarts=12, seed=1)
+    long = diagnostics.worst_case_sharpness(loss, params, **ball, num_iters=40, num_ascents=12, key=1)
     print(
         f"{name:10s} short {float(short.sharpness):6.3f}   used {float(used.sharpness):6.3f}"
         f"   long {float(long.sharpness):6.3f}   ascents of the one used: {[round(float(x), 2) for x in used.ascents]}"
@@ -291,7 +291,7 @@ for name, params in compared.items():
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained", sharey=True)
 for name, params in compared.items():
-    random = diagnostics.random_directions(params, 1, seed=0)
+    random = diagnostics.random_directions(params, 1, key=0)
     plotting.plot_loss_surface(diagnostics.loss_surface(loss, params, random), ax=left, label=name)
     top = jax.tree.map(lambda v: v[0], curvature.top_eigenpairs(loss, params).eigenvectors)
     line = diagnostics.loss_surface(loss, params, [top], np.linspace(-2, 2, 51))

@@ -205,9 +205,9 @@ for name, params in networks.items():
 value_fn = lambda params: loss_fn(params, *train)
 for name, params in best.items():
     network = jax.tree.map(lambda leaf: leaf[0], params)
-    ball = diagnostics.worst_case_sharpness(value_fn, network, 0.4, num_iters=10, num_restarts=2)
+    ball = diagnostics.worst_case_sharpness(value_fn, network, 0.4, num_iters=10, num_ascents=2)
     cube = diagnostics.worst_case_sharpness(
-        value_fn, network, 0.008, ord=jnp.inf, num_iters=10, num_restarts=2
+        value_fn, network, 0.008, ord=jnp.inf, num_iters=10, num_ascents=2
     )
     print(f"{name:5s} rise in the ball {float(ball.sharpness):.2f}, in the cube {float(cube.sharpness):.2f}")
 

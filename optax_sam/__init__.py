@@ -6,6 +6,9 @@
 Start at `optax_sam.sharpness_aware`: its module explains the idea behind all of this.
 """
 
+from optax_sam import curvature as curvature
+from optax_sam import diagnostics as diagnostics
+from optax_sam import sde as sde
 from optax_sam.ascent.fisher import fisher_information
 from optax_sam.ascent.gradient_noise import GradientNoiseState, gradient_noise
 from optax_sam.ascent.posterior_sample import PosteriorSampleState, posterior_sample, sample_params
@@ -14,6 +17,7 @@ from optax_sam.ascent.sparse_mask import SparseMaskState, dynamic_mask, fisher_m
 from optax_sam.ascent.steepest import SteepestAscentState, steepest_ascent
 from optax_sam.ascent.top_eigenvector import TiltToTopEigenvectorState, tilt_to_top_eigenvector
 from optax_sam.ascent.weight_magnitude import weight_magnitude
+from optax_sam.batches import Batches
 from optax_sam.descent.extrapolation import extrapolation
 from optax_sam.descent.gradient_length import gradient_length
 from optax_sam.descent.lookbehind import lookbehind
@@ -102,4 +106,6 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "extrapolation",
     "gradient_length",
     "lookbehind",
+    # A data set, for `optax_sam.curvature`, `optax_sam.diagnostics` and `optax_sam.sde`.
+    "Batches",
 ]

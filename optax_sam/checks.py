@@ -277,6 +277,28 @@ def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
             )
 
 
+def check_vector(name: str, vector: Any, params: optax.Params) -> None:
+    """Raises unless `vector` has the tree structure and shapes of `params`, and real numbers."""
+    structures: tuple[Any, Any] = (jax.tree.structure(vector), jax.tree.structure(params))
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"{name} must have the tree structure of the parameters, but {first_difference(vector, params)}."
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(vector)
+    for (path, leaf), param in zip(leaves, jax.tree.leaves(params), strict=True):
+        where = f"`params{jax.tree_util.keystr(path)}`"
+        if jnp.shape(leaf) != jnp.shape(param):
+            raise ValueError(
+                f"{name} must have the shapes of the parameters, got {jnp.shape(leaf)} for {where} of"
+                f" {jnp.shape(param)}."
+            )
+        dtype = jax.dtypes.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name} must have real floating-point numbers, like the parameters, got {dtype} for {where}."
+            )
+
+
 def check_takes_params(name: str, function: Callable[..., Any]) -> None:
     """Raises if the function cannot be called with the parameters alone."""
     try:

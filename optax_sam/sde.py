@@ -15,7 +15,7 @@ E[∇f_γ + ρ ∇²f_γ u_γ] = ∇(f + ρ E‖∇f_γ‖), for USAM ∇(f + (�
 Third derivatives of networks with ReLU contain only those of the loss, not of the kinks: use a smooth
 activation if the expansion should be right.
 
-Symbols ↔ names: f_γ `value_fn(params, batch)`, γ an entry of `batches`, ρ `rho`, η `learning_rate`.
+Symbols ↔ names: f_γ `value_fn(params, batch)`, γ one of `batches`, ρ `rho`, η `learning_rate`.
 
 References:
   Luo et al., `Explicit eigenvalue regularization improves sharpness-aware minimization
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
+from optax_sam.batches import stacked
 from optax_sam.curvature.products import derivatives_along
 from optax_sam.loss import BatchLoss
 
@@ -57,7 +58,9 @@ def drift(
     Args:
       value_fn: f_γ, the mean loss of the examples of a mini-batch, `value_fn(params, batch)`, a scalar.
       params: parameters x, a pytree.
-      batches: all M mini-batches γ, each equally probable: a pytree of arrays with a leading axis of M.
+      batches: all M mini-batches γ, each equally probable, of the same shapes: arrays with a leading axis of
+        M (one, or a tuple or dictionary of some), or an iterable of mini-batches, such as a list, a data
+        loader or `optax_sam.Batches`.
       rho: radius ρ.
       order: 2 (Compagnoni et al.) or 3 (Luo et al.).
       normalized: whether u_γ is the unit vector of ∇f_γ (SAM), or ∇f_γ itself (USAM).
@@ -68,9 +71,9 @@ def drift(
       A pytree like `params`, float32 or wider. With a zero gradient u_γ = 0.
 
     Raises:
-      ValueError: if `order` is not 2 or 3, if `rho` is negative, or if the arrays of `batches` have no
-        common leading axis.
-      TypeError: if `batches` is not a pytree of arrays, or if `rho` is a schedule.
+      ValueError: if `order` is not 2 or 3, if `rho` is negative, if the arrays of `batches` have no common
+        leading axis, or if its mini-batches have different shapes.
+      TypeError: if `batches` is an iterator, or if `rho` is a schedule.
 
     Cost: for each mini-batch about 3 gradients in the second order and 6 in the third; memory of all
       mini-batches' activations and G_γ, or with `sequential=True` of one and its G_γ.
@@ -87,7 +90,7 @@ def drift(
       <https://arxiv.org/abs/2501.12666>`_, 2024
     """
     gradients = _expansion(value_fn, rho, order, normalized)
-    params, num = _checked(params, batches)
+    params, batches, num = _checked(params, batches)
     weights = jnp.full(num, -1 / num, tree_math.accumulation_dtype(params))
     return _weighted_sum(gradients, params, batches, weights, sequential)
 
@@ -110,7 +113,7 @@ def noise_factors(
     Args:
       value_fn: f_γ, the mean loss of the examples of a mini-batch, `value_fn(params, batch)`, a scalar.
       params: parameters x, a pytree.
-      batches: all M mini-batches γ, each equally probable: a pytree of arrays with a leading axis of M.
+      batches: all M mini-batches γ, see `drift`.
       rho: radius ρ.
       order: 2 or 3, see `drift`.
       normalized: whether u_γ is the unit vector of ∇f_γ (SAM), or ∇f_γ itself (USAM).
@@ -134,7 +137,7 @@ def noise_factors(
       ([1.0, 0.5, 0.0, -1.5], 3.5)
     """
     gradients = _expansion(value_fn, rho, order, normalized)
-    params, num = _checked(params, batches)
+    params, batches, num = _checked(params, batches)
     of_batch = lambda batch: gradients(params, batch)
     each = jax.lax.map(of_batch, batches) if sequential else jax.vmap(of_batch)(batches)
     return jax.tree.map(lambda g: (g - jnp.mean(g, axis=0)) / num**0.5, each)
@@ -149,7 +152,7 @@ def simulate(
     rho: float | jax.Array,
     order: int = 3,
     num_steps: int,
-    key: jax.Array,
+    key: jax.Array | int,
     normalized: bool = True,
     substeps: int = 1,
     sequential: bool = False,
@@ -169,12 +172,12 @@ def simulate(
     Args:
       value_fn: f_γ, the mean loss of the examples of a mini-batch, `value_fn(params, batch)`, a scalar.
       params: parameters at the start, a pytree.
-      batches: all M mini-batches γ, each equally probable: a pytree of arrays with a leading axis of M.
+      batches: all M mini-batches γ, see `drift`.
       learning_rate: η, the learning rate of SAM with SGD, and the time of a step.
       rho: radius ρ.
       order: 2 or 3, see `drift`.
       num_steps: number of steps of length `learning_rate`.
-      key: random key of the noise.
+      key: of the noise, a random key or an integer.
       normalized: whether u_γ is the unit vector of ∇f_γ (SAM), or ∇f_γ itself (USAM).
       substeps: number of Euler–Maruyama steps in each step.
       sequential: see `drift`.
@@ -193,15 +196,15 @@ def simulate(
       compiled program: on CPU, gradients of convolutions are slow there; use fully connected networks.
 
     Example: without noise (M = 1) and with ρ = 0, gradient descent on ½ x².
-      >>> import jax, jax.numpy as jnp
+      >>> import jax.numpy as jnp
       >>> from optax_sam import sde
       >>> path = sde.simulate(lambda x, batch: batch * x**2 / 2, jnp.array(1.0), jnp.ones(1),
-      ...                     learning_rate=0.5, rho=0.0, num_steps=2, key=jax.random.key(0))
+      ...                     learning_rate=0.5, rho=0.0, num_steps=2, key=0)
       >>> path.tolist()
       [1.0, 0.5, 0.25]
     """
     gradients = _expansion(value_fn, rho, order, normalized)
-    start, num = _checked(params, batches)
+    start, batches, num = _checked(params, batches)
     _check_constant("learning_rate", learning_rate)
     checks.check_count("num_steps", num_steps)
     checks.check_count("substeps", substeps)
@@ -220,7 +223,7 @@ def simulate(
         x, _ = jax.lax.scan(step, x, keys)
         return x, x
 
-    keys = jax.random.split(key, num_steps * substeps)
+    keys = jax.random.split(tree_math.random_key(key), num_steps * substeps)
     keys = keys.reshape(num_steps, substeps, *keys.shape[1:])
     _, path = jax.lax.scan(point, start, keys)
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, path)
@@ -283,19 +286,11 @@ def _weighted_sum(
     return jax.tree.map(lambda g: jnp.sum(factor(g) * g, axis=0), each)
 
 
-def _checked(params: optax.Params, batches: Any) -> tuple[optax.Params, int]:
-    """Returns the parameters in float32 or wider, and M."""
+def _checked(params: optax.Params, batches: Any) -> tuple[optax.Params, Any, int]:
+    """Returns the parameters in float32 or wider, the mini-batches stacked, and M."""
     checks.check_params(params, params)
-    # An iterator is no pytree, and in a list of mini-batches the first axis would be that of the examples.
-    is_list = isinstance(batches, list) and not jax.tree_util.all_leaves(batches)
-    is_wrong = is_list or hasattr(batches, "__next__")
-    leaves = [] if is_wrong else jax.tree.leaves(batches)
-    if is_wrong or not all(hasattr(leaf, "shape") for leaf in leaves):
-        raise TypeError(
-            "`batches` must be arrays in which the first axis counts the mini-batches, such as a pair of"
-            f" images (M, batch size, ...) and labels (M, batch size), got {type(batches).__name__}. Stack a"
-            " list of mini-batches: `jax.tree.map(lambda *x: jnp.stack(x), *list_of_batches)`."
-        )
+    batches = stacked(batches)
+    leaves = jax.tree.leaves(batches)
     lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         raise ValueError(
@@ -303,7 +298,7 @@ def _checked(params: optax.Params, batches: Any) -> tuple[optax.Params, int]:
             f" shapes {[jnp.shape(leaf) for leaf in leaves]}. For a single mini-batch, the noiseless"
             " equation, add an axis: `jax.tree.map(lambda x: x[None], batch)`."
         )
-    return tree_math.full_precision(params), leaves[0].shape[0]
+    return tree_math.full_precision(params), batches, leaves[0].shape[0]
 
 
 def _check_constant(name: str, value: Any) -> None:

@@ -76,6 +76,24 @@ def test_first_script_runs_where_only_the_package_is_installed(archive, built, t
 UV = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
 
 
+def test_one_import_is_enough_to_measure_and_needs_no_extra():
+    """Docstrings and errors name `optax_sam.diagnostics.wiring_check` and the like."""
+    script = """if True:
+        import sys
+        import optax_sam
+        optax_sam.diagnostics.wiring_check()
+        assert optax_sam.curvature.Batches is optax_sam.Batches
+        assert callable(optax_sam.sde.drift)
+        print(sorted({"flax", "matplotlib", "tqdm"} & set(sys.modules)))
+    """
+    assert run(sys.executable, "-c", script, cwd=ROOT).strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["curvature", "diagnostics", "sde", "batches", "ascent.top_eigenvector"])
+def test_each_module_can_be_imported_first(name):
+    run(sys.executable, "-c", f"import optax_sam.{name}", cwd=ROOT)
+
+
 def test_forge_runs_both_ends_of_the_range_of_versions():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import optax_sam
 from optax_sam import sde, tree_math
 from tests.problems import network
 
@@ -302,8 +303,10 @@ def test_compiled_once_for_many_keys_and_constants():
         ({"batches": (jnp.ones(2), jnp.ones(3))}, ValueError, r"same first axis"),
         ({"batches": jnp.ones((0, 2))}, ValueError, r"same first axis"),
         ({"batches": ()}, ValueError, r"same first axis"),
-        ({"batches": [(jnp.ones(2), jnp.ones(2))]}, TypeError, r"Stack a list of mini-batches"),
-        ({"batches": iter([jnp.ones(2)])}, TypeError, r"Stack a list of mini-batches"),
+        ({"batches": []}, ValueError, r"at least one, got 0 mini-batches"),
+        ({"batches": [jnp.ones(2), jnp.ones(1)]}, ValueError, r"the same shapes.*Choose a batch size"),
+        ({"batches": iter([jnp.ones(2)])}, TypeError, r"an iterator .* is empty after the first"),
+        ({"batches": 3}, TypeError, r"must be a data set in batches.*got int"),
         ({"params": jnp.ones(2, int)}, TypeError, r"real floating-point"),
     ],
 )
@@ -326,3 +329,29 @@ def test_errors(function, wrong, error, message):
 def test_errors_of_simulate(wrong, message):
     with pytest.raises(ValueError, match=message):
         sde.simulate(quartic, jnp.ones(()), jnp.ones(2), **({"rho": 0.1} | STEPS | wrong))
+
+
+def test_mini_batches_may_come_as_for_curvature_and_diagnostics():
+    """As a list, as `Batches`, or stacked: the same numbers, bit for bit."""
+    x, y = np.arange(12.0, dtype=np.float32), np.arange(1.0, 13.0, dtype=np.float32)
+    loss = lambda w, batch: jnp.mean((batch[0] * w - batch[1]) ** 4)
+    data = optax_sam.Batches((x, y), 3)
+    arrays = (x.reshape(4, 3), y.reshape(4, 3))
+    for function in (sde.drift, sde.noise_factors):
+        expected = function(loss, jnp.ones(()), arrays, rho=0.1)
+        for batches in (data, list(data), optax_sam.Batches(arrays)):
+            found = function(loss, jnp.ones(()), batches, rho=0.1)
+            np.testing.assert_array_equal(found, expected)
+    settings = {"learning_rate": 1e-6, "rho": 0.1, "num_steps": 2}
+    paths = [
+        sde.simulate(loss, jnp.ones(()), batches, key=key, **settings)
+        for batches in (arrays, data)
+        for key in (5, jax.random.key(5), jax.random.PRNGKey(5))
+    ]
+    for path in paths:
+        np.testing.assert_array_equal(path, paths[0])
+
+
+def test_a_last_mini_batch_that_is_smaller_is_refused():
+    with pytest.raises(ValueError, match=r"as probable as the others.*a batch size that divides"):
+        sde.drift(quartic, jnp.ones(()), optax_sam.Batches(jnp.ones(5), 2), rho=0.1)

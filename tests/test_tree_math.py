@@ -48,7 +48,7 @@ def test_mixed_dtypes_without_implicit_promotion():
         tree_math.norm,
         lambda tree: tree_math.vdot(tree, tree),
         ball.NORMS[np.inf].norm,
-        lambda tree: directions._products(tree, tree),
+        lambda tree: tree_math.inner_products(tree, tree),
         lambda tree: directions._orthonormal(tree, tree),
     ],
     ids=["total", "norm", "vdot", "largest", "products", "orthonormal"],
@@ -57,3 +57,26 @@ def test_outside_of_jit_a_sum_over_all_leaves_is_one_program(compute, programs_c
     """All-reduces of many programs in flight deadlocked on eight simulated devices and two cores."""
     tree = [np.full((2, 3 + i), i, np.float32) for i in range(5)]
     assert len(programs_compiled_by(lambda: compute(tree))) == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    [3, np.int32(3), jnp.asarray(3), jax.random.key(3), jax.random.PRNGKey(3), np.array([0, 3], np.uint32)],
+    ids=["int", "numpy", "array", "typed", "raw", "raw numpy"],
+)
+def test_a_key_is_an_integer_or_a_random_key(key):
+    found = [tree_math.random_key(key)]
+    if not isinstance(key, int):
+        found.append(jax.jit(tree_math.random_key)(key))
+    for each in found:
+        np.testing.assert_array_equal(jax.random.key_data(each), [0, 3])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [0.0, True, "0", None, jnp.zeros(()), jnp.zeros(2, int), jax.random.split(jax.random.key(0), 2)],
+    ids=str,
+)
+def test_other_keys_are_refused(key):
+    with pytest.raises(TypeError, match="`key` must be an integer or a single random key"):
+        tree_math.random_key(key)

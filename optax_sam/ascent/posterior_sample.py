@@ -105,8 +105,7 @@ def posterior_sample(
     ) -> tuple[optax.Updates, PosteriorSampleState]:
         precision = state.precision
         key_now = jax.random.fold_in(tree_math.random_key(key), step_count)
-        theta = sample_params(params, precision, num_examples=num_examples, key=key_now)
-        gradient = loss.ascent_gradient(theta)
+        gradient = loss.ascent_gradient(_sample(key_now, params, precision, num_examples))
         radius = radius_at(rho, step_count)
         epsilon = jax.tree.map(lambda g, s: radius * g.astype(s.dtype) / s, gradient, precision)
 
@@ -126,12 +125,15 @@ def sample_params(
 
     Args:
       params: the mean w.
-      precision: s, `optax.tree.get(state, "precision")`.
+      precision: s, `optax.tree.get(state, "precision")`; like `params`.
       num_examples: N, as for `bayesian_sam`.
-      key: of the sample; an int or a key of `jax.random`.
+      key: a random key, or an integer; another one for each sample.
 
     Returns:
       Parameters with the structure, shapes and dtypes of `params`.
+
+    Raises:
+      ValueError: if `precision` is not like `params`, or if `num_examples` is below 1.
 
     Cost: a random number for each parameter.
 
@@ -142,6 +144,15 @@ def sample_params(
       >>> round(float(theta.std()), 2)  # 1/√(25 · 4)
       0.1
     """
-    noise = tree_math.random_vector(tree_math.random_key(key), precision)
-    scaled = jax.tree.map(lambda n, s: n * jax.lax.rsqrt(float(num_examples) * s), noise, precision)
+    checks.check_params(params, params)
+    checks.check_vector("`precision`", precision, params)
+    checks.check_number("num_examples", num_examples, low=1)
+    return _sample(tree_math.random_key(key), params, precision, num_examples)
+
+
+def _sample(key: jax.Array, params: optax.Params, precision: optax.Params, num_examples: int) -> optax.Params:
+    noise = tree_math.random_vector(key, precision)
+    scaled = jax.tree.map(
+        lambda n, s: n * jax.lax.rsqrt(jnp.asarray(num_examples, s.dtype) * s), noise, precision
+    )
     return tree_math.add(params, scaled)

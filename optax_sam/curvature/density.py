@@ -23,6 +23,7 @@ from optax_sam import checks, tree_math
 from optax_sam.curvature.krylov import ritz_pairs, tridiagonalise
 from optax_sam.curvature.products import hessian_operator
 from optax_sam.curvature.trace import sample_key
+from optax_sam.progress import counted
 
 
 class SpectralDensity(NamedTuple):
@@ -50,7 +51,7 @@ def spectral_density(
     num_samples: int = 4,
     num_points: int = 1024,
     width: float | None = None,
-    seed: int = 0,
+    key: jax.Array | int = 0,
     batches: Iterable[Any] | None = None,
     progress: bool = False,
 ) -> SpectralDensity:
@@ -63,8 +64,9 @@ def spectral_density(
       num_samples: number of random vectors; the noise falls with its square root.
       num_points: length of the grid.
       width: standard deviation of the Gaussians; None is 1 % of the range of the eigenvalues.
-      seed: of the random vectors, which are those of `trace`: with the same number of samples, the mean of
-        the nodes, weighted, is the estimate of `trace` divided by the number of parameters.
+      key: of the random vectors, a random key or an integer. They are those of `trace`: with the same key and
+        number of samples, the mean of the nodes, weighted, is the estimate of `trace` divided by the number
+        of parameters.
       batches: data set over which the loss is averaged; see `hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
 
@@ -96,12 +98,13 @@ def spectral_density(
     num_iters = min(num_iters, optax.tree.size(params))
     matvec = hessian_operator(value_fn, params, batches=batches)
     quadratures = []
-    for i in range(num_samples):
-        key = sample_key(seed, i)
-        title = f"density {i + 1}/{num_samples}" if progress else ""
-        found = tridiagonalise(matvec, tree_math.random_signs(key, params), num_iters, key, progress=title)
-        nodes, vectors = ritz_pairs(found.diagonal, found.off_diagonal[:-1])
-        quadratures.append((nodes, vectors[0] ** 2))
+    with counted(matvec, num_iters * num_samples, "product", show=progress) as matvec:
+        for i in range(num_samples):
+            of_sample = sample_key(key, i)
+            start = tree_math.random_signs(of_sample, params)
+            found = tridiagonalise(matvec, start, num_iters, of_sample)
+            nodes, vectors = ritz_pairs(found.diagonal, found.off_diagonal[:-1])
+            quadratures.append((nodes, vectors[0] ** 2))
     nodes, weights = map(jnp.stack, zip(*quadratures, strict=True))
     return SpectralDensity(*_broaden(nodes, weights, num_points, width), nodes, weights)
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, combination, ritz_pairs, tridiagonalise
+from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, ritz_pairs, tridiagonalise
 from optax_sam.curvature.products import hessian_operator, hessian_vector_product
+from optax_sam.progress import counted
 
 # Of the start vector. A power of two, so that the vector is the same but for its length.
 START_SCALE = 2.0**-60
@@ -43,7 +44,7 @@ def top_eigenpairs(
     num_iters: int = 20,
     tolerance: float | None = None,
     smallest: bool = False,
-    seed: int = 0,
+    key: jax.Array | int = 0,
     start: optax.Params | None = None,
     batches: Iterable[Any] | None = None,
     progress: bool = False,
@@ -61,7 +62,7 @@ def top_eigenpairs(
         never.
       smallest: whether to find the algebraically smallest eigenvalues instead, which are negative unless w
         is a minimum.
-      seed: of the random start vector.
+      key: of the random start vector, a random key or an integer.
       start: start vector instead of a random one, a pytree like `params`, such as an eigenvector found
         before, or the sum of several.
       batches: data set over which the loss is averaged; see `hessian_operator`.
@@ -95,20 +96,16 @@ def top_eigenpairs(
             " Hessian-vector product adds one dimension to the space in which eigenvectors are sought."
             " Start with twice as many products as eigenvectors."
         )
-    start_key, restart_key = jax.random.split(jax.random.key(seed))
+    start_key, restart_key = jax.random.split(tree_math.random_key(key))
     if start is None:
         start = tree_math.random_vector(start_key, tree_math.zeros_like(params))
     if tolerance is not None:
         checks.check_number("tolerance", tolerance)
+    is_done = None if tolerance is None else functools.partial(_is_converged, k=k, tolerance=tolerance)
     product = hessian_operator(value_fn, params, batches=batches)
-    found = tridiagonalise(
-        (lambda v: jax.tree.map(jnp.negative, product(v))) if smallest else product,
-        start,
-        num_iters,
-        restart_key,
-        is_done=None if tolerance is None else functools.partial(_is_converged, k=k, tolerance=tolerance),
-        progress="eigenpairs" if progress else "",
-    )
+    matvec = (lambda v: jax.tree.map(jnp.negative, product(v))) if smallest else product
+    with counted(matvec, num_iters, "product", show=progress) as matvec:
+        found = tridiagonalise(matvec, start, num_iters, restart_key, is_done=is_done)
     pairs = _top(found, k)
     return pairs._replace(eigenvalues=-pairs.eigenvalues) if smallest else pairs
 
@@ -127,7 +124,7 @@ def _top(tridiagonal: Tridiagonal, k: int) -> Eigenpairs:
     weights = vectors[:, ::-1][:, :k].T
     return Eigenpairs(
         eigenvalues=values[::-1][:k],
-        eigenvectors=jax.vmap(tree_math.unit)(combination(weights, basis)),
+        eigenvectors=jax.vmap(tree_math.unit)(tree_math.combination(weights, basis)),
         residuals=off_diagonal[-1] * jnp.abs(weights[:, -1]),
     )
 

@@ -19,10 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_sam import tree_math
-from optax_sam.progress import steps
 
 MatVec = Callable[[optax.Params], optax.Params]
 
@@ -75,7 +73,7 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
 
     def project(vector: optax.Params) -> optax.Params:
         products = tree_math.computed_once(jax.vmap(tree_math.vdot, in_axes=(0, None))(basis, vector))
-        return jax.tree.map(jnp.subtract, vector, _weighted(products[: len(diagonal)], basis))
+        return jax.tree.map(jnp.subtract, vector, tree_math.weighted_sum(products[: len(diagonal)], basis))
 
     for k in range(num_iters):
         product = matvec(vector)
@@ -114,7 +112,8 @@ def _shifted_step(
     """
     along = jnp.where(is_new, factor, 1)
     beyond = jnp.where(is_new, y[-1], 0)
-    return tree_math.unit(tree_math.add(_weighted(along * y, basis), tree_math.scale(beyond, rest)))
+    inside = tree_math.weighted_sum(along * y, basis)
+    return tree_math.unit(tree_math.add(inside, tree_math.scale(beyond, rest)))
 
 
 SOLVERS = {"lanczos": lanczos, "power": power_iteration}
@@ -141,7 +140,6 @@ def tridiagonalise(
     key: jax.Array,
     *,
     is_done: Callable[[jax.Array, jax.Array], bool] | None = None,
-    progress: str = "",
 ) -> Tridiagonal:
     """Returns T and Q of the Krylov space of `start`.
 
@@ -151,11 +149,10 @@ def tridiagonalise(
       num_iters: number m of products, and of vectors held in memory; at most the dimension of H.
       key: random key of the vectors that start another space.
       is_done: maps what is found of `diagonal` and `off_diagonal` to whether that is enough; None: never.
-      progress: title of a progress bar; "" for none.
     """
     vector, basis = _first(start, num_iters)
     diagonal, off_diagonal = [], []
-    for k in steps(num_iters, progress):
+    for k in range(num_iters):
         # One product at a time: queued products take memory, and simulated devices can deadlock.
         product = jax.block_until_ready(matvec(vector))
         alpha, beta, vector, basis = _next(basis, k, vector, product, jax.random.fold_in(key, k))
@@ -179,7 +176,8 @@ def _next(
     basis: optax.Params, k: jax.Array, vector: optax.Params, product: optax.Params, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, optax.Params, optax.Params]:
     """Returns α_k, β_k, and the next vector, alone and in the basis (dropped if that is full)."""
-    project = lambda x: jax.tree.map(jnp.subtract, x, combination(_coordinates(basis, x), basis))
+    inside = lambda x: tree_math.combination(tree_math.coordinates(basis, x), basis)
+    project = lambda x: jax.tree.map(jnp.subtract, x, inside(x))
     alpha = tree_math.vdot(vector, product)
     rest, residual, is_new = orthogonalise(product, project)
     restart = lambda: tree_math.unit(project(project(tree_math.random_vector(key, rest))))
@@ -213,33 +211,3 @@ def ritz_pairs(diagonal: jax.Array, off_diagonal: jax.Array | None) -> tuple[jax
     if off_diagonal is not None:
         matrix += jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
     return jnp.linalg.eigh(matrix)
-
-
-def combination(weights: jax.Array, vectors: optax.Params) -> optax.Params:
-    """Returns the sums Σ_j weights_ij v_j; the vectors are stacked along the first axis of each leaf."""
-    leaf = lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows, axes=1, precision="highest")
-    return jax.tree.map(leaf, vectors)
-
-
-def _coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
-    """Returns Qᵀ v. Leaves are not flattened, so a sharded one is reduced without being gathered."""
-    dtype = tree_math.accumulation_dtype(vector)
-
-    def leaf(rows: jax.Array, x: jax.Array) -> jax.Array:
-        # On a mesh with explicit axes a sum over a sharded axis must state the sharding of its result.
-        everywhere = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec())
-        products = jnp.tensordot(rows, x, axes=x.ndim, precision="highest", out_sharding=everywhere)
-        return products.astype(dtype)
-
-    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf, basis, vector)))
-
-
-def _weighted(weights: jax.Array, vectors: optax.Params) -> optax.Params:
-    """Returns Σ_i weights_i v_i of the first vectors, in one pass over each leaf."""
-
-    def leaf(rows: jax.Array) -> jax.Array:
-        # Not a sum over the axis, for which XLA for CPU takes a hundred times as long.
-        terms = [weight * rows[i] for i, weight in enumerate(weights.astype(rows.dtype))]
-        return functools.reduce(jnp.add, terms)
-
-    return jax.tree.map(leaf, vectors)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import tree_math
-from optax_sam.curvature.batches import over_batches
+from optax_sam.batches import over_batches
 from optax_sam.curvature.krylov import MatVec
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, ValueFn
@@ -142,10 +142,10 @@ def hessian_operator(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from optax_sam import curvature
+      >>> from optax_sam import Batches, curvature
       >>> value_fn = lambda w, x: jnp.mean((x * w) ** 2)
       >>> data = jnp.array([1.0, 2.0, 3.0])
-      >>> matvec = curvature.hessian_operator(value_fn, jnp.ones(()), batches=curvature.Batches(data, 2))
+      >>> matvec = curvature.hessian_operator(value_fn, jnp.ones(()), batches=Batches(data, 2))
       >>> round(float(matvec(jnp.ones(()))), 4)  # 2 (1 + 4 + 9) / 3
       9.3333
     """

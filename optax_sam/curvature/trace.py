@@ -17,7 +17,7 @@ import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.curvature.products import hessian_operator
-from optax_sam.progress import steps
+from optax_sam.progress import with_bar
 
 
 class Trace(NamedTuple):
@@ -41,7 +41,7 @@ def trace(
     params: optax.Params,
     *,
     num_samples: int = 32,
-    seed: int = 0,
+    key: jax.Array | int = 0,
     batches: Iterable[Any] | None = None,
     progress: bool = False,
 ) -> Trace:
@@ -51,7 +51,7 @@ def trace(
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
       params: parameters w, a pytree.
       num_samples: number of random vectors, at least 2; the error falls with its square root.
-      seed: of the random vectors.
+      key: of the random vectors, a random key or an integer.
       batches: data set over which the loss is averaged; see `hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
 
@@ -79,8 +79,8 @@ def trace(
         raise ValueError("`num_samples` must be at least 2, because one sample has no standard error.")
     matvec = hessian_operator(value_fn, params, batches=batches)
     samples = []
-    for i in steps(num_samples, "trace" if progress else ""):
-        vector = tree_math.random_signs(sample_key(seed, i), params)
+    for i in with_bar(range(num_samples), "product", show=progress):
+        vector = tree_math.random_signs(sample_key(key, i), params)
         # One product at a time: queued products take memory, and simulated devices can deadlock.
         samples.append(jax.block_until_ready(_layer_products(vector, matvec(vector))))
     layers = jax.tree.map(lambda *leaf: jnp.stack(leaf), *samples)
@@ -97,6 +97,6 @@ def _layer_products(a: optax.Params, b: optax.Params) -> optax.Params:
     return jax.tree.map(tree_math.vdot, a, b)
 
 
-def sample_key(seed: int, i: int) -> jax.Array:
+def sample_key(key: jax.Array | int, i: int) -> jax.Array:
     """Returns the key of the i-th random vector, the same in `trace` and `spectral_density`."""
-    return jax.random.fold_in(jax.random.key(seed), i)
+    return jax.random.fold_in(tree_math.random_key(key), i)

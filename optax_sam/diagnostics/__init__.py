@@ -1,7 +1,7 @@
 """How sharp a minimum is, how good a perturbation is, and what the loss around them looks like.
 
     found = diagnostics.sharpness(value_fn, params, rho=0.05)
-    found = diagnostics.worst_case_sharpness(loss, params, 0.05, batches=curvature.Batches((x, y), 256))
+    found = diagnostics.worst_case_sharpness(loss, params, 0.05, batches=optax_sam.Batches((x, y), 256))
     plane = diagnostics.gradient_plane(value_fn, params, found.perturbation)
     surface = diagnostics.loss_surface(value_fn, plane.origin, plane.directions)
 

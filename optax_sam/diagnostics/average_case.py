@@ -27,10 +27,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.batches import over_batches
-from optax_sam.diagnostics.ball import Ball, check_ball, make_ball, value, value_and_gradient_over
+from optax_sam.batches import over_batches, value, value_and_gradient_over
+from optax_sam.diagnostics.ball import Ball, check_ball, make_ball
 from optax_sam.loss import ValueFn
-from optax_sam.progress import in_chunks
 
 
 class AverageCaseSharpness(NamedTuple):
@@ -53,7 +52,7 @@ def average_case_sharpness(
     *,
     constraint: optax.GradientTransformation | None = None,
     num_samples: int = 50,
-    seed: int = 0,
+    key: jax.Array | int = 0,
     batches: Iterable[Any] | None = None,
     progress: bool = False,
 ) -> AverageCaseSharpness:
@@ -68,10 +67,9 @@ def average_case_sharpness(
         is T = 1.
       num_samples: number of pairs ±ε, at least 2; the error falls with its square root. The paper takes 100
         single samples.
-      seed: of the noise.
+      key: of the noise, a random key or an integer.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
-      progress: whether to show a progress bar; needs tqdm. The data set is then iterated over many times
-        rather than once.
+      progress: whether to show a progress bar, which counts the batches; needs tqdm.
 
     Returns:
       `AverageCaseSharpness`, with the standard error.
@@ -100,24 +98,20 @@ def average_case_sharpness(
     if constraint is not None:
         _, gradient = value_and_gradient_over(value_fn, params, batches)(params)
         ball = make_ball(sigma, constraint, gradient, params)
-
-    def evaluate(indices: jax.Array) -> jax.Array:
-        zeros = lambda: jnp.zeros(len(indices), tree_math.accumulation_dtype(params))
-        return over_batches(_mean_rises, value_fn, batches, zeros=zeros)(params, ball, seed, indices)
-
-    title = "average case" if progress else ""
-    rises = in_chunks(evaluate, jnp.arange(num_samples), title)
+    zeros = lambda: jnp.zeros(num_samples, ball.radius.dtype)
+    mean_rises = over_batches(_mean_rises, value_fn, batches, zeros=zeros, progress=progress)
+    rises = mean_rises(params, ball, tree_math.random_key(key), jnp.arange(num_samples))
     return AverageCaseSharpness(jnp.mean(rises), jnp.std(rises, ddof=1) / num_samples**0.5)
 
 
 def _mean_rises(
-    loss: ValueFn, params: optax.Params, ball: Ball, seed: jax.Array, indices: jax.Array
+    loss: ValueFn, params: optax.Params, ball: Ball, key: jax.Array, indices: jax.Array
 ) -> jax.Array:
     """Returns ½ [L(w + ε) + L(w − ε)] − L(w) for each sample."""
     at_w = value(loss, params)
 
     def mean_rise(index: jax.Array) -> jax.Array:
-        noise = tree_math.random_vector(jax.random.fold_in(jax.random.key(seed), index), params)
+        noise = tree_math.random_vector(jax.random.fold_in(key, index), params)
         epsilon = ball.perturbation(tree_math.scale(ball.radius, noise))
         plus = value(loss, tree_math.add(params, epsilon))
         minus = value(loss, jax.tree.map(jnp.subtract, params, epsilon))

@@ -1,4 +1,4 @@
-"""The loss near w, and the sets in which it is compared with the loss at w:  ‖T⁻¹ ε‖_p ≤ ρ,  p = 2 or ∞.
+"""The sets in which the loss near w is compared with the loss at w:  ‖T⁻¹ ε‖_p ≤ ρ,  p = 2 or ∞.
 
 T is diagonal. In coordinates z = T⁻¹ ε the set is a plain ball, the gradient is T g, and the linear model of
 the loss is largest at
@@ -13,18 +13,15 @@ parameters.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.projections import projection_linf_ball
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.batches import over_batches
-from optax_sam.loss import BatchLoss, ValueFn
-
-Evaluate = Callable[[optax.Params], tuple[jax.Array, optax.Updates]]
 
 
 class Norm(NamedTuple):
@@ -42,6 +39,7 @@ class Norm(NamedTuple):
 
 
 def _shorten(z: optax.Params, radius: jax.Array) -> optax.Params:
+    # Not `optax.projections.projection_l2_ball`, which is NaN at a radius of 0 and widens narrower leaves.
     return tree_math.scale(jnp.minimum(1, radius * tree_math.reciprocal_or_zero(tree_math.norm(z))), z)
 
 
@@ -51,13 +49,9 @@ def _largest(z: optax.Params) -> jax.Array:
     return jnp.max(jnp.stack(entries))
 
 
-def _clip(z: optax.Params, radius: jax.Array) -> optax.Params:
-    return jax.tree.map(lambda x: jnp.clip(x, -radius.astype(x.dtype), radius.astype(x.dtype)), z)
-
-
 NORMS: dict[float, Norm] = {
     2: Norm(tree_math.norm, tree_math.unit, _shorten),
-    math.inf: Norm(_largest, lambda g: jax.tree.map(jnp.sign, g), _clip),
+    math.inf: Norm(_largest, lambda g: jax.tree.map(jnp.sign, g), projection_linf_ball),
 }
 
 
@@ -119,32 +113,3 @@ def make_ball(
     stage = optax.with_extra_args_support(constraint)
     scales, _ = stage.update(gradient, stage.init(params), params, ascent_step=0)
     return Ball(radius, tree_math.full_precision(scales))
-
-
-def value(loss: ValueFn, params: optax.Params) -> jax.Array:
-    """Returns L(w), float32 or wider."""
-    result = BatchLoss(loss).value(params)
-    return result.astype(tree_math.accumulation_dtype(result, params))
-
-
-def value_and_gradient(loss: ValueFn, params: optax.Params) -> tuple[jax.Array, optax.Updates]:
-    """Returns L(w) and ∇L(w), float32 or wider."""
-    result, gradient = BatchLoss(loss).value_and_gradient(params)
-    assert result is not None  # There is no `grad_fn`.
-    return result.astype(tree_math.accumulation_dtype(result, params)), gradient
-
-
-def value_over(
-    value_fn: Callable[..., jax.Array], params: optax.Params, batches: Iterable[Any] | None
-) -> ValueFn:
-    """Returns w ↦ L(w), for one batch or a data set; `params` is an example of w."""
-    zeros = lambda: jnp.zeros((), tree_math.accumulation_dtype(params))
-    return over_batches(value, value_fn, batches, zeros=zeros)
-
-
-def value_and_gradient_over(
-    value_fn: Callable[..., jax.Array], params: optax.Params, batches: Iterable[Any] | None
-) -> Evaluate:
-    """Returns w ↦ (L(w), ∇L(w)), for one batch or a data set; `params` is an example of w."""
-    zeros = lambda: (jnp.zeros((), tree_math.accumulation_dtype(params)), tree_math.zeros_like(params))
-    return over_batches(value_and_gradient, value_fn, batches, zeros=zeros)

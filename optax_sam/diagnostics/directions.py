@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.krylov import combination, orthogonalise
-from optax_sam.diagnostics.ball import value_and_gradient_over
+from optax_sam.batches import value_and_gradient_over
+from optax_sam.curvature.krylov import orthogonalise
 
 
 def filter_normalised(
@@ -72,7 +72,7 @@ def filter_normalised(
 
 
 def random_directions(
-    params: optax.Params, num: int = 2, *, seed: int = 0, filter_axis: int = -1
+    params: optax.Params, num: int = 2, *, key: jax.Array | int = 0, filter_axis: int = -1
 ) -> tuple[optax.Params, ...]:
     """Returns random, filter-normalised directions, for `loss_surface`.
 
@@ -81,8 +81,9 @@ def random_directions(
     Args:
       params: parameters w, a pytree.
       num: number of directions.
-      seed: of the normal entries before the normalisation. The same shapes and seed give the same entries, so
-        that the directions for two networks differ only in the lengths of their filters.
+      key: of the normal entries before the normalisation, a random key or an integer. The same shapes and key
+        give the same entries, so that the directions for two networks differ only in the lengths of their
+        filters.
       filter_axis: see `filter_normalised`.
 
     Returns:
@@ -100,7 +101,7 @@ def random_directions(
     """
     checks.check_count("num", num)
     like = tree_math.full_precision(params)
-    keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(num)]
+    keys = [jax.random.fold_in(tree_math.random_key(key), i) for i in range(num)]
     return tuple(
         filter_normalised(tree_math.random_vector(k, like), like, filter_axis=filter_axis) for k in keys
     )
@@ -168,11 +169,12 @@ def path_plane(path: Sequence[optax.Params]) -> Plane:
 
     Returns:
       `Plane`, with the coordinates of the projections of all points; the first axis has the largest variance.
+      If all points lie on a line, up to rounding, e₂ = 0.
 
     Raises:
       ValueError: if there are fewer than three points, or if they differ in structure or shapes.
 
-    Cost: n² inner products for n points, and memory for 2n + 4 copies of the parameters.
+    Cost: 2 n² inner products for n points, and memory for 3n + 4 copies of the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -196,13 +198,10 @@ def path_plane(path: Sequence[optax.Params]) -> Plane:
         jax.tree.map(jnp.subtract, tree_math.full_precision(x), tree_math.full_precision(origin))
         for x in path
     ]
-    stacked = _stacked(steps)
-    products = _products(stacked, stacked)
-    centred = jnp.eye(len(path)) - 1 / len(path)
-    _, components = jnp.linalg.eigh(centred @ products @ centred)
-    sums = combination((centred @ components[:, :-3:-1]).T, stacked)
-    plane = _span(origin, [jax.tree.map(lambda x, i=i: x[i], sums) for i in (0, 1)])
-    return plane._replace(coordinates=_products(stacked, _stacked(plane.directions)))
+    stacked = tree_math.stack(steps)
+    directions = _principal_components(stacked)
+    coordinates = tree_math.inner_products(stacked, tree_math.stack(directions))
+    return Plane(origin, directions, coordinates)
 
 
 def gradient_plane(
@@ -254,14 +253,37 @@ def gradient_plane(
     first, second = evaluate(w)[1], evaluate(tree_math.add(w, epsilon))[1]
     up, right = _span(params, [first, second]).directions
     plane = Plane(params, (right, up), jnp.zeros((3, 2)))
-    vectors = _stacked([epsilon, first, second])
-    return plane._replace(coordinates=_products(vectors, _stacked(plane.directions)))
+    vectors = tree_math.stack([epsilon, first, second])
+    return plane._replace(coordinates=tree_math.inner_products(vectors, tree_math.stack(plane.directions)))
 
 
 def _span(origin: optax.Params, vectors: Sequence[optax.Params]) -> Plane:
     """Returns the plane spanned by two vectors."""
     directions = _orthonormal(*vectors)
-    return Plane(origin, directions, _products(_stacked(vectors), _stacked(directions)))
+    coordinates = tree_math.inner_products(tree_math.stack(vectors), tree_math.stack(directions))
+    return Plane(origin, directions, coordinates)
+
+
+@jax.jit
+def _principal_components(points: optax.Params) -> tuple[optax.Params, optax.Params]:
+    """Returns the directions of the two largest variances of stacked points; 0 if there is no second."""
+    rest = jax.tree.map(lambda x: x - jnp.mean(x, axis=0), points)
+    first = _longest(rest)
+    size = tree_math.norm(rest)
+    # Without the first component, the second is sought among numbers of its own size: inner products of whole
+    # points are rounded by more than the second adds to them. Twice, because once leaves rounding errors.
+    for _ in range(2):
+        along = tree_math.coordinates(rest, first)
+        rest = jax.tree.map(lambda x, e, along=along: x - along.reshape(-1, *[1] * e.ndim) * e, rest, first)
+    second = _longest(rest)
+    is_new = tree_math.norm(rest) > 4 * jnp.finfo(size.dtype).eps * size
+    return first, tree_math.scale(jnp.where(is_new, 1.0, 0.0), second)
+
+
+def _longest(points: optax.Params) -> optax.Params:
+    """Returns the unit vector along which stacked points have the largest sum of squares."""
+    _, components = jnp.linalg.eigh(tree_math.inner_products(points, points))
+    return tree_math.unit(tree_math.combination(components[:, -1], points))
 
 
 @jax.jit
@@ -271,13 +293,3 @@ def _orthonormal(first: optax.Params, second: optax.Params) -> tuple[optax.Param
     project = lambda v: tree_math.combine(jnp.ones(()), v, -tree_math.vdot(v, e_1), e_1)
     rest, _, is_new = orthogonalise(second, project)
     return e_1, tree_math.scale(jnp.where(is_new, 1.0, 0.0), tree_math.unit(rest))
-
-
-@jax.jit
-def _products(rows: optax.Params, columns: optax.Params) -> jax.Array:
-    """Returns the inner products of stacked vectors, a row for each of `rows`."""
-    return jax.vmap(lambda a: jax.vmap(lambda b: tree_math.vdot(a, b))(columns))(rows)
-
-
-def _stacked(vectors: Sequence[optax.Params]) -> optax.Params:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *vectors)

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import tree_math
-from optax_sam.curvature.batches import compiled, count_examples, of_batch
-from optax_sam.diagnostics.ball import check_ball, value_and_gradient
+from optax_sam.batches import compiled, count_examples, of_batch, value_and_gradient
+from optax_sam.diagnostics.ball import check_ball
 from optax_sam.diagnostics.worst_case import check_ascents, search_around
 from optax_sam.progress import with_bar
 
@@ -44,13 +44,13 @@ def m_sharpness(
     value_fn: Callable[..., jax.Array],
     params: optax.Params,
     rho: float | jax.Array,
-    batches: Iterable[Any],
     *,
+    batches: Iterable[Any],
     ord: float = 2,
     constraint: optax.GradientTransformation | None = None,
     num_iters: int = 1,
-    num_restarts: int = 1,
-    seed: int = 0,
+    num_ascents: int = 3,
+    key: jax.Array | int = 0,
     progress: bool = False,
 ) -> MSharpness:
     """Measures the mean over groups of examples of each group's own sharpness.
@@ -59,13 +59,14 @@ def m_sharpness(
       value_fn: the mean loss of the examples of a group, `value_fn(params, group)`.
       params: parameters w, a pytree.
       rho: radius ρ of the ball ‖T⁻¹ ε‖_p ≤ ρ, in units of T⁻¹ w.
-      batches: the groups, such as `optax_sam.curvature.Batches((x, y), m)`.
+      batches: the groups, such as `optax_sam.Batches((x, y), m)`.
       ord: p, 2 or `jnp.inf`.
       constraint: a stage that maps the gradient of a group to the diagonal of T; see `sharpness`.
-      num_iters: gradients of each ascent. With 1, and one ascent, ε is SAM's for the group, as in Foret et
-        al. (and a group whose loss falls there counts as 0); with more, it is the worst case of the group.
-      num_restarts: number of ascents for each group; see `worst_case_sharpness`.
-      seed: of the random points.
+      num_iters: gradients of each ascent. With 1, ε is SAM's for the group, as in Foret et al. (and a group
+        whose loss falls there counts as 0); with more, it is that of `worst_case_sharpness`.
+      num_ascents: number of ascents for each group if `num_iters` is more than 1; see
+        `worst_case_sharpness`.
+      key: of the random points, a random key or an integer.
       progress: whether to show a progress bar; needs tqdm.
 
     Returns:
@@ -75,30 +76,32 @@ def m_sharpness(
       ValueError: if `rho` is negative, `ord` is not 2 or `jnp.inf`, a number is below 1, or there are no
         groups.
 
-    Cost: `num_restarts` times `num_iters` + 1 gradients per group; otherwise like `worst_case_sharpness`.
+    Cost: for each group 2 gradients with `num_iters=1`; otherwise that of `worst_case_sharpness`.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from optax_sam import curvature, diagnostics
+      >>> from optax_sam import Batches, diagnostics
       >>> loss = lambda w, x: jnp.mean(x * w)  # opposite slopes cancel in the mean over all
       >>> slopes = jnp.array([1.0, 3.0, -1.0, -3.0])
-      >>> [float(diagnostics.m_sharpness(loss, jnp.ones(()), 1.0, curvature.Batches(slopes, m)).sharpness)
+      >>> [float(diagnostics.m_sharpness(loss, jnp.ones(()), 1.0, batches=Batches(slopes, m)).sharpness)
       ...  for m in (4, 2, 1)]
       [0.0, 2.0, 2.0]
     """
     check_ball(rho, ord, constraint)
-    check_ascents(num_iters, num_restarts)
+    check_ascents(num_iters, num_ascents)
+    num_ascents = 1 if num_iters == 1 else num_ascents
+    key = tree_math.random_key(key)
     params = tree_math.full_precision(params)
     of_group = compiled(of_batch, value_and_gradient, value_fn)
     rises, sizes = [], []
-    for group in with_bar(batches, "m-sharpness" if progress else "", unit="group"):
+    for group in with_bar(batches, "group", show=progress):
         search = search_around(params, functools.partial(of_group, group), rho, ord, constraint)
-        first = search.center if num_iters == 1 else search.with_nonzero_gradient(search.center, seed)
-        starts = itertools.chain([first], search.random_points(seed))
-        rises.append(search.worst_of(starts, num_iters, num_restarts).sharpness)
+        first = search.center if num_iters == 1 else search.with_nonzero_gradient(search.center, key)
+        starts = itertools.chain([first], search.random_points(key))
+        rises.append(search.worst_of(starts, num_iters, num_ascents).sharpness)
         sizes.append(count_examples(group))
     if not rises:
-        raise ValueError("`batches` has no groups: pass `optax_sam.curvature.Batches(data, m)`, or a list.")
+        raise ValueError("`batches` has no groups: pass `optax_sam.Batches(data, m)`, or a list.")
     groups = jnp.stack(rises)
     weights = jnp.asarray(sizes, groups.dtype) / sum(sizes)
     return MSharpness(jnp.sum(weights * groups), groups)

@@ -77,7 +77,7 @@ def monitor(
     interval: int = 100,
     quantities: Collection[str] = ("gradient_norm", "perturbation_norm", "sharpness"),
     num_iters: int = 5,
-    seed: int = 0,
+    key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Records in its state what a method does, every `interval` steps.
 
@@ -89,7 +89,7 @@ def monitor(
         "alignment" and "top_eigenvalue".
       num_iters: Hessian-vector products per recording of the last two: steps of Lanczos from the eigenvector
         of the last recording, which converges over the first few recordings.
-      seed: of the random start vector of the first recording.
+      key: of the random start vector of the first recording, a random key or an integer.
 
     Returns:
       A gradient transformation with `MonitorState`, to use in place of `method`. Its `update` also takes the
@@ -140,7 +140,7 @@ def monitor(
         return MonitorState(
             monitor_count=jnp.zeros((), jnp.int32),
             **{name: zero(name) for name in QUANTITIES},
-            top_eigenvector=start_vector(params, seed) if asked & OF_CURVATURE else NOTHING,
+            top_eigenvector=start_vector(params, key) if asked & OF_CURVATURE else NOTHING,
             inner_state=method.init(params),
         )
 

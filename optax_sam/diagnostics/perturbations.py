@@ -24,8 +24,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.diagnostics.ball import NORMS, check_ball, value_and_gradient_over
+from optax_sam.batches import value_and_gradient_over
+from optax_sam.diagnostics.ball import NORMS, check_ball
 from optax_sam.diagnostics.worst_case import check_ascents, search_around
+from optax_sam.progress import counted
 
 
 def alignment(perturbation: optax.Params, eigenvector: optax.Params) -> jax.Array:
@@ -87,8 +89,8 @@ def perturbation_gain(
     ord: float = 2,
     constraint: optax.GradientTransformation | None = None,
     num_iters: int = 20,
-    num_restarts: int = 4,
-    seed: int = 0,
+    num_ascents: int = 3,
+    key: jax.Array | int = 0,
     batches: Iterable[Any] | None = None,
     progress: bool = False,
 ) -> PerturbationGain:
@@ -102,8 +104,8 @@ def perturbation_gain(
       ord: p of the ball, 2 or `jnp.inf`.
       constraint: a stage that maps the gradient at w to the diagonal of T; see `sharpness`.
       num_iters: gradients of each ascent.
-      num_restarts: number of ascents, like those of `worst_case_sharpness`, but the first starts from ε.
-      seed: of the random points.
+      num_ascents: number of ascents, like those of `worst_case_sharpness`, but the first starts from ε.
+      key: of the random points, a random key or an integer.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
 
@@ -127,18 +129,20 @@ def perturbation_gain(
       [0.105, 0.505, 0.208]
     """
     check_ball(0, ord, constraint)
-    check_ascents(num_iters, num_restarts)
+    check_ascents(num_iters, num_ascents)
     checks.check_gradient("`perturbation`", perturbation, params)
     params, perturbation = tree_math.full_precision(params), tree_math.full_precision(perturbation)
+    key = tree_math.random_key(key)
     evaluate = value_and_gradient_over(value_fn, params, batches)
-    search = search_around(params, evaluate, 0, ord, constraint)
-    position = search.ball.position(perturbation)
-    radius = NORMS[ord].norm(position).astype(search.ball.radius.dtype)
-    search = search._replace(ball=search.ball._replace(radius=radius))
+    with counted(evaluate, num_ascents * (num_iters + 1) + 1, "gradient", show=progress) as evaluate:
+        search = search_around(params, evaluate, 0, ord, constraint)
+        position = search.ball.position(perturbation)
+        radius = NORMS[ord].norm(position).astype(search.ball.radius.dtype)
+        search = search._replace(ball=search.ball._replace(radius=radius))
 
-    given = search.at(position)
-    starts = itertools.chain([search.with_nonzero_gradient(given, seed)], search.random_points(seed))
-    best = search.worst_of(starts, num_iters, num_restarts, progress=progress)
+        given = search.at(position)
+        starts = itertools.chain([search.with_nonzero_gradient(given, key)], search.random_points(key))
+        best = search.worst_of(starts, num_iters, num_ascents)
     gain = given.value - search.center.value
     return PerturbationGain(
         gain=gain,

@@ -21,7 +21,8 @@ import jax
 import optax
 
 from optax_sam import tree_math
-from optax_sam.diagnostics.ball import check_ball, make_ball, value_and_gradient_over, value_over
+from optax_sam.batches import value_and_gradient_over, value_over
+from optax_sam.diagnostics.ball import check_ball, make_ball
 
 
 class Sharpness(NamedTuple):

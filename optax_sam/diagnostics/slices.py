@@ -16,10 +16,8 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.batches import over_batches
-from optax_sam.diagnostics.ball import value
+from optax_sam.batches import over_batches, value
 from optax_sam.loss import ValueFn
-from optax_sam.progress import in_chunks
 
 
 class LossSurface(NamedTuple):
@@ -53,8 +51,7 @@ def loss_surface(
       coordinates: the values of a and of b: an array for both, or a sequence of one for each direction. None
         is 51 values from −1 to 1, as in Li et al., in units of the directions.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
-      progress: whether to show a progress bar; needs tqdm. The data set is then iterated over about fifty
-        times rather than once.
+      progress: whether to show a progress bar, which counts the batches; needs tqdm.
 
     Returns:
       `LossSurface`. Losses that are not finite are returned as they are.
@@ -75,16 +72,11 @@ def loss_surface(
     """
     directions = _checked_directions(directions, params)
     axes = _checked_coordinates(coordinates, len(directions), tree_math.accumulation_dtype(params))
-    arguments = tree_math.full_precision(params), tree_math.full_precision(directions)
-
-    def evaluate(points: jax.Array) -> jax.Array:
-        zeros = lambda: jnp.zeros(len(points), points.dtype)
-        return over_batches(_values, value_fn, batches, zeros=zeros)(*arguments, points)
-
-    shape = tuple(len(axis) for axis in axes)
     points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
-    values = in_chunks(evaluate, points, "loss surface" if progress else "")
-    return LossSurface(axes, values.reshape(shape))
+    zeros = lambda: jnp.zeros(len(points), points.dtype)
+    evaluate = over_batches(_values, value_fn, batches, zeros=zeros, progress=progress)
+    values = evaluate(tree_math.full_precision(params), tree_math.full_precision(directions), points)
+    return LossSurface(axes, values.reshape(tuple(map(len, axes))))
 
 
 def _values(

@@ -38,8 +38,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.diagnostics.ball import NORMS, Ball, Evaluate, check_ball, make_ball, value_and_gradient_over
-from optax_sam.progress import steps
+from optax_sam.batches import Evaluate, value_and_gradient_over
+from optax_sam.diagnostics.ball import NORMS, Ball, check_ball, make_ball
+from optax_sam.progress import counted
 
 
 class WorstCaseSharpness(NamedTuple):
@@ -48,7 +49,7 @@ class WorstCaseSharpness(NamedTuple):
     Attributes:
       sharpness: the largest L(w + ε) − L(w) found, a scalar; at least 0.
       perturbation: the ε where it was found, like the parameters, float32 or wider.
-      ascents: the largest rise that each ascent found, (num_restarts,). If they differ much, more ascents may
+      ascents: the largest rise that each ascent found, (num_ascents,). If they differ much, more ascents may
         help; even if they agree, there may be a higher rise elsewhere.
     """
 
@@ -65,8 +66,8 @@ def worst_case_sharpness(
     ord: float = 2,
     constraint: optax.GradientTransformation | None = None,
     num_iters: int = 20,
-    num_restarts: int = 3,
-    seed: int = 0,
+    num_ascents: int = 3,
+    key: jax.Array | int = 0,
     start: optax.Params | None = None,
     batches: Iterable[Any] | None = None,
     progress: bool = False,
@@ -82,9 +83,9 @@ def worst_case_sharpness(
         `optax_sam.weight_magnitude(eta=0.0)`, makes it adaptive: it does not change when a layer is scaled
         up and the next one down. With η > 0 this holds only for weights far larger than η.
       num_iters: gradients of each ascent; 20 in the paper.
-      num_restarts: number of ascents: the first from w; the third, fifth, ... from random points; each of the
+      num_ascents: number of ascents: the first from w; the third, fifth, ... from random points; each of the
         others from −z if the one before it ended at z.
-      seed: of the random points.
+      key: of the random points, a random key or an integer.
       start: an ε to start the first ascent from instead of 0, a pytree like `params`.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
@@ -95,7 +96,7 @@ def worst_case_sharpness(
     Raises:
       ValueError: if `rho` is negative, `ord` is not 2 or `jnp.inf`, or a number is below 1.
 
-    Cost: `num_restarts` times `num_iters` + 1 gradients; memory for about eight copies of the parameters.
+    Cost: `num_ascents` times `num_iters` + 1 gradients; memory for about eight copies of the parameters.
     Under `jax.jit` all gradients are in one program; without it, a single gradient is compiled.
 
     Example:
@@ -107,17 +108,20 @@ def worst_case_sharpness(
       0.045
     """
     check_ball(rho, ord, constraint)
-    check_ascents(num_iters, num_restarts)
+    check_ascents(num_iters, num_ascents)
+    key = tree_math.random_key(key)
     params = tree_math.full_precision(params)
     if start is not None:
         checks.check_gradient("`start`", start, params)
     evaluate = value_and_gradient_over(value_fn, params, batches)
-    search = search_around(params, evaluate, rho, ord, constraint)
-    first = search.center
-    if start is not None:
-        first = search.at(NORMS[ord].project(search.ball.position(start), search.ball.radius))
-    starts = itertools.chain([search.with_nonzero_gradient(first, seed)], search.random_points(seed))
-    return search.worst_of(starts, num_iters, num_restarts, progress=progress)
+    total = num_ascents * (num_iters + 1) + (start is not None)
+    with counted(evaluate, total, "gradient", show=progress) as evaluate:
+        search = search_around(params, evaluate, rho, ord, constraint)
+        first = search.center
+        if start is not None:
+            first = search.at(NORMS[ord].project(search.ball.position(start), search.ball.radius))
+        starts = itertools.chain([search.with_nonzero_gradient(first, key)], search.random_points(key))
+        return search.worst_of(starts, num_iters, num_ascents)
 
 
 class Point(NamedTuple):
@@ -155,21 +159,19 @@ class Search(NamedTuple):
         """Returns the point at z."""
         return Point(position, *self.evaluate(tree_math.add(self.params, self.ball.perturbation(position))))
 
-    def with_nonzero_gradient(self, point: Point, seed: int) -> Point:
+    def with_nonzero_gradient(self, point: Point, key: jax.Array) -> Point:
         """Returns the point; if its gradient is 0, as at a minimum, it gets a random direction instead."""
-        noise = tree_math.random_vector(jax.random.key(seed), self.params)
+        noise = tree_math.random_vector(key, self.params)
         is_zero = tree_math.norm(self.ball.perturbation(point.gradient)) == 0
         return point._replace(gradient=tree_math.where(is_zero, noise, point.gradient))
 
-    def random_points(self, seed: int) -> Iterator[Point]:
+    def random_points(self, key: jax.Array) -> Iterator[Point]:
         """Yields points of the sphere: uniformly distributed for p = 2, corners for p = ∞."""
         for i in itertools.count(1):
-            noise = tree_math.random_vector(jax.random.fold_in(jax.random.key(seed), i), self.params)
+            noise = tree_math.random_vector(jax.random.fold_in(key, i), self.params)
             yield self.at(tree_math.scale(self.ball.radius, NORMS[self.ord].steepest(noise)))
 
-    def worst_of(
-        self, starts: Iterator[Point], num_iters: int, num_ascents: int, *, progress: bool = False
-    ) -> WorstCaseSharpness:
+    def worst_of(self, starts: Iterator[Point], num_iters: int, num_ascents: int) -> WorstCaseSharpness:
         """Ascends from the points. If the loss never rises above that at w, w is the worst point.
 
         Args:
@@ -177,23 +179,22 @@ class Search(NamedTuple):
             to the end of the one before.
           num_iters: gradients of each ascent.
           num_ascents: number of ascents.
-          progress: whether to show a progress bar for each.
         """
         at_w = self.center.value
         best, worst, rises, end = self.center.position, at_w, [], self.center
         for i in range(num_ascents):
             start = next(starts) if i % 2 == 0 else self.at(jax.tree.map(jnp.negative, end.position))
-            end = self.ascend(start, num_iters, f"ascent {i + 1}/{num_ascents}" if progress else "")
+            end = self.ascend(start, num_iters)
             rises.append(jnp.where(_is_worse(end.value, at_w), end.value - at_w, 0))
             best, worst = tree_math.where(
                 _is_worse(end.value, worst), (end.position, end.value), (best, worst)
             )
         return WorstCaseSharpness(worst - at_w, self.ball.perturbation(best), jnp.stack(rises))
 
-    def ascend(self, point: Point, num_iters: int, title: str) -> Point:
-        """Returns the end of the ascent from a point, with a progress bar if it has a title."""
+    def ascend(self, point: Point, num_iters: int) -> Point:
+        """Returns the end of the ascent from a point."""
         step = jnp.full_like(self.ball.radius, 2)
-        for _ in steps(num_iters, title, unit="gradient"):
+        for _ in range(num_iters):
             position, perturbed = _candidate(self.params, self.ball, point, step, self.ord)
             found = Point(position, *self.evaluate(perturbed))
             # One gradient at a time: queued gradients take memory, and simulated devices can deadlock.
@@ -214,10 +215,10 @@ def search_around(
     return Search(params, evaluate, ball, ord, Point(tree_math.zeros_like(params), value, gradient))
 
 
-def check_ascents(num_iters: int, num_restarts: int) -> None:
+def check_ascents(num_iters: int, num_ascents: int) -> None:
     """Raises unless both are Python integers of at least 1."""
     checks.check_count("num_iters", num_iters)
-    checks.check_count("num_restarts", num_restarts)
+    checks.check_count("num_ascents", num_ascents)
 
 
 @functools.partial(jax.jit, static_argnames="ord")

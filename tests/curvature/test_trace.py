@@ -18,7 +18,7 @@ LOSS = jax.jit(NETWORK.loss)
 def test_trace_within_its_standard_error(hessian):
     errors = []
     for seed in range(10):
-        found = curvature.trace(LOSS, NETWORK.params, num_samples=32, seed=seed, batches=[DATA])
+        found = curvature.trace(LOSS, NETWORK.params, num_samples=32, key=seed, batches=[DATA])
         errors.append((found.estimate - np.trace(hessian)) / found.standard_error)
         off_diagonal = hessian - np.diag(np.diag(hessian))
         exact = np.sqrt(2 * np.sum(off_diagonal**2) / 32)

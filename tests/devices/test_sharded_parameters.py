@@ -54,7 +54,7 @@ def measured(value_fn, params):
     data = {"batches": batches(value_fn, 16)}
     adaptive = optax_sam.weight_magnitude()
     first = diagnostics.sharpness(value_fn, params, 0.1, constraint=adaptive, **data)
-    worst = diagnostics.worst_case_sharpness(value_fn, params, 0.1, num_iters=3, num_restarts=2, **data)
+    worst = diagnostics.worst_case_sharpness(value_fn, params, 0.1, num_iters=3, num_ascents=2, **data)
     noise = diagnostics.average_case_sharpness(value_fn, params, 0.1, num_samples=2, **data)
     plane = diagnostics.gradient_plane(value_fn, params, first.perturbation, **data)
     grid = jnp.linspace(-1, 1, 3)

@@ -28,7 +28,7 @@ def test_average_case_within_its_standard_error(x64):
                 0.1,
                 constraint=constraint,
                 num_samples=100,
-                seed=seed,
+                key=seed,
                 batches=[hessian],
             )
             expected = 0.5 * 0.1**2 * np.trace(matrix)

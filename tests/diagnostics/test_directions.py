@@ -29,7 +29,7 @@ def test_every_filter_has_the_length_of_that_of_the_parameters(axis):
         name: jax.random.normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
     params["dense"] = params["dense"].at[:, 2].set(0)  # a dead filter
-    for direction in diagnostics.random_directions(params, 3, seed=1, filter_axis=axis):
+    for direction in diagnostics.random_directions(params, 3, key=1, filter_axis=axis):
         assert not direction["bias"].any()
         assert direction["scale"] == 0
         for name in ("dense", "convolution"):
@@ -53,7 +53,7 @@ def test_random_directions_differ_and_repeat():
     one, other = DIRECTIONS
     assert diagnostics.alignment(one, other) < 0.5
     chex.assert_trees_all_equal(diagnostics.random_directions(NETWORK.params), DIRECTIONS)
-    another = diagnostics.random_directions(NETWORK.params, 1, seed=1)[0]
+    another = diagnostics.random_directions(NETWORK.params, 1, key=1)[0]
     assert diagnostics.alignment(one, another) < 0.9
 
 
@@ -144,6 +144,32 @@ def test_path_plane_has_the_principal_components_of_the_path():
     _, _, components = np.linalg.svd(points - points.mean(0))
     expected = (points - points[-1]) @ components[:2].T
     np.testing.assert_allclose(jnp.abs(plane.coordinates), np.abs(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [1e-2, 1e-4, 1e-5])
+def test_path_plane_of_a_narrow_path(width):
+    """The second axis is that of the float32 points themselves: it is not rounded away."""
+    axes, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(1000, 3)))
+    time = np.linspace(1, 0, 40)
+    waves = [time, width * np.sin(7 * time), 0.3 * width * np.sin(23 * time)]
+    path = (100 * np.stack(waves, axis=1) @ axes.T).astype(np.float32)
+    plane = diagnostics.path_plane([{"a": p[:300], "b": p[300:]} for p in path])
+    e_1, e_2 = (np.concatenate([e["a"], e["b"]]).astype(float) for e in plane.directions)
+    steps = path.astype(float) - path[-1]
+    _, _, components = np.linalg.svd(steps - steps.mean(0), full_matrices=False)
+    assert abs(e_1 @ components[0]) > 1 - 1e-6
+    assert abs(e_2 @ components[1]) > 0.999
+    assert abs(e_1 @ e_2) < 1e-6
+
+
+def test_path_plane_of_a_straight_path():
+    direction = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    plane = diagnostics.path_plane(
+        [jnp.asarray(t * direction) for t in np.linspace(1, 0, 7, dtype=np.float32)]
+    )
+    np.testing.assert_array_equal(plane.directions[1], 0)
+    resting = diagnostics.path_plane([jnp.ones(3)] * 3)
+    np.testing.assert_array_equal(resting.coordinates, 0)
 
 
 def test_path_plane_of_two_points():

@@ -42,7 +42,7 @@ def test_gain_of_the_best_perturbation_and_of_a_bad_one(x64):
     for index, ratio in [(0, 1.0), (1, 4 / 9), (4, 0.1 / 9)]:
         epsilon = unflat(0.2 * PROBLEM.eigenvectors[:, index])
         found = diagnostics.perturbation_gain(
-            PROBLEM.value_fn, unflat(np.zeros(5)), epsilon, num_iters=60, num_restarts=3
+            PROBLEM.value_fn, unflat(np.zeros(5)), epsilon, num_iters=60, num_ascents=3
         )
         np.testing.assert_allclose(found.gain, 0.5 * 0.2**2 * SPECTRUM[index], rtol=1e-9)
         np.testing.assert_allclose(found.best_gain, 0.5 * 0.2**2 * 9, rtol=1e-6)

@@ -91,6 +91,56 @@ def test_the_highest_loss_on_a_circle_is_marked():
     np.testing.assert_allclose(found, [0, 0.5], atol=0.01)
 
 
+def stars(axes):
+    return [line.get_xydata()[0] for line in axes.get_lines() if line.get_marker() == "*"]
+
+
+@pytest.mark.parametrize(
+    "order", [slice(None, None, -1), np.random.default_rng(0).permutation(41)], ids=["descending", "shuffled"]
+)
+def test_the_order_of_the_coordinates_does_not_matter(order):
+    grid = np.linspace(-1, 1, 41)
+    tilted = lambda w: loss(w) + w[0] - 0.1 * w[1]
+    (expected,), (found,) = (
+        stars(
+            plotting.plot_loss_surface(
+                diagnostics.loss_surface(tilted, jnp.zeros(2), list(jnp.eye(2)), coordinates), circle=0.5
+            )
+        )
+        for coordinates in ([grid, grid], [grid[order], grid])
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_no_star_where_all_of_the_circle_is_blank_or_outside():
+    surface = plane(np.linspace(-1, 1, 21))
+    blank = surface._replace(values=jnp.where(surface.values > 0.2, jnp.nan, surface.values))
+    assert stars(plotting.plot_loss_surface(blank, circle=0.9)) == []
+    assert stars(plotting.plot_loss_surface(surface, circle=2.0)) == []
+    (star,) = stars(plotting.plot_loss_surface(blank, circle=0.4))  # blank in a part only
+    np.testing.assert_allclose(np.linalg.norm(star), 0.4, rtol=1e-6)
+    assert loss(jnp.asarray(star)) <= 0.2
+
+
+@pytest.mark.parametrize("draw", [plotting.plot_loss_surface, plotting.plot_loss_surface_3d])
+def test_surfaces_of_which_nothing_can_be_drawn(draw):
+    for grids, lengths in (([np.zeros(1), np.arange(5)], "1, 5"), ([np.zeros(3), np.zeros(2)], "1, 1")):
+        with pytest.raises(ValueError, match=rf"at least two values along each direction, got \[{lengths}\]"):
+            draw(plane(grids))
+    surface = plane(np.linspace(-1, 1, 5))
+    with pytest.raises(ValueError, match="no loss of this `surface` is finite"):
+        draw(surface._replace(values=jnp.full((5, 5), jnp.nan)), log=True)
+
+
+@pytest.mark.parametrize("levels", [1, 14])
+@pytest.mark.parametrize("excess", [0.0, 1e-7, 1e-4])
+def test_contours_of_a_loss_that_is_nearly_constant_on_a_logarithmic_scale(levels, excess):
+    surface = plane(np.linspace(-1, 1, 5))
+    constant = surface._replace(values=jnp.ones((5, 5)).at[0, 0].add(excess))
+    lowest, highest = plotting.plot_loss_surface(constant, log=True, levels=levels).collections[0].get_clim()
+    assert 0.8 < lowest < 1 + excess < highest < 1.2
+
+
 def test_contours_at_chosen_losses_and_on_a_logarithmic_scale():
     surface = plane(np.linspace(-1, 1, 5))
     above = surface._replace(values=surface.values + 0.01)

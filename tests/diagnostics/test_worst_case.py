@@ -77,7 +77,7 @@ def test_worst_case_of_a_convex_loss_in_a_cube_is_at_a_corner(constraint, x64):
         0.2,
         ord=jnp.inf,
         constraint=constraint,
-        num_restarts=8,
+        num_ascents=8,
         batches=[problem.hessian],
     )
     np.testing.assert_allclose(found.sharpness, max(rises), rtol=1e-9)
@@ -130,10 +130,10 @@ def test_adaptive_sharpness_does_not_change_when_layers_are_scaled():
 def test_no_notion_exceeds_the_worst_case(ord, constraint):
     rho = 0.5 if ord == 2 else 0.05
     geometry = {"ord": ord, "constraint": constraint, "batches": BATCHES}
-    worst = diagnostics.worst_case_sharpness(LOSS, NETWORK.params, rho, num_restarts=2, **geometry)
+    worst = diagnostics.worst_case_sharpness(LOSS, NETWORK.params, rho, num_ascents=2, **geometry)
     first = diagnostics.sharpness(LOSS, NETWORK.params, rho, **geometry)
     assert 0 < first.sharpness <= worst.sharpness
-    one = diagnostics.worst_case_sharpness(LOSS, NETWORK.params, rho, num_iters=1, num_restarts=1, **geometry)
+    one = diagnostics.worst_case_sharpness(LOSS, NETWORK.params, rho, num_iters=1, num_ascents=1, **geometry)
     np.testing.assert_allclose(one.sharpness, first.sharpness, rtol=1e-3)
 
 
@@ -141,12 +141,12 @@ def test_restarts_find_what_the_first_ascent_does_not():
     """The gradient at 0 leads to the lower of two hills."""
     hills = lambda w: jnp.exp(-16 * jnp.sum((w - 0.5) ** 2)) + 3 * jnp.exp(-9 * jnp.sum((w + 1) ** 2))
     find = lambda **options: diagnostics.worst_case_sharpness(hills, jnp.zeros(1), 1.5, **options)
-    alone, several = find(num_restarts=1), find(num_restarts=8)
+    alone, several = find(num_ascents=1), find(num_ascents=8)
     np.testing.assert_allclose(alone.sharpness, 1 - hills(jnp.zeros(1)), rtol=1e-3)
     np.testing.assert_allclose(several.sharpness, 3 - hills(jnp.zeros(1)), rtol=1e-3)
     assert several.ascents.shape == (8,)
     np.testing.assert_allclose(several.sharpness, several.ascents.max())
-    given = find(num_restarts=1, start=jnp.array([-0.9]))
+    given = find(num_ascents=1, start=jnp.array([-0.9]))
     np.testing.assert_allclose(given.perturbation, -1, atol=1e-2)
 
 
@@ -171,7 +171,7 @@ def test_compiled_once_for_all_ascents():
         traces.append(1)
         return jnp.sum(jnp.sin(w))
 
-    diagnostics.worst_case_sharpness(counted, jnp.ones(3), 0.1, num_iters=10, num_restarts=5)
+    diagnostics.worst_case_sharpness(counted, jnp.ones(3), 0.1, num_iters=10, num_ascents=5)
     assert len(traces) == 1
 
 
@@ -179,7 +179,7 @@ def test_compiled_once_for_all_ascents():
 @pytest.mark.parametrize("ord", [2, jnp.inf])
 def test_one_ascent_from_an_exact_minimum_leaves_it(ord, start):
     loss = lambda w: 0.5 * jnp.sum(jnp.array([9.0, 4.0, 1.0]) * w**2)
-    found = diagnostics.worst_case_sharpness(loss, jnp.zeros(3), 0.3, ord=ord, num_restarts=1, start=start)
+    found = diagnostics.worst_case_sharpness(loss, jnp.zeros(3), 0.3, ord=ord, num_ascents=1, start=start)
     expected = 0.5 * 0.3**2 * (9.0 if ord == 2 else 14.0)
     np.testing.assert_allclose(found.sharpness, expected, rtol=1e-3)
 
@@ -187,6 +187,6 @@ def test_one_ascent_from_an_exact_minimum_leaves_it(ord, start):
 def test_the_second_ascent_starts_opposite_to_the_end_of_the_first():
     """A slope leads every random point to the lower of two hills, on either side of a valley."""
     loss = lambda w: 0.5 * w[0] + 2 * w[0] ** 2 - w[0] ** 3
-    found = diagnostics.worst_case_sharpness(loss, jnp.zeros(1000), 1.0, num_restarts=3)
+    found = diagnostics.worst_case_sharpness(loss, jnp.zeros(1000), 1.0, num_ascents=3)
     # ±0.5 + 2 ∓ 1.
     np.testing.assert_allclose(found.ascents, [1.5, 2.5, 1.5], rtol=1e-3)

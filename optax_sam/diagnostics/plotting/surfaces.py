@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from jax.scipy.ndimage import map_coordinates
 
 from optax_sam.diagnostics.plotting import style
 from optax_sam.diagnostics.slices import LossSurface
@@ -42,7 +42,7 @@ def plot_loss_surface(
         `gradient_plane`. If one would leave the picture, all are shortened by a common factor, which is
         written above the picture. For contours.
       circle: radius ρ of a circle around the origin, with a star at the highest loss on it (interpolated
-        between the points of the grid). For contours.
+        between the points of the grid), or none if all of it is blank or outside. For contours.
       levels: number of contours, or the losses at which to draw them.
       log: whether colours and contours follow the logarithm of the loss, which has to be positive.
 
@@ -50,7 +50,8 @@ def plot_loss_surface(
       The axes.
 
     Raises:
-      ValueError: if points, arrows or a circle are given for a curve, or if `log` is given and a loss is not
+      ValueError: if points, arrows or a circle are given for a curve, if there is a single value along one of
+        two directions, if there is no finite loss to draw contours of, or if `log` is given and a loss is not
         positive.
 
     Example:
@@ -63,28 +64,29 @@ def plot_loss_surface(
       >>> axes.get_ylabel()
       'loss'
     """
-    values = _finite(surface.values)
+    axes, values = _in_order(surface)
     if values.ndim == 1 and (points or arrows or circle is not None):
         raise ValueError(
             "`points`, `arrows` and `circle` lie in a plane, but this `surface` is a line: give"
             " `loss_surface` two directions, such as `plane.directions`."
         )
-    if log and not values.min() > 0:
-        raise ValueError(f"`log=True` needs positive losses, but the lowest is {values.min()}.")
+    _check_drawable(axes, values, log)
     with style.applied():
         if values.ndim == 1:
             ax = style.axes_of(ax)
-            ax.plot(np.asarray(surface.coordinates[0]), values, label=label, **style.next_line(ax))
+            ax.plot(*axes, values, label=label, **style.next_line(ax))
             ax.set(xlabel="distance along the direction", ylabel="loss")
             if log:
                 ax.set_yscale("log")
             style.legend(ax, label)
             return ax
-        first, second = map(np.asarray, surface.coordinates)
+        first, second = axes
         # Colour bar, labels and ticks take an inch of the width; labels and ticks half an inch of the height.
         ax = style.axes_of(ax, height=float(np.clip(0.5 + 2.3 * np.ptp(second) / np.ptp(first), 1.5, 5)))
         if log and isinstance(levels, int):
-            levels = np.geomspace(values.min(), values.max(), levels).tolist()
+            low, high = float(values.min()), float(values.max())
+            margin = 1 if high > 1.001 * low else 1.1  # The levels of a constant loss lie around it.
+            levels = np.geomspace(low / margin, high * margin, max(levels, 2)).tolist()
         colours = {"norm": mpl.colors.LogNorm()} if log else {}
         contours = ax.contourf(first, second, values.T, levels, cmap="viridis", **colours)
         ax.contour(first, second, values.T, levels, colors="white", linewidths=0.4, alpha=0.6)
@@ -97,8 +99,10 @@ def plot_loss_surface(
             angles = np.linspace(0, 2 * np.pi, 361)
             around = circle * np.stack([np.cos(angles), np.sin(angles)])
             ax.plot(*around, "--", color="white", lw=0.8)
-            highest = np.ma.argmax(_interpolated(first, second, values, around))
-            ax.plot(*around[:, highest], "*", ms=8, color="white", markeredgecolor="black", mew=0.6)
+            losses = _interpolated(axes, values, around)
+            if not losses.mask.all():
+                star = around[:, losses.argmax()]
+                ax.plot(*star, "*", ms=8, color="white", markeredgecolor="black", mew=0.6)
         for name, place in (points or {}).items():
             names[name] = np.asarray(place, float)
             ax.plot(*names[name], "o", ms=4, color="white", markeredgecolor="black")
@@ -127,7 +131,8 @@ def plot_loss_surface_3d(surface: LossSurface, *, ax: Any = None, log: bool = Fa
       The axes.
 
     Raises:
-      ValueError: on a slice along one direction, or on `log` of a loss that is not positive.
+      ValueError: on a slice along one direction, or with a single value along one of two, without a finite
+        loss, or on `log` of a loss that is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -138,17 +143,16 @@ def plot_loss_surface_3d(surface: LossSurface, *, ax: Any = None, log: bool = Fa
       >>> plotting.plot_loss_surface_3d(surface).get_zlabel()
       'loss'
     """
-    values = _finite(surface.values)
+    axes, values = _in_order(surface)
     if values.ndim == 1:
         raise ValueError("This `surface` is a line: `plot_loss_surface` draws it as a curve.")
-    if log and not values.min() > 0:
-        raise ValueError(f"`log=True` needs positive losses, but the lowest is {values.min()}.")
+    _check_drawable(axes, values, log)
     with style.applied():
         if ax is None:
             figure = plt.figure(figsize=(3.3, 3.0), layout="constrained")
             ax = figure.add_subplot(projection="3d")
             ax.set_box_aspect(None, zoom=0.85)  # The label of the height lies outside otherwise.
-        first, second = np.meshgrid(*map(np.asarray, surface.coordinates), indexing="ij")
+        first, second = np.meshgrid(*axes, indexing="ij")
         height = np.ma.log10(values) if log else values
         ax.plot_surface(first, second, height.filled(np.nan), cmap="viridis", linewidth=0)
         ax.set(xlabel="first direction", ylabel="second direction")
@@ -156,20 +160,40 @@ def plot_loss_surface_3d(surface: LossSurface, *, ax: Any = None, log: bool = Fa
     return ax
 
 
-def _finite(values: jax.Array) -> "np.ma.MaskedArray[Any, Any]":
-    return np.ma.masked_invalid(np.asarray(values))
+def _in_order(surface: LossSurface) -> tuple[list["Values"], "np.ma.MaskedArray[Any, Any]"]:
+    """Returns ascending coordinates, and the losses there; those that are not finite are masked."""
+    values = np.ma.masked_invalid(np.asarray(surface.values))
+    axes = []
+    for i, coordinates in enumerate(map(np.asarray, surface.coordinates)):
+        order = np.argsort(coordinates, kind="stable")
+        axes.append(coordinates[order])
+        values = values.take(order, axis=i)
+    return axes, values
 
 
-def _interpolated(first: "Values", second: "Values", values: Any, places: "Values") -> Any:
-    """Returns the bilinear interpolation of the grid at places, (2, number); masked outside."""
-    i = np.clip(np.searchsorted(first, places[0]) - 1, 0, len(first) - 2)
-    j = np.clip(np.searchsorted(second, places[1]) - 1, 0, len(second) - 2)
-    s = (places[0] - first[i]) / (first[i + 1] - first[i])
-    t = (places[1] - second[j]) / (second[j + 1] - second[j])
-    lower = (1 - s) * values[i, j] + s * values[i + 1, j]
-    upper = (1 - s) * values[i, j + 1] + s * values[i + 1, j + 1]
-    outside = (s < 0) | (s > 1) | (t < 0) | (t > 1)
-    return np.ma.masked_where(outside, (1 - t) * lower + t * upper)
+def _check_drawable(axes: Sequence["Values"], values: Any, log: bool) -> None:
+    """Raises unless there is something to draw, and what is drawn on a logarithmic scale is positive."""
+    if values.ndim == 2 and any(len(np.unique(axis)) < 2 for axis in axes):
+        raise ValueError(
+            "Contours and surfaces need at least two values along each direction, got"
+            f" {[len(np.unique(axis)) for axis in axes]}. A slice along one direction is drawn as a curve:"
+            " `loss_surface(value_fn, params, [direction], coordinates)`."
+        )
+    if (values.ndim == 2 or log) and values.count() == 0:
+        raise ValueError("There is nothing to draw: no loss of this `surface` is finite.")
+    if log and not values.min() > 0:
+        raise ValueError(f"`log=True` needs positive losses, but the lowest is {values.min()}.")
+
+
+def _interpolated(axes: Sequence["Values"], values: Any, places: "Values") -> Any:
+    """Returns the bilinear interpolation of the grid at places, (2, number); masked outside and at blanks."""
+    indices = [
+        np.interp(place, axis, np.arange(len(axis)), left=-1, right=-1)
+        for place, axis in zip(places, axes, strict=True)
+    ]
+    losses = map_coordinates(values.filled(np.nan), indices, order=1, mode="nearest")
+    outside = (indices[0] < 0) | (indices[1] < 0)
+    return np.ma.array(losses, mask=outside | ~np.isfinite(losses))
 
 
 def _room(ax: "Axes", tip: "Values", share: float = 0.85) -> float:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import optax_sam
 from optax_sam import curvature, diagnostics
 from tests.problems import network
 
@@ -17,11 +18,11 @@ DATA = jax.tree.map(lambda x: np.asarray(x.reshape(-1, x.shape[-1])), NETWORK.ba
 
 def test_batches_are_views_made_when_asked_for():
     data = np.arange(10)
-    batches = curvature.Batches(data, 4)
+    batches = optax_sam.Batches(data, 4)
     assert len(batches) == 3
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert all(np.shares_memory(batch, data) for batch in batches)
-    assert len(curvature.Batches(np.zeros((5, 2)))) == 5
+    assert len(optax_sam.Batches(np.zeros((5, 2)))) == 5
 
 
 def test_one_batch_is_on_the_device_at_a_time(monkeypatch):
@@ -91,7 +92,7 @@ def test_no_batches_are_refused():
 @pytest.mark.parametrize("data", [(np.zeros(3), np.zeros(4)), np.zeros(()), np.zeros((0, 2)), ()])
 def test_data_without_a_common_first_axis(data):
     with pytest.raises(ValueError, match="`data` must be arrays with the same first axis"):
-        curvature.Batches(data, 2)
+        optax_sam.Batches(data, 2)
 
 
 def test_a_key_in_front_of_the_examples_is_not_counted():

@@ -1,6 +1,8 @@
-"""A loss, its gradient, products with its Hessian: over a whole data set, one batch at a time.
+"""A data set in batches, and what is computed over all of it, one batch at a time.
 
-    H v = Σ_b n_b H_b v / Σ_b n_b        H_b the Hessian of batch b, of n_b examples
+    L = Σ_b n_b L_b / Σ_b n_b        L_b the mean loss of batch b, of n_b examples
+
+The gradient, products with the Hessian, and whatever else is linear in L are such means, too.
 
 One compiled function is called in a Python loop, in constant memory: only a single batch is traced, batches
 may come from a disk, and convolutions, slow in loops of XLA on CPU, stay outside them. The sum is kept in
@@ -14,10 +16,14 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optax_sam import checks, tree_math
+from optax_sam.loss import BatchLoss, ValueFn
+from optax_sam.progress import with_bar
 
 T = TypeVar("T")
+Evaluate = Callable[[optax.Params], tuple[jax.Array, optax.Updates]]
 
 
 class Batches:
@@ -33,7 +39,7 @@ class Batches:
 
     Example:
       >>> import numpy as np
-      >>> from optax_sam.curvature import Batches
+      >>> from optax_sam import Batches
       >>> [x.tolist() for x, y in Batches((np.arange(5), np.zeros(5)), 2)]
       [[0, 1], [2, 3], [4]]
     """
@@ -67,6 +73,7 @@ def over_batches(
     batches: Iterable[Any] | None,
     *,
     zeros: Callable[[], T],
+    progress: bool = False,
 ) -> Callable[..., T]:
     """Returns args ↦ compute(loss, *args), compiled once, for one loss or averaged over a data set.
 
@@ -75,20 +82,16 @@ def over_batches(
       value_fn: see `hessian_operator`.
       batches: the data set, see `hessian_operator`; each call of the returned function iterates over it once.
       zeros: returns 0 with the structure, shapes, dtypes and shardings of what `compute` returns.
+      progress: whether each call shows a progress bar, which counts the batches.
     """
-    if batches is not None and iter(batches) is batches:
-        raise TypeError(
-            "`batches` is iterated over many times, once for each product or loss, but an iterator (such as a"
-            " generator) is empty after the first. Pass a list, a data loader, or"
-            " `optax_sam.curvature.Batches(data, batch_size)`."
-        )
     if batches is None:
         return compiled(of_loss, compute, value_fn)
+    check_batches(batches)
     add = compiled(plus_batch, compute, value_fn)
 
     def mean(*args: Any) -> T:
         total, num_examples = zeros(), 0
-        for batch in batches:
+        for batch in with_bar(batches, "batch", show=progress):
             size = count_examples(batch)
             # Otherwise batches waiting in the device's queue would fill its memory.
             jax.block_until_ready(total)
@@ -101,6 +104,45 @@ def over_batches(
         return tree_math.scale(jnp.asarray(1 / num_examples), total)
 
     return mean
+
+
+def check_batches(batches: Any) -> None:
+    """Raises unless `batches` can be iterated over again and again."""
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(
+            "`batches` must be a data set in batches, such as a list, a data loader, or"
+            f" `optax_sam.Batches(data, batch_size)`, got {type(batches).__name__}."
+        )
+    if iter(batches) is batches:
+        raise TypeError(
+            "`batches` is iterated over many times, once for each product or loss, but an iterator (such as a"
+            " generator) is empty after the first. Pass a list, a data loader, or"
+            " `optax_sam.Batches(data, batch_size)`."
+        )
+
+
+def stacked(batches: Any) -> Any:
+    """Returns batches of the same shapes as arrays in which the first axis counts them.
+
+    Args:
+      batches: such arrays already (an array, or a tuple, dictionary or other pytree of arrays, but not a
+        list); or an iterable of batches, such as a list or `Batches`.
+    """
+    is_pytree = not isinstance(batches, list) and not hasattr(batches, "__next__")
+    if is_pytree and all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(batches)):
+        return batches
+    check_batches(batches)
+    each = list(batches)
+    shapes = [jax.tree.map(jnp.shape, batch) for batch in each]
+    if not each or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(
+            "The mini-batches of `batches` must have the same shapes, because each is as probable as the"
+            f" others, and there must be at least one, got {len(each)} mini-batches with the shapes"
+            f" {shapes[0] if each else ()} and {shapes[-1] if each else ()}. Choose a batch size that divides"
+            " the number of examples. (A list holds mini-batches. A pair of arrays, in which the first axis"
+            " counts the mini-batches, is a tuple.)"
+        )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
 def compiled(
@@ -155,3 +197,32 @@ def count_examples(batch: Any) -> int:
     """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     return next((shape[0] for shape in shapes if shape), 1)
+
+
+def value(loss: ValueFn, params: optax.Params) -> jax.Array:
+    """Returns L(w), float32 or wider."""
+    result = BatchLoss(loss).value(params)
+    return result.astype(tree_math.accumulation_dtype(result, params))
+
+
+def value_and_gradient(loss: ValueFn, params: optax.Params) -> tuple[jax.Array, optax.Updates]:
+    """Returns L(w) and ∇L(w), float32 or wider."""
+    result, gradient = BatchLoss(loss).value_and_gradient(params)
+    assert result is not None  # There is no `grad_fn`.
+    return result.astype(tree_math.accumulation_dtype(result, params)), gradient
+
+
+def value_over(
+    value_fn: Callable[..., jax.Array], params: optax.Params, batches: Iterable[Any] | None
+) -> ValueFn:
+    """Returns w ↦ L(w), for one batch or a data set; `params` is an example of w."""
+    zeros = lambda: jnp.zeros((), tree_math.accumulation_dtype(params))
+    return over_batches(value, value_fn, batches, zeros=zeros)
+
+
+def value_and_gradient_over(
+    value_fn: Callable[..., jax.Array], params: optax.Params, batches: Iterable[Any] | None
+) -> Evaluate:
+    """Returns w ↦ (L(w), ∇L(w)), for one batch or a data set; `params` is an example of w."""
+    zeros = lambda: (jnp.zeros((), tree_math.accumulation_dtype(params)), tree_math.zeros_like(params))
+    return over_batches(value_and_gradient, value_fn, batches, zeros=zeros)
