@@ -1,4 +1,4 @@
-"""Progress bars with tqdm, from the extra `curvature`, which is imported only if a bar is asked for."""
+"""Progress bars with tqdm, from the extra `progress`, which is imported only if a bar is asked for."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -23,7 +23,7 @@ def with_bar(items: Iterable[T], title: str, unit: str) -> Iterable[T]:
         from tqdm import auto
     except ImportError as error:
         raise ImportError(
-            "`progress=True` needs tqdm: `pip install 'optax_sam[curvature]'` or `pip install tqdm`."
+            "`progress=True` needs tqdm: `pip install 'optax_sam[progress]'` or `pip install tqdm`."
         ) from error
     return auto.tqdm(items, desc=title, unit=unit)
 
