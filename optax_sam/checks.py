@@ -5,7 +5,9 @@ except for numbers that fix the shape of the program, which must be Python integ
 """
 
 import functools
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -385,9 +387,25 @@ def _children(tree: Any) -> dict[tuple[Any, ...], Any]:
 
 
 def _kind(node: Any) -> str:
-    if type(node).__module__.startswith("flax.nnx.variable"):
-        # nnx.grad returns variables, and nnx.Optimizer hands over arrays.
-        return f"a variable {type(node).__name__} of flax's nnx (`nnx.as_pure(tree)` makes them arrays)"
+    if name := _of_flax("describe", node):
+        return str(name)
     if node is None:
         return "nothing (None)"
     return "an array" if hasattr(node, "dtype") else f"a {type(node).__name__}"
+
+
+def note_of_flax(error: Exception) -> str | None:
+    """Returns what `optax_sam.flax` has to say about an error, if flax is in use."""
+    return _of_flax("note", error)
+
+
+def _of_flax(function: str, argument: Any) -> str | None:
+    """Asks `optax_sam.flax`, which knows flax's objects, but only where flax is imported already."""
+    if "flax" not in sys.modules:
+        return None
+    try:
+        module = importlib.import_module("optax_sam.flax")
+    except ImportError:  # A release of flax without nnx.
+        return None
+    answer: str | None = getattr(module, function)(argument)
+    return answer

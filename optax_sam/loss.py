@@ -170,17 +170,20 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
 
 
 def _called(function: Callable[[optax.Params], Any], params: optax.Params) -> Any:
-    """Returns `function(params)`; adds the remedy to the errors that flax's nnx raises here."""
+    """Returns `function(params)`; adds the remedy to errors that do not name it."""
     try:
         return function(params)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(
+            "`value_fn` or `grad_fn` uses a value from an earlier trace: likely it draws random keys from a"
+            " generator, such as `hk.PRNGSequence`, that keeps the next key. So every call draws other"
+            " dropout masks than the clean gradient. Draw the keys before the loss, once a step:"
+            " `key = next(generator)`, then `loss(params, batch, key)` in both. (Anything else that a loss"
+            " writes to an object outside has the same effect.)"
+        ) from error
     except Exception as error:
-        if type(error).__name__ == "TraceContextError" or "Incorrect number of leaves" in str(error):
-            error.add_note(
-                "A model of flax's nnx was merged or called inside `value_fn` or `grad_fn`. It needs all"
-                " states, not the parameters alone, and copies of all that it changes (BatchNorm statistics,"
-                " random streams). Before the clean gradient write"
-                " `value_fn = optax_sam.flax.nnx_value_fn(loss_fn, model, *args)`."
-            )
+        if note := checks.note_of_flax(error):
+            error.add_note(note)
         raise
 
 

@@ -631,6 +631,22 @@ def test_other_errors_in_value_fn_are_left_alone():
     assert "nnx" not in "".join(getattr(caught.value, "__notes__", []))
 
 
+@pytest.mark.filterwarnings("ignore:The gradient passed")
+def test_generator_of_keys_inside_the_loss():
+    """`hk.PRNGSequence` and the like keep the next key: in the check's trace, which then is over."""
+    key = jax.random.key(0)
+
+    def value_fn(params):
+        nonlocal key
+        key, now = jax.random.split(key)
+        return loss(params) * jax.random.uniform(now)
+
+    tx = optax.chain(diagnostics.wiring_check(), optax_sam.sam())
+    with raises(ValueError, "draws random keys from a generator", "Draw the keys before the loss") as caught:
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value_fn=value_fn)
+    assert isinstance(caught.value.__cause__, jax.errors.UnexpectedTracerError)
+
+
 def test_train_state_of_flax():
     state = train_state.TrainState.create(apply_fn=None, params=PARAMS, tx=optax_sam.sam())
     with raises(ValueError, "`update` got no `value_fn`", "TrainState", "optax_sam.flax.TrainState"):
