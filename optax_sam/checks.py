@@ -209,6 +209,18 @@ def check_keeps_signs(name: str, stage: optax.GradientTransformation, what: str)
         )
 
 
+def check_whole(updates: optax.Updates) -> None:
+    """Raises if a stage was given a part of the gradient, because of `optax.masked` around it."""
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)
+    if any(map(is_masked, jax.tree.leaves(updates, is_leaf=is_masked))):
+        raise ValueError(
+            "`optax.masked` or `optax.partition` was put around a stage of an ascent. What they leave out"
+            " passes through, so the gradient, of any length, would be a part of the perturbation. Write"
+            " `optax_sam.masked(stage, mask)`, which perturbs the selected parameters only, or"
+            " `optax_sam.partition({label: ascent}, labels)` for a radius per group."
+        )
+
+
 def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
     """Raises unless `updates` are gradients with respect to all of `params`."""
     if params is None:
@@ -220,10 +232,9 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
     if any(map(is_masked, jax.tree.leaves((updates, params), is_leaf=is_masked))):
         raise ValueError(
             "The parameters contain `optax.MaskedNode`s, so `value_fn` cannot be evaluated at them:"
-            " `optax.masked` or `optax.partition` was put around a sharpness-aware method. Mask the"
-            " perturbation instead, `sharpness_aware(optax.chain(optax.masked(optax.set_to_zero(),"
-            " frozen), steepest_ascent(rho)))`, and put the mask or partition around the base optimizer"
-            " that follows."
+            " `optax.masked` or `optax.partition` was put around a sharpness-aware method, or a stage of it."
+            " Write `optax_sam.masked(method, mask)`, with the same mask, and put `optax.masked` or"
+            " `optax.partition` around the base optimizer that follows."
         )
     if isinstance(params, optax.LookaheadParams):
         raise ValueError(

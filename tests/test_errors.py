@@ -317,7 +317,7 @@ def test_parameters_that_are_not_real(dtype):
 )
 def test_mask_of_no_bools(mask):
     what = "`mask` must be a pytree of bools", "one for each parameter array"
-    with raises(TypeError, *what, r"jax.tree.map\(lambda w: w.ndim > 1, params\)", "static_args"):
+    with raises(TypeError, *what, r'mask_by_name\("kernel"\)', "static_args"):
         update(optax_sam.asam(mask=mask), value_fn=loss)
 
 
@@ -330,9 +330,7 @@ def test_mask_of_another_structure(mask):
 
 @pytest.mark.parametrize("mask", [False, {"w": False, "b": False}, lambda params: {"w": False, "b": False}])
 def test_mask_that_selects_nothing(mask):
-    with raises(
-        ValueError, "`mask` selects no parameter", "ASAM is SAM", r"jax.tree.map\(lambda w: w.ndim > 1"
-    ):
+    with raises(ValueError, "`mask` selects no parameter", "ASAM is SAM"):
         update(optax_sam.asam(mask=mask), value_fn=loss)
 
 
