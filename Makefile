@@ -7,17 +7,20 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 # Small programs too: most of the tests are the time that these take to compile.
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: help env test quick test-lowest lint format types docs check demo bench clean
+.PHONY: help env test quick test-lowest test-newest lint format types docs check demo bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 env: $(STAMP)  ## make the virtual environment and install the package with its development tools
 
+# Which versions uv installs: the newest, unless a target says otherwise.
+RESOLUTION := highest
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --resolution $(RESOLUTION) --python $(BIN)/python --editable '.[dev]'
+	@$(BIN)/uv pip freeze --quiet --python $(BIN)/python | grep -E '^(jax|jaxlib|flax|optax)=='
 	touch $@
 
 # A process on each core; the tests of a file, which share what they compile, in one of them.
@@ -25,8 +28,9 @@ $(STAMP): pyproject.toml
 # On a GPU they share its memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile
-# Compiles in half the time. The tests of the benchmarks count and compare programs as users compile them.
-FAST := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
+# Compiles in half the time, where jaxlib can. The tests of the benchmarks count and compare programs as users
+# compile them.
+FAST = flag="$$($(BIN)/python -m tests.xla)" && XLA_FLAGS="$$XLA_FLAGS $$flag"
 # JAX fixes the number of devices when it starts: those with 8 simulated ones have processes of their own.
 PACKAGE := --ignore tests/devices --ignore tests/benchmarks --ignore tests/test_notebooks.py \
   --ignore tests/site --ignore tests/test_package.py
@@ -42,16 +46,19 @@ quick: $(STAMP)  ## run the package's tests on one device; under 3 minutes on tw
 	$(FAST) $(BIN)/$(PYTEST) $(PACKAGE) --ignore tests/test_optax_common.py \
 	  -k "not page_runs and not first_script" tests
 
-test-lowest: pyproject.toml  ## run every test with the oldest versions that pyproject.toml admits
-	$(PYTHON) -m venv $(VENV)-lowest
-	$(VENV)-lowest/bin/python -m pip install --quiet uv
-	$(VENV)-lowest/bin/uv pip install --quiet --resolution lowest-direct \
-	  --python $(VENV)-lowest/bin/python --editable '.[dev]'
-	$(FAST) $(VENV)-lowest/bin/$(PYTEST) $(PACKAGE)
-	$(FAST) $(VENV)-lowest/bin/$(PYTEST) $(DEVICES)
-	$(VENV)-lowest/bin/$(PYTEST) $(BENCHMARKS)
-	touch $(VENV)-lowest/installed
-	$(MAKE) docs VENV=$(VENV)-lowest
+# The environments of both are made anew each time: what was published since, and what PYTHON names.
+test-lowest:  ## run every test and build the site with the oldest versions that pyproject.toml admits
+	rm -rf $(VENV)-lowest
+	$(MAKE) test docs VENV=$(VENV)-lowest RESOLUTION=lowest-direct
+
+# The current releases of JAX and Flax are for Python 3.12 or newer; an older one would get older releases.
+NEWEST_NEEDS := import sys; v = sys.version.split()[0]; \
+  sys.exit(f"test-newest needs Python 3.12 or newer, got {v}: make test-newest PYTHON=python3.13" \
+  if sys.version_info < (3, 12) else 0)
+test-newest:  ## the same with the newest versions of everything, on the Python that PYTHON names
+	@$(PYTHON) -c '$(NEWEST_NEEDS)'
+	rm -rf $(VENV)-newest
+	$(MAKE) test docs VENV=$(VENV)-newest
 
 lint: $(STAMP)  ## ruff: style, docstrings, formatting
 	$(BIN)/ruff check .
@@ -86,4 +93,4 @@ bench: $(STAMP)  ## rerun a part of the accuracy suite: every method, 40 % wrong
 	$(BIN)/python -m benchmarks.reports.suite_report --results runs/bench --print
 
 clean:  ## remove environments, caches and the site (data/ and runs/ stay)
-	rm -rf docs/_build docs/notebooks/*.ipynb $(VENV) $(VENV)-lowest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/notebooks/*.ipynb $(VENV) $(VENV)-lowest $(VENV)-newest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

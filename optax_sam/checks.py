@@ -5,7 +5,9 @@ except for numbers that fix the shape of the program, which must be Python integ
 """
 
 import functools
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from optax_sam.devices import AxisName, axis_names, tracked, varies_over
 
 Number = int | float | np.number
 P = ParamSpec("P")
@@ -79,18 +83,42 @@ def check_radius(name: str, radius: Any) -> None:
     """Raises unless `radius` is a number or scalar array of at least 0, or a schedule."""
     if callable(radius):
         return
-    if not isinstance(radius, Number | jax.Array | np.ndarray):
+    if isinstance(radius, bool) or not isinstance(radius, Number | jax.Array | np.ndarray):
         raise TypeError(
             f"`{name}` must be a number or a schedule (a function of the number of updates made), got"
-            f" {type(radius).__name__}."
+            f" {radius if isinstance(radius, bool) else type(radius).__name__}."
         )
     check_scalar(name, radius)
-    if not isinstance(radius, jax.core.Tracer) and not np.asarray(radius) >= 0:
+    if isinstance(radius, jax.core.Tracer):
+        return
+    if np.isinf(np.asarray(radius)) and radius > 0:
+        raise ValueError(f"`{name}` is the radius of a ball and must be finite, got {radius}.")
+    if not np.asarray(radius) >= 0:
         raise ValueError(
             f"`{name}` is the radius of a ball and must be at least 0, got {radius}: a negative radius"
             " would turn the ascent into a descent. To descend on purpose (Reverse-SAM), chain"
             " `optax.scale(-1.0)` behind the ascent stage:"
             " `sharpness_aware(optax.chain(steepest_ascent(rho), optax.scale(-1.0)))`."
+        )
+
+
+def check_fraction(name: str, fraction: Any) -> None:
+    """Raises unless `fraction` is a number or scalar array in [0, 1], or a schedule."""
+    if callable(fraction):
+        return
+    if not isinstance(fraction, Number | jax.Array | np.ndarray):
+        raise TypeError(f"`{name}` must be a number or a schedule, got {type(fraction).__name__}.")
+    check_scalar(name, fraction)
+    if not isinstance(fraction, jax.core.Tracer) and not 0 <= np.asarray(fraction) <= 1:
+        raise ValueError(f"`{name}` is a fraction and must be in [0, 1], got {fraction}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises unless `value` is a Python bool, known when the step is traced."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(
+            f"`{name}` must be True or False, because it decides which program is compiled; got {value!r}."
+            f' With `optax.inject_hyperparams` name it in `static_args`: `static_args=("{name}",)`.'
         )
 
 
@@ -157,6 +185,27 @@ def check_stage(name: str, stage: Any) -> None:
             f"`{name}` must be an Optax gradient transformation, got {got}. Stages are built by a call,"
             " as in `sharpness_aware(steepest_ascent(0.05))` or"
             " `steepest_ascent(0.5, constraint=weight_magnitude())`."
+        )
+
+
+def check_keeps_signs(name: str, stage: optax.GradientTransformation, what: str) -> None:
+    """Raises unless a stage maps a positive gradient to a positive one, which no optimizer does.
+
+    Tried on two numbers. A stage that cannot be, because it is made for certain parameters, passes.
+    """
+    check_stage(name, stage)
+    stage = optax.with_extra_args_support(stage)
+    with jax.ensure_compile_time_eval():
+        ones = jnp.ones(2)
+        try:
+            result, _ = stage.update(ones, stage.init(ones), ones, grad=ones)
+            is_negative = jax.tree.leaves(result) and bool(jnp.any(jax.tree.leaves(result)[0] < 0))
+        except Exception:
+            return
+    if is_negative:
+        raise TypeError(
+            f"`{name}` must be {what}, but it makes a positive gradient negative, as an optimizer does. The"
+            " base optimizer goes behind the method: `optax.chain(optax_sam.sam(rho=0.05), optax.sgd(0.1))`."
         )
 
 
@@ -282,6 +331,46 @@ def check_takes_params(name: str, function: Callable[..., Any]) -> None:
         ) from None
 
 
+def check_averaged(gradient: optax.Updates, axis_name: AxisName) -> None:
+    """Raises if JAX knows that a gradient passed to `update` as an average varies along the axis."""
+    unaveraged = varies_over(gradient).intersection(axis_names(axis_name))
+    if unaveraged:
+        names = ", ".join(sorted(map(repr, unaveraged)))
+        raise ValueError(
+            "`m_sharpness=False`, the default, says that the gradient passed to `update` is an average, but"
+            f" it varies over the mesh axis {names}, so that each device would have its own perturbation."
+            f" Average it, `tx.update(jax.lax.pmean(grads, {names}), ...)`; or, if the perturbations are to"
+            " differ, write `tx.update(grads, ..., m_sharpness=True)`."
+        )
+
+
+def check_local(what: str, gradient: optax.Updates, axis_name: AxisName) -> None:
+    """Raises if JAX knows that a gradient which should be each device's own is the same along the axis."""
+    same = sorted(map(repr, tracked(axis_name) - varies_over(gradient)))
+    if same:
+        raise ValueError(
+            f"With `m_sharpness=True` each device follows its own gradient, but {what} is the same along the"
+            f" mesh axis {same[0]}: it was averaged, or summed by JAX, which does so with gradients with"
+            " respect to parameters that are the same on all devices. Mark the parameters as varying first,"
+            f" `jax.grad(value_fn)(jax.lax.pcast(params, {same[0]}, to='varying'))`, and do not average;"
+            " or, if all devices are to share a perturbation, average and write `m_sharpness=False`."
+        )
+
+
+def check_same(name: str, result: Any, params: optax.Params) -> None:
+    """Raises if `result` varies over a mesh axis over which the parameters do not."""
+    unaveraged = varies_over(result) - varies_over(params)
+    if unaveraged:
+        names = ", ".join(sorted(map(repr, unaveraged)))
+        raise ValueError(
+            f"{name} varies over the mesh axis {names} and the parameters do not, so the gradient would be"
+            " summed over the devices instead of averaged. Name that axis,"
+            f" `tx.update(grads, state, params, value_fn=value_fn, axis_name={names})`, or average inside the"
+            f" function: `jax.lax.pmean(loss, {names})` in `value_fn`, `jax.lax.pmean(gradient, {names})` in"
+            " `grad_fn`."
+        )
+
+
 def first_difference(tree: Any, other: Any, *, prefix: bool = False) -> str:
     """Returns where two pytrees differ first, and how: whole trees are too long to be read.
 
@@ -312,9 +401,25 @@ def _children(tree: Any) -> dict[tuple[Any, ...], Any]:
 
 
 def _kind(node: Any) -> str:
-    if type(node).__module__.startswith("flax.nnx.variable"):
-        # nnx.grad returns variables, and nnx.Optimizer hands over arrays.
-        return f"a variable {type(node).__name__} of flax's nnx (`nnx.as_pure(tree)` makes them arrays)"
+    if name := _of_flax("describe", node):
+        return str(name)
     if node is None:
         return "nothing (None)"
     return "an array" if hasattr(node, "dtype") else f"a {type(node).__name__}"
+
+
+def note_of_flax(error: Exception) -> str | None:
+    """Returns what `optax_sam.flax` has to say about an error, if flax is in use."""
+    return _of_flax("note", error)
+
+
+def _of_flax(function: str, argument: Any) -> str | None:
+    """Asks `optax_sam.flax`, which knows flax's objects, but only where flax is imported already."""
+    if "flax" not in sys.modules:
+        return None
+    try:
+        module = importlib.import_module("optax_sam.flax")
+    except ImportError:  # A release of flax without nnx.
+        return None
+    answer: str | None = getattr(module, function)(argument)
+    return answer

@@ -9,7 +9,6 @@ from collections.abc import Hashable
 from typing import Any
 
 import jax
-import optax
 
 AxisName = Hashable | tuple[Hashable, ...] | None
 
@@ -62,29 +61,3 @@ def varying(tree: Any, axis_name: AxisName) -> Any:
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(leaf, tree)
-
-
-def check_averaged(gradient: optax.Updates, axis_name: AxisName) -> None:
-    """Raises if JAX knows that a gradient passed to `update` as an average varies along the axis."""
-    unaveraged = varies_over(gradient).intersection(axis_names(axis_name))
-    if unaveraged:
-        names = ", ".join(sorted(map(repr, unaveraged)))
-        raise ValueError(
-            "`m_sharpness=False`, the default, says that the gradient passed to `update` is an average, but"
-            f" it varies over the mesh axis {names}, so that each device would have its own perturbation."
-            f" Average it, `tx.update(jax.lax.pmean(grads, {names}), ...)`; or, if the perturbations are to"
-            " differ, write `tx.update(grads, ..., m_sharpness=True)`."
-        )
-
-
-def check_local(what: str, gradient: optax.Updates, axis_name: AxisName) -> None:
-    """Raises if JAX knows that a gradient which should be each device's own is the same along the axis."""
-    same = sorted(map(repr, tracked(axis_name) - varies_over(gradient)))
-    if same:
-        raise ValueError(
-            f"With `m_sharpness=True` each device follows its own gradient, but {what} is the same along the"
-            f" mesh axis {same[0]}: it was averaged, or summed by JAX, which does so with gradients with"
-            " respect to parameters that are the same on all devices. Mark the parameters as varying first,"
-            f" `jax.grad(value_fn)(jax.lax.pcast(params, {same[0]}, to='varying'))`, and do not average;"
-            " or, if all devices are to share a perturbation, average and write `m_sharpness=False`."
-        )

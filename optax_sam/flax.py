@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.errors
 import jax
 import optax
 from flax import nnx
@@ -126,3 +127,25 @@ class TrainState(train_state.TrainState):
         # flax's own, which also knows parameters that are overwritten with their gradient (float8).
         state = train_state.TrainState.apply_gradients(self.replace(tx=bound), grads=grads, **replaced)
         return state.replace(tx=tx)
+
+
+def note(error: Exception) -> str | None:
+    """Returns the remedy if this is an error of flax about a model called or merged inside `value_fn`."""
+    if isinstance(error, flax.errors.TraceContextError) or "Incorrect number of leaves" in str(error):
+        return (
+            "A model of flax's nnx was merged or called inside `value_fn` or `grad_fn`. It needs all"
+            " states, not the parameters alone, and copies of all that it changes (BatchNorm statistics,"
+            " random streams). Before the clean gradient write"
+            " `value_fn = optax_sam.flax.nnx_value_fn(loss_fn, model, *args)`."
+        )
+    return None
+
+
+def describe(node: Any) -> str | None:
+    """Returns what to call a variable of nnx in an error, and what to do with it; None for anything else.
+
+    `nnx.grad` returns variables, and `nnx.Optimizer` hands over arrays.
+    """
+    if isinstance(node, nnx.Variable):
+        return f"a variable {type(node).__name__} of flax's nnx (`nnx.as_pure(tree)` makes them arrays)"
+    return None

@@ -22,14 +22,7 @@ import optax
 from jax.custom_derivatives import SymbolicZero
 
 from optax_sam import checks
-from optax_sam.devices import (
-    AxisName,
-    check_averaged,
-    check_local,
-    unnamed_axes,
-    varies_over,
-    varying,
-)
+from optax_sam.devices import AxisName, unnamed_axes, varying
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], optax.Updates]
@@ -59,9 +52,9 @@ class BatchLoss:
     def check_passed(self, gradient: optax.Updates) -> None:
         """Raises if JAX knows that the gradient passed to `update` is not what `m_sharpness` says."""
         if self.m_sharpness:
-            check_local("the gradient passed to `update`", gradient, self.axis_name)
+            checks.check_local("the gradient passed to `update`", gradient, self.axis_name)
         else:
-            check_averaged(gradient, self.axis_name)
+            checks.check_averaged(gradient, self.axis_name)
         if self.axis_name is None and self.grad_fn is None and (axes := unnamed_axes()):
             names = ", ".join(map(repr, axes))
             warnings.warn(
@@ -90,7 +83,7 @@ class BatchLoss:
         if not self.m_sharpness:
             return self.gradient(params)
         _, gradient = self._own_value_and_gradient(params)
-        check_local("the result of `grad_fn`", gradient, self.axis_name)
+        checks.check_local("the result of `grad_fn`", gradient, self.axis_name)
         return gradient
 
     def curvature_gradient(self, params: optax.Params) -> optax.Updates:
@@ -118,7 +111,7 @@ class BatchLoss:
         gradient = _called(self.grad_fn, varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
         if self.axis_name is None:
-            _check_same("The gradient returned by `grad_fn`", gradient, params)
+            checks.check_same("The gradient returned by `grad_fn`", gradient, params)
         return None, gradient
 
     def _varying(self, params: optax.Params) -> optax.Params:
@@ -165,7 +158,7 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" returned shape {value.shape}, dtype {value.dtype}. Reduce the losses of the examples,"
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
-        _check_same(f"The result of `{name}`", value, params)
+        checks.check_same(f"The result of `{name}`", value, params)
         if jax.tree.leaves(params):
             value = _warns_if_constant(name)(value, jax.tree.leaves(params)[0])
         # If `value_fn` averages the loss itself, the loss does not vary, and its gradient with respect to
@@ -177,17 +170,20 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
 
 
 def _called(function: Callable[[optax.Params], Any], params: optax.Params) -> Any:
-    """Returns `function(params)`; adds the remedy to the errors that flax's nnx raises here."""
+    """Returns `function(params)`; adds the remedy to errors that do not name it."""
     try:
         return function(params)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(
+            "`value_fn` or `grad_fn` uses a value from an earlier trace: likely it draws random keys from a"
+            " generator, such as `hk.PRNGSequence`, that keeps the next key. So every call draws other"
+            " dropout masks than the clean gradient. Draw the keys before the loss, once a step:"
+            " `key = next(generator)`, then `loss(params, batch, key)` in both. (Anything else that a loss"
+            " writes to an object outside has the same effect.)"
+        ) from error
     except Exception as error:
-        if type(error).__name__ == "TraceContextError" or "Incorrect number of leaves" in str(error):
-            error.add_note(
-                "A model of flax's nnx was merged or called inside `value_fn` or `grad_fn`. It needs all"
-                " states, not the parameters alone, and copies of all that it changes (BatchNorm statistics,"
-                " random streams). Before the clean gradient write"
-                " `value_fn = optax_sam.flax.nnx_value_fn(loss_fn, model, *args)`."
-            )
+        if note := checks.note_of_flax(error):
+            error.add_note(note)
         raise
 
 
@@ -214,17 +210,3 @@ def _warns_if_constant(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]
 
     identity.defjvp(jvp, symbolic_zeros=True)
     return identity
-
-
-def _check_same(name: str, result: Any, params: optax.Params) -> None:
-    """Raises if `result` varies over a mesh axis over which the parameters do not."""
-    unaveraged = varies_over(result) - varies_over(params)
-    if unaveraged:
-        names = ", ".join(sorted(map(repr, unaveraged)))
-        raise ValueError(
-            f"{name} varies over the mesh axis {names} and the parameters do not, so the gradient would be"
-            " summed over the devices instead of averaged. Name that axis,"
-            f" `tx.update(grads, state, params, value_fn=value_fn, axis_name={names})`, or average inside the"
-            f" function: `jax.lax.pmean(loss, {names})` in `value_fn`, `jax.lax.pmean(gradient, {names})` in"
-            " `grad_fn`."
-        )

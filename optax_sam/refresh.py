@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 def refreshed(
     refresh: bool | jax.Array | None,
-    count: jax.Array,
+    count: jax.Array | int,
     interval: int | jax.Array,
     compute: Callable[[], T],
     kept: T,

@@ -33,15 +33,15 @@ class ReuseState(NamedTuple):
     """State of `reuse`.
 
     Attributes:
-      reuse_count: number of updates made; int32.
+      reuse_count: number of updates made, of which the method made those on refresh steps; int32.
       reused_direction: u, of unit length or 0; like the parameters, float32 or wider. `optax.EmptyState()` if
         α = 0.
-      method: state of the method, which does not change between refreshes.
+      inner_state: state of the method, which does not change between refreshes.
     """
 
     reuse_count: jax.Array
     reused_direction: optax.Updates
-    method: optax.OptState
+    inner_state: optax.OptState
 
 
 def reuse(
@@ -83,6 +83,11 @@ def reuse(
     """
     checks.check_stage("method", method)
     checks.check_number("alpha", alpha)
+    if isinstance(alpha, int) and alpha > 1:
+        raise ValueError(
+            f"`alpha` is a length relative to the gradient, 0.2 or 0.7 in published code, got {alpha}. If it"
+            f" is the number of steps between two refreshes, write `reuse(method, interval={alpha})`."
+        )
     checks.check_interval(interval)
     method = optax.with_extra_args_support(method)
     reuses = isinstance(alpha, jax.Array) or alpha > 0
@@ -92,7 +97,7 @@ def reuse(
         return ReuseState(
             reuse_count=jnp.zeros((), jnp.int32),
             reused_direction=tree_math.zeros_like(params) if reuses else optax.EmptyState(),
-            method=method.init(params),
+            inner_state=method.init(params),
         )
 
     def update(
@@ -107,9 +112,15 @@ def reuse(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReuseState]:
         checks.check_params(updates, params)
+        seen: list[Any] = []
+
+        def observe_method(**what: Any) -> None:
+            seen.append(what)
+            if observe is not None:
+                observe(**what)
+
         if observe is not None:
             observe(perturbation=None, ascent_value=None)  # Until the method says more.
-            extra_args["observe"] = observe
         where: dict[str, Any] = {"axis_name": axis_name, "m_sharpness": m_sharpness}
         loss = BatchLoss(**where)
         loss.check_passed(updates)
@@ -118,11 +129,23 @@ def reuse(
         def compute() -> tuple[optax.Updates, optax.Updates, optax.OptState]:
             # Inside a refresh step a method that refreshes too does so by its own count, or as it is told.
             inner = None if refresh is None else True
-            direction, method_state = method.update(
-                updates, state.method, params, refresh=inner, **where, **extra_args
+            direction, inner_state = method.update(
+                updates,
+                state.inner_state,
+                params,
+                refresh=inner,
+                observe=observe_method,
+                **where,
+                **extra_args,
             )
+            if not seen:
+                raise TypeError(
+                    "`reuse` takes a sharpness-aware method, such as `optax_sam.sam(0.1)`, but what it got"
+                    " took no second gradient. The base optimizer goes behind it:"
+                    " `optax.chain(reuse(sam(0.1)), optax.sgd(0.1))`."
+                )
             new = _new_part(direction, gradient, state.reused_direction) if reuses else optax.EmptyState()
-            return direction, new, method_state
+            return direction, new, inner_state
 
         length = alpha * tree_math.norm(gradient)
         between = (
@@ -130,9 +153,9 @@ def reuse(
             if reuses
             else gradient
         )
-        kept = between, state.reused_direction, state.method
-        direction, reused, method_state = refreshed(refresh, state.reuse_count, interval, compute, kept)
-        return direction, ReuseState(optax.safe_increment(state.reuse_count), reused, method_state)
+        kept = between, state.reused_direction, state.inner_state
+        direction, reused, inner_state = refreshed(refresh, state.reuse_count, interval, compute, kept)
+        return direction, ReuseState(optax.safe_increment(state.reuse_count), reused, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -144,7 +167,7 @@ def _new_part(direction: optax.Updates, gradient: optax.Updates, last: optax.Upd
     along = tree_math.vdot(direction, gradient) * inverse * inverse
     rest = tree_math.combine(jnp.ones_like(along), direction, -along, gradient)
     length = tree_math.norm(rest)
-    # Where d is parallel to g, as for rho = 0, the difference is a rounding error, not a direction.
-    rounding = jnp.finfo(length.dtype).eps ** 0.75 * tree_math.norm(direction)
-    inverse = jnp.where(length > rounding, tree_math.reciprocal_or_zero(length), 0)
+    # Where d is parallel to g, as for rho = 0, there is no such part.
+    nothing = tree_math.is_rounding(length, tree_math.norm(direction))
+    inverse = jnp.where(nothing, 0, tree_math.reciprocal_or_zero(length))
     return tree_math.where(jnp.isfinite(length), tree_math.scale(inverse, rest), last)

@@ -7,11 +7,11 @@ import optax
 from optax_sam import checks
 
 
-def radius_at(rho: optax.ScalarOrSchedule, count: jax.Array, name: str = "rho") -> jax.Array:
+def radius_at(rho: optax.ScalarOrSchedule, count: jax.Array | int, name: str = "rho") -> jax.Array:
     """Returns the radius of this step: a number, or the value of a schedule after `count` updates."""
     if not callable(rho) and not isinstance(rho, jax.Array):
         return jnp.asarray(rho)
-    radius = rho(count) if callable(rho) else rho
+    radius = rho(jnp.asarray(count)) if callable(rho) else rho
     checks.check_scalar(name, radius)
     # Compiled, a schedule that ends at 0 may end at −1e-9, which would turn the ascent into a descent. The
     # values of arrays are unknown when a step is compiled. (`maximum` has half the derivative at 0.)
@@ -52,8 +52,15 @@ def rho_following_learning_rate(
       <https://arxiv.org/abs/2203.08065>`_, 2022
     """
     (low, high), (rho_min, rho_max) = learning_rates, rhos
-    checks.check_radius("rhos", rho_min)
-    checks.check_radius("rhos", rho_max)
+    if not callable(learning_rate):
+        raise TypeError(
+            "`learning_rate` must be the schedule of the base optimizer, a function of the step, got"
+            f" {learning_rate!r}. For a constant learning rate use a constant `rho`."
+        )
+    if min(rhos) < 0:
+        raise ValueError(
+            f"`rhos` are the radii at the two learning rates and must be at least 0, got {rhos}."
+        )
     if not low < high:
         raise ValueError(
             "`learning_rates` are the smallest and the largest learning rate, between which the radius is"

@@ -32,10 +32,15 @@ A stage is an Optax gradient transformation, from here or from Optax, that may r
 
     loss               the batch loss, an `optax_sam.loss.BatchLoss`: `loss.value(w)`, `loss.gradient(w)`, ...
     grad               the clean gradient g
+    step_count         number of updates made before this one, for schedules and for `optax_sam.refresh`
     refresh            whether the periodic work is done in this step: `optax_sam.refresh`
     ascent_step        0, 1, ..., num_steps - 1 (ascent only). Statistics are updated at 0 only.
     perturbation       ε (descent only)
     ascent_gradients   ∇L(w_1), ..., ∇L(w_{k-1}), taken on the way to w + ε = w_k (descent only)
+
+The later ascents of a step see the state that the first one returned. If the equation of a stage has the
+old statistic in every ascent, its state has a method `for_later_ascents(new)` that returns the old one. The
+field `count` of Optax's stages, by which their schedules go, keeps the value from before the step.
 
 On several devices, the arguments of a descent are averages over them. With `m_sharpness=True` those of an
 ascent are the device's own, and it must average what it keeps in its state: `loss.average(x)`.
@@ -57,6 +62,7 @@ class SharpnessAwareState(NamedTuple):
     """State of `sharpness_aware`.
 
     Attributes:
+      step_count: number of updates made; int32. The stages get it as an extra argument.
       ascent_value: the loss at w + ε of the last update, a by-product of the second gradient: SAM's
         estimate of the worst loss nearby. A scalar, float32 or wider; 0 before the first update. It keeps
         its value if the loss is not finite, or with `grad_fn`, which returns no loss.
@@ -64,6 +70,7 @@ class SharpnessAwareState(NamedTuple):
       descent: state of the descent stage.
     """
 
+    step_count: jax.Array
     ascent_value: jax.Array
     ascent: optax.OptState
     descent: optax.OptState
@@ -153,6 +160,7 @@ def sharpness_aware(
     def init(params: optax.Params) -> SharpnessAwareState:
         checks.check_arrays(params)
         return SharpnessAwareState(
+            step_count=jnp.zeros((), jnp.int32),
             ascent_value=jnp.zeros((), tree_math.accumulation_dtype(params)),
             ascent=ascent.init(params),
             descent=descent.init(params),
@@ -176,16 +184,15 @@ def sharpness_aware(
         checks.check_not_a_stage(extra_args)
         loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
         loss.check_passed(updates)
-        extra_args |= {"loss": loss, "grad": updates}
+        extra_args |= {"loss": loss, "grad": updates, "step_count": state.step_count}
 
         epsilon, ascent_state = ascent.update(
             updates, state.ascent, params, ascent_step=0, refresh=refresh, **extra_args
         )
         perturbation, ascent_gradients = _divide(epsilon, num_steps), []
+        # They use the statistics of the first ascent (an eigenvector, a variance) without updating them.
+        learnt = _for_later_ascents(state.ascent, ascent_state) if num_steps > 1 else ascent_state
         for step in range(1, num_steps):
-            # The later ascents use the statistics of the first one (an eigenvector, a variance) without
-            # updating them; their schedules stay at this step.
-            learnt = jax.tree.map(_unless_count, state.ascent, ascent_state)
             gradient = loss.ascent_gradient(tree_math.add(params, perturbation))
             ascent_gradients.append(gradient)
             epsilon, _ = ascent.update(
@@ -206,6 +213,7 @@ def sharpness_aware(
         )
         kept = state.ascent_value
         return tree_math.cast_like(direction, updates), SharpnessAwareState(
+            step_count=optax.safe_increment(state.step_count),
             ascent_value=kept if value is None else tree_math.finite_or(value, kept),
             ascent=ascent_state,
             descent=descent_state,
@@ -218,6 +226,13 @@ def _divide(tree: optax.Params, divisor: int) -> optax.Params:
     return tree if divisor == 1 else jax.tree.map(lambda x: x / divisor, tree)
 
 
-def _unless_count(old: jax.Array, new: jax.Array) -> jax.Array:
-    """Returns the new value of a statistic, but the old one of a step count, which is an integer."""
-    return old if jnp.issubdtype(jnp.result_type(new), jnp.integer) else new
+def _for_later_ascents(old: optax.OptState, new: optax.OptState) -> optax.OptState:
+    """Returns what the later ascents of this step see: the new state, unless a stage says otherwise."""
+    decides = lambda state: hasattr(state, "for_later_ascents")
+
+    def seen(path: tuple[Any, ...], old: Any, new: Any) -> Any:
+        if decides(old):
+            return old.for_later_ascents(new)
+        return old if path and getattr(path[-1], "name", None) == "count" else new
+
+    return jax.tree_util.tree_map_with_path(seen, old, new, is_leaf=decides)

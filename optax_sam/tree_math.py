@@ -83,6 +83,14 @@ def unit(vector: optax.Params) -> optax.Params:
     return scale(reciprocal_or_zero(norm(vector)), vector)
 
 
+def is_rounding(length: jax.Array, minuend: jax.Array) -> jax.Array:
+    """Returns whether a difference is as short as rounding errors, given its length and its minuend's.
+
+    To be asked before a difference is normalised: of equal vectors it has a random direction, not length 0.
+    """
+    return length <= jnp.finfo(length.dtype).eps ** 0.75 * minuend
+
+
 def scale(factor: jax.Array, tree: optax.Params) -> optax.Params:
     """Returns factor · tree, each leaf in its own dtype, multiplied in float32 or wider."""
     factor = computed_once(factor)

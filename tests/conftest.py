@@ -1,5 +1,6 @@
 """Settings and fixtures shared by all tests."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -21,6 +22,12 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update(NOT_OPTIMIZED, True)
     yield
     jax.config.update(NOT_OPTIMIZED, False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_deprecated_names_elsewhere() -> None:
+    """Makes what others deprecate an error in the scripts and notebooks that tests start, as it is here."""
+    os.environ["PYTHONWARNINGS"] = "error::DeprecationWarning:__main__"
 
 
 @pytest.fixture

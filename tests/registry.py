@@ -100,7 +100,7 @@ METHODS = [
     Method(
         "bayesian_sam",
         partial(optax_sam.bayesian_sam, num_examples=1000, weight_decay=0.0),
-        ("num_examples", "seed"),
+        ("num_examples", "key"),
         is_base_at_zero=False,
     ),
     Method(

@@ -137,7 +137,6 @@ NOT_NEGATIVE = [
     ("eta", optax_sam.asam),
     ("eta", optax_sam.fisher_sam),
     ("damping", optax_sam.gradient_noise),
-    ("relative_damping", optax_sam.gradient_noise),
     ("power", optax_sam.gradient_noise),
     ("alpha", optax_sam.tilt_to_top_eigenvector),
     ("alpha", optax_sam.eigen_sam),
@@ -160,7 +159,7 @@ def test_number_that_is_a_schedule_or_a_string(name, make, value):
 
 
 def test_remedy_for_a_schedule_of_alpha():
-    static_args = ("interval", "num_iters", "solver", "seed", "num_steps")
+    static_args = ("interval", "num_iters", "solver", "key", "num_steps")
     method = optax.inject_hyperparams(optax_sam.eigen_sam, static_args=static_args)
     update(method(rho=0.1, alpha=optax.constant_schedule(0.2)), value_fn=loss)
 
@@ -630,6 +629,22 @@ def test_other_errors_in_value_fn_are_left_alone():
     with pytest.raises(ZeroDivisionError) as caught:
         update(optax_sam.sam(), value_fn=lambda params: 1 // 0)
     assert "nnx" not in "".join(getattr(caught.value, "__notes__", []))
+
+
+@pytest.mark.filterwarnings("ignore:The gradient passed")
+def test_generator_of_keys_inside_the_loss():
+    """`hk.PRNGSequence` and the like keep the next key: in the check's trace, which then is over."""
+    key = jax.random.key(0)
+
+    def value_fn(params):
+        nonlocal key
+        key, now = jax.random.split(key)
+        return loss(params) * jax.random.uniform(now)
+
+    tx = optax.chain(diagnostics.wiring_check(), optax_sam.sam())
+    with raises(ValueError, "draws random keys from a generator", "Draw the keys before the loss") as caught:
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value_fn=value_fn)
+    assert isinstance(caught.value.__cause__, jax.errors.UnexpectedTracerError)
 
 
 def test_train_state_of_flax():

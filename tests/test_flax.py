@@ -22,6 +22,23 @@ def test_the_package_does_not_import_flax():
     assert result.stdout.strip() == "False"
 
 
+@pytest.mark.parametrize("imported", ["json", "flax.nnx"])
+def test_the_core_knows_of_flax_only_where_flax_is_imported(imported):
+    """Users who import flax, and never `optax_sam.flax`, get the remedy; the others import nothing."""
+    program = f"""
+import sys, {imported}, jax.numpy as jnp, optax_sam
+def value_fn(params):
+    raise ValueError("Incorrect number of leaves")
+tx = optax_sam.sam()
+try:
+    tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value_fn=value_fn)
+except ValueError as error:
+    print("nnx_value_fn" in str(getattr(error, "__notes__", "")), "optax_sam.flax" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(imported == "flax.nnx")] * 2
+
+
 class Network(nnx.Module):
     def __init__(self, rngs):
         self.linear, self.norm = nnx.Linear(3, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)

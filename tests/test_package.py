@@ -1,9 +1,12 @@
 """The package as others get it: built, installed where nothing else is, and used as the README says."""
 
+import itertools
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -94,9 +97,27 @@ def test_each_module_can_be_imported_first(name):
     run(sys.executable, "-c", f"import optax_sam.{name}", cwd=ROOT)
 
 
-def test_forge_runs_both_ends_of_the_range_of_versions():
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
-    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
-    assert {".ci/run", "make test-lowest"} <= set(commands)
-    versions = [str(version) for version in workflow["jobs"]["newest"]["strategy"]["matrix"]["python"]]
-    assert versions[0] == workflow["jobs"]["lowest"]["steps"][1]["with"]["python-version"] == "3.11"
+def test_forge_tests_the_versions_that_the_metadata_and_the_documents_name():
+    workflow = yaml.load((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"), yaml.BaseLoader)
+    assert "schedule" in workflow["on"]
+    tested = {}
+    for name, job in workflow["jobs"].items():
+        _, python, command = job["steps"][:3]
+        tested[command["run"].split(" PYTHON=")[0]] = python["with"]["python-version"]
+        assert ("if" in job) == (name != "newest")  # which alone runs on the schedule too
+    assert tested == {"make test-lowest": "3.11", ".ci/run": "3.11", "make test-newest": "3.13"}
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert metadata["requires-python"] == ">=3.11"
+    classifiers = [name.split(" :: ")[-1] for name in metadata["classifiers"] if "Python :: 3." in name]
+    assert classifiers == ["3.11", "3.12", "3.13"]
+    bounds = metadata["dependencies"] + metadata["optional-dependencies"]["flax"]
+    for document in ("README.md", "docs/start.md"):
+        text = (ROOT / document).read_text("utf-8")
+        assert all(bound.split(">=")[1] in text for bound in bounds), document
+        assert all(f"Python {version}" in text for version in ("3.11", "3.13")), document
+
+
+def test_no_version_is_excluded_from_above():
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    every = itertools.chain(metadata["dependencies"], *metadata["optional-dependencies"].values())
+    assert not [requirement for requirement in every if re.search(r"<|==|~=", requirement)]

@@ -12,6 +12,7 @@ import pytest
 
 import optax_sam
 from optax_sam import curvature
+from tests import xla
 
 METHODS = {
     "sam": optax_sam.sam,
@@ -25,7 +26,7 @@ METHODS = {
 
 def lines_of(function, *args):
     """Returns the length of the compiled program, as users compile it."""
-    options = {"xla_cpu_use_fusion_emitters": True}
+    options = {xla.FUSION_EMITTERS: True} if xla.knows(xla.FUSION_EMITTERS) else {}
     return jax.jit(function).lower(*args).compile(compiler_options=options).as_text().count("\n")
 
 

@@ -61,5 +61,5 @@ def test_a_method_that_refreshes_is_told_to_when_it_is_used():
     state = tx.init(W)
     for refresh in (True, False, True):
         _, state = step(tx, state, refresh=refresh)
-    assert optax.tree.get(state, "tilt_count") == 2
+    assert optax.tree.get(state, "step_count") == 2
     assert optax.tree.get(state, "eigenvalue") > 1

@@ -24,9 +24,9 @@ from benchmarks.training.program import make_program
 RADII = (0.1, 0.2, 0.4)
 AUTHORS = {"decay": 0.9, "variance_decay": 0.0, "damping": 0.0, "power": 1.0}
 ESTIMATORS = [
-    {"decay": 0.9, "variance_decay": variance_decay, "relative_damping": damping, "power": power}
+    {"decay": 0.9, "variance_decay": variance_decay, "damping": damping, "power": power}
     for variance_decay, damping, power in itertools.product((0.9, 0.99), (0.1, 1.0), (0.5, 1.0))
-] + [{"decay": 0.99, "variance_decay": 0.99, "relative_damping": 1.0, "power": power} for power in (0.5, 1.0)]
+] + [{"decay": 0.99, "variance_decay": 0.99, "damping": 1.0, "power": power} for power in (0.5, 1.0)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ of g by its information, the inverse noise variance, turns it back:
 
     m_t = a m_{t-1} + (1 − a) g_t,   b_t = (m_t − g_t)²           (m_1 = g_1)
     σ²_t = mean of b_2 ... b_t with weights λ^(t-s)               (σ²_1 = 1: the first step is SAM's)
-    C = (σ² + δ)^(-p)
+    C = (σ² + δ s²)^(-p)                                  s² the mean of σ² over all parameters
 
 If each device passes its own gradient g_i (m-sharpness), one step is enough to measure the noise: with
 `across_devices`, b_t = mean over i of (g_i − ḡ)², which does not contain the drift of the gradient.
@@ -15,7 +15,7 @@ Symbols: a `decay`, m `gradient_mean`, λ `variance_decay`, σ² `noise_variance
 Deviations from the authors' code (BingcongLi/VaSSO, first commit), which λ = 0, δ = 0, p = 1 reproduces: by
 default the variance is averaged and damped, because one squared deviation is a very noisy estimate and
 its inverse is huge where it happens to be small. The estimator of the published version could not be
-confirmed. Where σ² + δ is below the rounding error of the mean σ², that bound is used instead (theirs: NaN).
+confirmed. Where σ² + δ s² is below the rounding error of s², that bound is used instead (theirs: NaN).
 
 References:
   Zhang, Li and Giannakis, `Preconditioned sharpness-aware minimization: unifying analysis
@@ -50,12 +50,11 @@ def gradient_noise(
     decay: float = 0.9,
     *,
     variance_decay: float = 0.99,
-    damping: float | None = None,
-    relative_damping: float = 1.0,
+    damping: float = 1.0,
     power: float = 1.0,
     across_devices: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Maps a gradient to the diagonal C = (σ² + δ)^(-p) of the objective ⟨C g, ε⟩.
+    """Maps a gradient to the diagonal C = (σ² + δ s²)^(-p) of the objective ⟨C g, ε⟩.
 
     The scale of C does not matter to `steepest_ascent`. By default the noise is estimated over *time*: this
     mixes the noise of the batches with the drift of the gradient, which is slow for small learning rates.
@@ -69,9 +68,8 @@ def gradient_noise(
       decay: a in [0, 1), decay of the running mean of the gradient; 0.9 in the authors' code.
       variance_decay: λ in [0, 1), decay of the running mean of the squared deviations, which is corrected
         for its initial value. 0 in the authors' code.
-      damping: δ, in units of a squared gradient. None: `relative_damping` times the mean of σ² over all
-        parameters, which adapts to the scale of the loss. 0 in the authors' code.
-      relative_damping: see `damping`.
+      damping: δ, in units of the mean of σ² over all parameters, which adapts to the scale of the loss. 0 in
+        the authors' code.
       power: p; 1 is the inverse variance, 1/2 the inverse standard deviation, 0 is SAM. Above 1,
         gradients under 1e-6 overflow float32.
       across_devices: whether b is the variance over the devices, each of which passes its own gradient
@@ -100,9 +98,7 @@ def gradient_noise(
     """
     checks.check_number("decay", decay, below=1.0)
     checks.check_number("variance_decay", variance_decay, below=1.0, rounded=True)
-    if damping is not None:
-        checks.check_number("damping", damping)
-    checks.check_number("relative_damping", relative_damping)
+    checks.check_number("damping", damping)
     checks.check_number("power", power)
 
     def init(params: optax.Params) -> GradientNoiseState:
@@ -162,10 +158,9 @@ def gradient_noise(
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
         mean = tree_math.total(noise_variance) / max(optax.tree.size(noise_variance), 1)
-        delta = relative_damping * mean if damping is None else damping
 
         def damping_and_bound(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-            added, smallest = jnp.asarray(delta, dtype), jnp.finfo(dtype).eps * mean.astype(dtype)
+            added, smallest = (damping * mean).astype(dtype), jnp.finfo(dtype).eps * mean.astype(dtype)
             # Without noise and damping no coordinate is preferred: C = 1.
             smallest = jnp.where(added + smallest == 0, 1, smallest)
             once = tree_math.computed_once(jnp.stack([added, smallest]))

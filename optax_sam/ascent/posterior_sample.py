@@ -32,12 +32,14 @@ class PosteriorSampleState(NamedTuple):
     """State of `posterior_sample`.
 
     Attributes:
-      sample_count: number of updates made; int32.
       precision: scaled precision s of the posterior; like the parameters, float32 or wider.
     """
 
-    sample_count: jax.Array
     precision: optax.Params
+
+    def for_later_ascents(self, new: "PosteriorSampleState") -> "PosteriorSampleState":
+        """Returns the s of the step before, which every ε of the step is divided by."""
+        return self
 
 
 def posterior_sample(
@@ -48,7 +50,7 @@ def posterior_sample(
     damping: float = 0.1,
     weight_decay: float = 2e-4,
     initial_precision: float = 1.0,
-    seed: int = 0,
+    key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Maps any gradient to the perturbation ε = ρ ∇L(θ)/s, with θ a sample of the posterior of precision N s.
 
@@ -59,7 +61,7 @@ def posterior_sample(
       damping: δ; 0.1 in the authors' code.
       weight_decay: λ, the prior's precision divided by N; 40/200,000 in the authors' experiments.
       initial_precision: s at first; 1 in the authors' code.
-      seed: of the samples.
+      key: of the samples; an int or a key of `jax.random`. Each step draws anew.
 
     Returns:
       A gradient transformation with `PosteriorSampleState`, for the ascent of `sharpness_aware`. It reads the
@@ -90,7 +92,7 @@ def posterior_sample(
 
     def init(params: optax.Params) -> PosteriorSampleState:
         precision = jax.tree.map(lambda x: jnp.full_like(x, initial_precision), tree_math.zeros_like(params))
-        return PosteriorSampleState(jnp.zeros((), jnp.int32), precision)
+        return PosteriorSampleState(precision)
 
     def update(
         updates: optax.Updates,
@@ -98,21 +100,20 @@ def posterior_sample(
         params: optax.Params | None = None,
         *,
         loss: BatchLoss = NO_LOSS,
+        step_count: jax.Array | int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, PosteriorSampleState]:
-        count, precision = state
-        key = jax.random.fold_in(jax.random.key(seed), count)
-        gradient = loss.ascent_gradient(_sample(key, params, precision, num_examples))
-        radius = radius_at(rho, count)
+        precision = state.precision
+        key_now = jax.random.fold_in(tree_math.random_key(key), step_count)
+        gradient = loss.ascent_gradient(_sample(key_now, params, precision, num_examples))
+        radius = radius_at(rho, step_count)
         epsilon = jax.tree.map(lambda g, s: radius * g.astype(s.dtype) / s, gradient, precision)
 
         size = jax.tree.map(lambda g, s: jnp.sqrt(s) * jnp.abs(g.astype(s.dtype)), gradient, precision)
         size = jax.tree.map(lambda x: x + damping + weight_decay, loss.average(size))
         learnt = tree_math.mix(jnp.asarray(precision_decay), precision, size)
         precision = tree_math.where(jnp.isfinite(tree_math.total(size)), learnt, precision)
-        return tree_math.cast_like(epsilon, updates), PosteriorSampleState(
-            optax.safe_increment(count), precision
-        )
+        return tree_math.cast_like(epsilon, updates), PosteriorSampleState(precision)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

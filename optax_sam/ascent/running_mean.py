@@ -6,7 +6,11 @@ of past gradients estimates the first of the two:
     running_mean            m_t = λ m_{t-1} + (1 − λ) g_t              ε follows m_t: less noise, a steadier ε
     subtract_running_mean   g_t − σ m_{t-1},  m_t as above             ε follows what is special to this batch
 
-Both means start at the first gradient, m_1 = g_1, where the second stage returns g_1.
+Both means start at the first gradient, m_1 = g_1, where the second stage returns g_1. With several ascents in
+a step the equations hold for each, with its own g_t and the same m_{t-1}; m_t contains the first of them.
+
+If g_t − σ m_{t-1} is no more than a rounding error, as with the same gradient again and again, nothing is
+special to this batch, and the second stage returns 0.
 
 Symbols: g `updates`, m `running_mean`, λ `decay`, σ `sigma`.
 
@@ -40,6 +44,10 @@ class RunningMeanState(NamedTuple):
 
     mean_count: jax.Array
     running_mean: optax.Updates
+
+    def for_later_ascents(self, new: "RunningMeanState") -> "RunningMeanState":
+        """Returns m_{t-1}, which every ascent of the step uses."""
+        return self
 
 
 def running_mean(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
@@ -104,7 +112,9 @@ def subtract_running_mean(sigma: float = 1.0, decay: float = 0.9) -> optax.Gradi
     def rest(gradient: optax.Updates, state: RunningMeanState) -> optax.Updates:
         one = jnp.ones((), tree_math.accumulation_dtype(gradient))
         factor = jnp.where(state.mean_count == 0, 0, -jnp.asarray(sigma, one.dtype))
-        return tree_math.combine(one, gradient, factor, state.running_mean)
+        difference = tree_math.combine(one, gradient, factor, state.running_mean)
+        nothing = tree_math.is_rounding(tree_math.norm(difference), tree_math.norm(gradient))
+        return tree_math.scale(jnp.where(nothing, 0, one), difference)
 
     return _stage(rest, decay)
 

@@ -38,23 +38,22 @@ class SparseMaskState(NamedTuple):
     """State of a mask.
 
     Attributes:
-      mask_count: number of updates made; int32.
-      mask: M, booleans with the shapes of the parameters.
+      mask: M, booleans with the shapes of the parameters. A random one before the first refresh. A refresh
+        with a gradient that is not finite leaves it as it is.
     """
 
-    mask_count: jax.Array
     mask: optax.Params
 
 
 def random_mask(
-    sparsity: float = 0.5, *, interval: int = 100, seed: int = 0
+    sparsity: float = 0.5, *, interval: int = 100, key: jax.Array | int = 0
 ) -> optax.GradientTransformationExtraArgs:
     """Masks a perturbation at random: ε ← M ⊙ ε with M = 0 for a fraction s of the coordinates.
 
     Args:
       sparsity: s in [0, 1). 0 is SAM. It is kept on average over the coordinates, each on its own.
       interval: steps from one mask to the next with `refresh=None`.
-      seed: of the masks.
+      key: of the masks; an int or a key of `jax.random`.
 
     Returns:
       A gradient transformation ε ↦ M ⊙ ε with `SparseMaskState`, to put behind `steepest_ascent`.
@@ -73,14 +72,14 @@ def random_mask(
       True
     """
 
-    def choose(state: SparseMaskState, gradient: optax.Updates, key: jax.Array) -> optax.Params:
+    def choose(mask: optax.Params, gradient: optax.Updates, key: jax.Array, count: Any) -> optax.Params:
         return jax.tree.map(lambda u: u >= sparsity, _uniform(key, gradient))
 
-    return _masked(choose, sparsity, interval, seed)
+    return _masked(choose, sparsity, interval, key)
 
 
 def fisher_mask(sparsity: float = 0.5, *, interval: int = 100) -> optax.GradientTransformationExtraArgs:
-    """Masks a perturbation but for the fraction 1 − s of the coordinates with the largest g².
+    """Keeps the fraction 1 − s of the coordinates with the largest g² and zeroes the rest.
 
     Args:
       sparsity: s in [0, 1); 0.5 in the authors' example. 0 is SAM.
@@ -104,11 +103,11 @@ def fisher_mask(sparsity: float = 0.5, *, interval: int = 100) -> optax.Gradient
       [3.0, 0.0, -2.0, 0.0]
     """
 
-    def choose(state: SparseMaskState, gradient: optax.Updates, key: jax.Array) -> optax.Params:
+    def choose(mask: optax.Params, gradient: optax.Updates, key: jax.Array, count: Any) -> optax.Params:
         scores = jax.tree.map(lambda g: g * g, gradient)
         return _largest(scores, (1 - sparsity) * optax.tree.size(scores))
 
-    return _masked(choose, sparsity, interval, 0)
+    return _masked(choose, sparsity, interval, key=0)
 
 
 def dynamic_mask(
@@ -116,7 +115,7 @@ def dynamic_mask(
     drop_rate: optax.ScalarOrSchedule = 0.5,
     *,
     interval: int = 100,
-    seed: int = 0,
+    key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Masks a perturbation; at each refresh a fraction of the mask moves from small |g| to random places.
 
@@ -125,14 +124,14 @@ def dynamic_mask(
       drop_rate: fraction of the mask that is dropped at a refresh; 0.5 in the authors' code, where it falls
         to 0 along a cosine. A number, or a schedule of the number of refreshes.
       interval: steps from one mask to the next with `refresh=None`.
-      seed: of the first mask and of what is taken in.
+      key: of the first mask and of what is taken in; an int or a key of `jax.random`.
 
     Returns:
       A gradient transformation ε ↦ M ⊙ ε with `SparseMaskState`, to put behind `steepest_ascent`. It reads
       the extra argument `grad`.
 
     Raises:
-      ValueError: if the sparsity is outside [0, 1), the drop rate negative, or the interval below 1.
+      ValueError: if the sparsity is outside [0, 1), the drop rate outside [0, 1], or the interval below 1.
 
     Cost: that of `fisher_mask`, twice.
 
@@ -144,35 +143,34 @@ def dynamic_mask(
       >>> bool(abs(masked.mean() - 0.5) < 0.05)
       True
     """
-    checks.check_radius("drop_rate", drop_rate)
+    checks.check_fraction("drop_rate", drop_rate)
 
-    def choose(state: SparseMaskState, gradient: optax.Updates, key: jax.Array) -> optax.Params:
+    def choose(mask: optax.Params, gradient: optax.Updates, key: jax.Array, count: Any) -> optax.Params:
         size, num_kept = optax.tree.size(gradient), (1 - sparsity) * optax.tree.size(gradient)
         first = _largest(_uniform(key, gradient), num_kept)
-        rate = drop_rate(state.mask_count // interval) if callable(drop_rate) else drop_rate
+        rate = drop_rate(jnp.asarray(count // interval)) if callable(drop_rate) else drop_rate
         num_dropped = jnp.minimum(num_kept * rate, size - num_kept)
         # A score below all others, which `_largest` never selects.
-        inside = jax.tree.map(lambda m, g: jnp.where(m, jnp.abs(g), -1), state.mask, gradient)
-        outside = jax.tree.map(lambda m, u: jnp.where(m, -1, u), state.mask, _uniform(key, gradient))
+        inside = jax.tree.map(lambda m, g: jnp.where(m, jnp.abs(g), -1), mask, gradient)
+        outside = jax.tree.map(lambda m, u: jnp.where(m, -1, u), mask, _uniform(key, gradient))
         stay, enter = _largest(inside, num_kept - num_dropped), _largest(outside, num_dropped)
         moved = jax.tree.map(jnp.logical_or, stay, enter)
-        return tree_math.where(state.mask_count == 0, first, moved)
+        return tree_math.where(jnp.asarray(count) == 0, first, moved)
 
-    return _masked(choose, sparsity, interval, seed)
+    return _masked(choose, sparsity, interval, key)
 
 
 def _masked(
-    choose: Callable[[SparseMaskState, optax.Updates, jax.Array], optax.Params],
+    choose: Callable[[optax.Params, optax.Updates, jax.Array, jax.Array | int], optax.Params],
     sparsity: float,
     interval: int,
-    seed: int,
+    key: jax.Array | int,
 ) -> optax.GradientTransformationExtraArgs:
     checks.check_number("sparsity", sparsity, below=1.0)
     checks.check_interval(interval)
 
     def init(params: optax.Params) -> SparseMaskState:
-        ones = jax.tree.map(lambda x: jnp.ones_like(x, dtype=bool), params)
-        return SparseMaskState(jnp.zeros((), jnp.int32), ones)
+        return SparseMaskState(_first_mask(tree_math.random_key(key), tree_math.zeros_like(params), sparsity))
 
     def update(
         updates: optax.Updates,
@@ -181,18 +179,27 @@ def _masked(
         *,
         loss: BatchLoss = NO_LOSS,
         grad: optax.Updates | None = None,
+        step_count: jax.Array | int = 0,
         refresh: bool | jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SparseMaskState]:
-        key = jax.random.fold_in(jax.random.key(seed), state.mask_count)
         gradient = tree_math.full_precision(loss.average(updates if grad is None else grad))
-        mask = refreshed(
-            refresh, state.mask_count, interval, lambda: choose(state, gradient, key), state.mask
-        )
-        masked = jax.tree.map(lambda x, m: jnp.where(m, x, 0), updates, mask)
-        return masked, SparseMaskState(optax.safe_increment(state.mask_count), mask)
+
+        def chosen() -> optax.Params:
+            key_now = jax.random.fold_in(tree_math.random_key(key), step_count)
+            mask = choose(state.mask, gradient, key_now, step_count)
+            return tree_math.where(jnp.isfinite(tree_math.norm(gradient)), mask, state.mask)
+
+        mask = refreshed(refresh, step_count, interval, chosen, state.mask)
+        return jax.tree.map(lambda x, m: jnp.where(m, x, 0), updates, mask), SparseMaskState(mask)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.jit
+def _first_mask(key: jax.Array, zeros: optax.Params, sparsity: float | jax.Array) -> optax.Params:
+    # The sum is sharded like its second term, also where the sharding is not part of the type.
+    return jax.tree.map(lambda u, zero: u + zero >= sparsity, _uniform(key, zeros), zeros)
 
 
 def _uniform(key: jax.Array, like: optax.Params) -> optax.Params:

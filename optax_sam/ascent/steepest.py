@@ -12,7 +12,7 @@ between. So a preconditioner is a separate stage that returns a *diagonal*, and 
 Other balls of the same linear model:
 
     layerwise      ‖T⁻¹ ε‖ ≤ ρ for each parameter array        ε = ρ T² C g / ‖T C g‖, norms per array
-    order ∞        |T⁻¹ ε| ≤ ρ for each coordinate             ε = ρ T sign(C g)
+    ord=∞          |T⁻¹ ε| ≤ ρ for each coordinate             ε = ρ T sign(C g)
 
 Symbols: g `updates`, ρ `rho`, C `objective`, T `constraint`; D = T⁻¹ in Zhang et al.
 
@@ -43,12 +43,10 @@ class SteepestAscentState(NamedTuple):
     """State of `steepest_ascent`.
 
     Attributes:
-      ascent_count: number of updates made, for a schedule of `rho`; int32.
       objective: state of the preconditioner C.
       constraint: state of the preconditioner T.
     """
 
-    ascent_count: jax.Array
     objective: optax.OptState
     constraint: optax.OptState
 
@@ -58,7 +56,7 @@ def steepest_ascent(
     *,
     objective: optax.GradientTransformation | None = None,
     constraint: optax.GradientTransformation | None = None,
-    order: float = 2,
+    ord: float = 2,
     layerwise: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Maps a gradient g to the perturbation ε = ρ T² C g / ‖T C g‖, the worst point of a ball.
@@ -71,15 +69,15 @@ def steepest_ascent(
       objective: a stage that maps g to the diagonal of C, such as `gradient_noise`.
       constraint: a stage that maps g to the diagonal of T, such as `weight_magnitude` or
         `fisher_information`.
-      order: of the norm of the ball: 2, or `math.inf`, a ball for each coordinate, where ρ must be smaller by
-        about the square root of the number of parameters.
+      ord: order of the norm of the ball: 2, or `math.inf`, a ball for each coordinate, where ρ must be
+        smaller by about the square root of the number of parameters.
       layerwise: whether each parameter array has a ball of its own, so that ‖T⁻¹ ε‖ = ρ √(number of arrays).
 
     Returns:
       A gradient transformation g ↦ ε with `SteepestAscentState`.
 
     Raises:
-      ValueError: if `rho` is negative, or `order` neither 2 nor infinite.
+      ValueError: if `rho` is negative, or `ord` neither 2 nor infinite.
 
     Cost: one norm; no gradient and no memory. Preconditioners add their own.
 
@@ -92,16 +90,18 @@ def steepest_ascent(
       Array([0. , 0.1], dtype=float32)
     """
     checks.check_radius("rho", rho)
-    if order not in (2, math.inf):
+    if isinstance(ord, jax.core.Tracer) or ord not in (2, math.inf):
         raise ValueError(
-            f"`order` is that of the norm of the ball and must be 2 or `math.inf`, got {order!r}."
+            "`ord` is the order of the norm of the ball and must be the number 2 or `math.inf`, because it"
+            f" decides which program is compiled; got {ord!r}. With `optax.inject_hyperparams` name it in"
+            ' `static_args`: `static_args=("ord", "layerwise")`.'
         )
+    checks.check_flag("layerwise", layerwise)
     objective = _diagonal_stage("objective", objective)
     constraint = _diagonal_stage("constraint", constraint)
 
     def init(params: optax.Params) -> SteepestAscentState:
         return SteepestAscentState(
-            ascent_count=jnp.zeros((), jnp.int32),
             objective=objective.init(params),
             constraint=constraint.init(params),
         )
@@ -110,21 +110,23 @@ def steepest_ascent(
         updates: optax.Updates,
         state: SteepestAscentState,
         params: optax.Params | None = None,
+        *,
+        step_count: jax.Array | int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SteepestAscentState]:
+        extra_args["step_count"] = step_count
         c, objective_state = objective.update(updates, state.objective, params, **extra_args)
         t, constraint_state = constraint.update(updates, state.constraint, params, **extra_args)
-        radius = radius_at(rho, state.ascent_count)
+        radius = radius_at(rho, step_count)
 
         tcg = _multiply(t, _multiply(c, updates))
-        if order == math.inf:
+        if ord == math.inf:
             epsilon = tree_math.scale(radius, _multiply(t, jax.tree.map(jnp.sign, tcg)))
         elif layerwise:
             epsilon = jax.tree.map(lambda x, y: _scaled(radius, x, y), tcg, _multiply(t, tcg))
         else:
             epsilon = _scaled(radius, tcg, _multiply(t, tcg))
         return tree_math.cast_like(epsilon, updates), SteepestAscentState(
-            ascent_count=optax.safe_increment(state.ascent_count),
             objective=objective_state,
             constraint=constraint_state,
         )
@@ -139,7 +141,7 @@ def _diagonal_stage(
         return optax.GradientTransformationExtraArgs(
             lambda params: optax.EmptyState(), lambda updates, state, params, **extra: (None, state)
         )
-    checks.check_stage(name, stage)
+    checks.check_keeps_signs(name, stage, "a stage that maps a gradient to a positive diagonal")
     return optax.with_extra_args_support(stage)
 
 

@@ -44,14 +44,12 @@ class TiltToTopEigenvectorState(NamedTuple):
     """State of `tilt_to_top_eigenvector`.
 
     Attributes:
-      tilt_count: number of updates made; int32.
       eigenvalue: estimate λ of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
       eigenvector: unit vector v; like the parameters, float32 or wider. Before the first refresh, the random
         vector with which it begins, so short (about 1e-18) that a tilt to it is lost in rounding. To start
         from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
     """
 
-    tilt_count: jax.Array
     eigenvalue: jax.Array
     eigenvector: optax.Params
 
@@ -63,7 +61,7 @@ def tilt_to_top_eigenvector(
     num_iters: int = 5,
     solver: str = "power",
     decay: float = 0.0,
-    seed: int = 0,
+    key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Tilts a perturbation ε₀ towards the top eigenvector of the Hessian: ε = ε₀ + α s ‖ε₀‖ v⊥.
 
@@ -80,7 +78,7 @@ def tilt_to_top_eigenvector(
         `solver="power"`: a Krylov space does not change if a multiple of v is added. The first refresh has
         nothing to average. At the paper's cost, `interval=5, num_iters=1, decay=0.8` with a quarter of the
         batch in `curvature_fn` tracked better than its settings, with right labels (docs/claims.md).
-      seed: of the random start vector of the first refresh.
+      key: of the random start vector of the first refresh; an int or a key of `jax.random`.
 
     Returns:
       A gradient transformation ε₀ ↦ ε with `TiltToTopEigenvectorState`. The Hessian is that of the extra
@@ -120,9 +118,8 @@ def tilt_to_top_eigenvector(
 
     def init(params: optax.Params) -> TiltToTopEigenvectorState:
         return TiltToTopEigenvectorState(
-            tilt_count=jnp.zeros((), jnp.int32),
             eigenvalue=jnp.zeros((), tree_math.accumulation_dtype(params)),
-            eigenvector=start_vector(params, seed),
+            eigenvector=start_vector(params, key),
         )
 
     def update(
@@ -131,7 +128,9 @@ def tilt_to_top_eigenvector(
         params: optax.Params | None = None,
         *,
         loss: BatchLoss = NO_LOSS,
+        step_count: jax.Array | int = 0,
         refresh: bool | jax.Array | None = None,
+        grad: optax.Updates | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, TiltToTopEigenvectorState]:
         kept = (state.eigenvalue, state.eigenvector)
@@ -143,21 +142,38 @@ def tilt_to_top_eigenvector(
             num_iters=num_iters,
             decay=decay,
         )
-        eigenvalue, eigenvector = refreshed(refresh, state.tilt_count, interval, track, kept)
+        eigenvalue, eigenvector = refreshed(refresh, step_count, interval, track, kept)
 
-        length = tree_math.norm(updates)
-        along = tree_math.vdot(updates, eigenvector)
-        tilt = alpha * jnp.sign(along)
-        epsilon = tree_math.combine(
-            1 - tilt * along * tree_math.reciprocal_or_zero(length),
-            updates,
-            tilt * length,
-            eigenvector,
-        )
-        return epsilon, TiltToTopEigenvectorState(
-            tilt_count=optax.safe_increment(state.tilt_count),
-            eigenvalue=eigenvalue,
-            eigenvector=eigenvector,
-        )
+        epsilon = _tilted(updates, eigenvector, alpha, updates if grad is None else grad)
+        return epsilon, TiltToTopEigenvectorState(eigenvalue=eigenvalue, eigenvector=eigenvector)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.custom_jvp
+def _tilted(
+    epsilon: optax.Updates, eigenvector: optax.Params, alpha: float | jax.Array, grad: optax.Updates
+) -> optax.Updates:
+    """Returns ε₀ + α s ‖ε₀‖ v⊥. The gradient g counts for the derivative at ε₀ = 0 alone."""
+    length = tree_math.norm(epsilon)
+    along = tree_math.vdot(epsilon, eigenvector)
+    tilt = alpha * jnp.sign(along)
+    return tree_math.combine(
+        1 - tilt * along * tree_math.reciprocal_or_zero(length), epsilon, tilt * length, eigenvector
+    )
+
+
+@_tilted.defjvp
+def _tilted_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """At ρ = 0 the derivative is that from the right: as if ε₀ had the direction of g."""
+
+    def along_gradient(epsilon: Any, eigenvector: Any, alpha: Any, grad: Any) -> Any:
+        unit = tree_math.unit(grad)
+        length, along = tree_math.vdot(epsilon, unit), tree_math.vdot(unit, eigenvector)
+        tilt = alpha * jnp.sign(along)
+        return tree_math.combine(1 - tilt * along, epsilon, tilt * length, eigenvector)
+
+    result, tangent = jax.jvp(_tilted.fun, primals, tangents)
+    _, tangent_at_zero = jax.jvp(along_gradient, primals, tangents)
+    is_zero = tree_math.norm(primals[0]) == 0
+    return result, tree_math.where(is_zero, tangent_at_zero, tangent)

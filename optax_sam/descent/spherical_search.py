@@ -46,11 +46,9 @@ class SphericalSearchState(NamedTuple):
     """State of `spherical_search`.
 
     Attributes:
-      search_count: number of updates made; int32.
       alpha: α* of the last search, a scalar; 1 (SAM's direction) before the first.
     """
 
-    search_count: jax.Array
     alpha: jax.Array
 
 
@@ -60,7 +58,6 @@ def spherical_search(
     alpha_max: float = 2.0,
     num_alphas: int = 21,
     interval: int = 100,
-    batch_size: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Maps the gradient g' at w + ε to d = ‖g'‖ v(α*), where v(α*) is the worst direction on an arc.
 
@@ -71,8 +68,6 @@ def spherical_search(
       num_alphas: number of equidistant α from 0 to `alpha_max`, at least 2; 21 in the paper.
       interval: steps from one search to the next with `refresh=None`. The authors search at the first
         batch of every epoch (of 400 steps) and find that the interval hardly matters.
-      batch_size: number of losses evaluated at once. None: one after another, so that memory does not
-        depend on `num_alphas`.
 
     Returns:
       A gradient transformation g' ↦ d with `SphericalSearchState`, for the descent of `sharpness_aware`. It
@@ -107,10 +102,7 @@ def spherical_search(
     checks.check_interval(interval)
 
     def init(params: optax.Params) -> SphericalSearchState:
-        return SphericalSearchState(
-            search_count=jnp.zeros((), jnp.int32),
-            alpha=jnp.ones((), tree_math.accumulation_dtype(params)),
-        )
+        return SphericalSearchState(alpha=jnp.ones((), tree_math.accumulation_dtype(params)))
 
     def update(
         updates: optax.Updates,
@@ -119,6 +111,7 @@ def spherical_search(
         *,
         loss: BatchLoss = NO_LOSS,
         perturbation: optax.Updates | None = None,
+        step_count: jax.Array | int = 0,
         refresh: bool | jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SphericalSearchState]:
@@ -148,19 +141,17 @@ def spherical_search(
                     "`spherical_search` compares losses, so it needs `value_fn` even if `grad_fn` is"
                     " given: `tx.update(grads, state, params, value_fn=value_fn, grad_fn=grad_fn)`."
                 )
-            radius = radius_at(rho_max, state.search_count, "rho_max")
+            radius = radius_at(rho_max, step_count, "rho_max")
             alphas = jnp.linspace(0, alpha_max, num_alphas, dtype=state.alpha.dtype)
             value = lambda alpha: loss.value(tree_math.add(params, point(alpha, radius)))
             if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-                losses = jax.lax.map(value, alphas, batch_size=batch_size)
+                losses = jax.lax.map(value, alphas)
             else:  # Without `jit` the loop would be compiled again at every search.
                 losses = jnp.stack([value(alpha) for alpha in alphas])
             return _worst(alphas, losses, state.alpha)
 
-        alpha = refreshed(refresh, state.search_count, interval, search, state.alpha)
-        return point(alpha, length), SphericalSearchState(
-            search_count=optax.safe_increment(state.search_count), alpha=alpha
-        )
+        alpha = refreshed(refresh, step_count, interval, search, state.alpha)
+        return point(alpha, length), SphericalSearchState(alpha)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -80,7 +80,7 @@ def likely_cause(comparison: Comparison, products: np.ndarray) -> Cause:
             "Pass the gradient of the batch loss, `tx.update(grads, state, params, value_fn=value_fn)`.",
         )
     cosine, ratio = vg / math.sqrt(vv * gg), math.sqrt(vv / gg)
-    largest = int(products[:, 3].argmax())
+    largest = int(np.argmax(products[:, 3]))
     numbers = (
         f"cosine {cosine:.3f}, ratio of the norms {ratio:.3g}, {products[largest, 3] / dd:.0%} of the squared"
         f" difference in `params{comparison.paths[largest]}`"

@@ -2,13 +2,13 @@
 
 import optax
 
+from optax_sam import checks
 from optax_sam.ascent.steepest import steepest_ascent
 from optax_sam.ascent.weight_magnitude import Mask, weight_magnitude
-from optax_sam.checks import goes_in_front
 from optax_sam.sharpness_aware import sharpness_aware
 
 
-@goes_in_front
+@checks.goes_in_front
 def asam(
     rho: optax.ScalarOrSchedule = 0.5, eta: float = 0.01, *, mask: Mask | None = None, num_steps: int = 1
 ) -> optax.GradientTransformationExtraArgs:

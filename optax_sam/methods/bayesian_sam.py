@@ -21,7 +21,7 @@ def bayesian_sam(
     damping: float = 0.1,
     weight_decay: float = 2e-4,
     initial_precision: float = 1.0,
-    seed: int = 0,
+    key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Bayesian SAM: the posterior mean w and precision N s of a Gaussian, learnt as SAM and Adam would.
 
@@ -43,7 +43,7 @@ def bayesian_sam(
       damping: δ; 0.1 in the authors' code.
       weight_decay: λ, the prior's precision divided by N; 40/200,000 in the authors' experiments.
       initial_precision: s at first; 1 in the authors' code.
-      seed: of the samples θ.
+      key: of the samples θ; an int or a key of `jax.random`.
 
     Returns:
       A gradient transformation to put in front of `optax.scale_by_learning_rate`; 0.5 in the authors'
@@ -82,7 +82,7 @@ def bayesian_sam(
         damping=damping,
         weight_decay=weight_decay,
         initial_precision=initial_precision,
-        seed=seed,
+        key=key,
     )
 
     def momentum(

@@ -1,14 +1,15 @@
 """Eigen-SAM: SAM's ε tilted towards the top eigenvector of the Hessian."""
 
+import jax
 import optax
 
+from optax_sam import checks
 from optax_sam.ascent.steepest import steepest_ascent
 from optax_sam.ascent.top_eigenvector import tilt_to_top_eigenvector
-from optax_sam.checks import goes_in_front
 from optax_sam.sharpness_aware import sharpness_aware
 
 
-@goes_in_front
+@checks.goes_in_front
 def eigen_sam(
     rho: optax.ScalarOrSchedule = 0.05,
     alpha: float = 0.2,
@@ -17,7 +18,7 @@ def eigen_sam(
     num_iters: int = 5,
     solver: str = "power",
     decay: float = 0.0,
-    seed: int = 0,
+    key: jax.Array | int = 0,
     num_steps: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Eigen-SAM: SAM's ε tilted towards the top eigenvector of the Hessian.
@@ -34,7 +35,7 @@ def eigen_sam(
       solver: "power" (the authors') or "lanczos"; see `tilt_to_top_eigenvector`.
       decay: of a running mean of the products over the refreshes, see `tilt_to_top_eigenvector`; 0 is the
         authors' rule.
-      seed: of the random start vector.
+      key: of the random start vector; an int or a key of `jax.random`.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
 
     Returns:
@@ -63,6 +64,6 @@ def eigen_sam(
       <https://arxiv.org/abs/2501.12666>`_, 2024
     """
     tilt = tilt_to_top_eigenvector(
-        alpha, interval=interval, num_iters=num_iters, solver=solver, decay=decay, seed=seed
+        alpha, interval=interval, num_iters=num_iters, solver=solver, decay=decay, key=key
     )
     return sharpness_aware(optax.chain(steepest_ascent(rho), tilt), num_steps=num_steps)

@@ -2,13 +2,13 @@
 
 import optax
 
+from optax_sam import checks
 from optax_sam.ascent.fisher import fisher_information
 from optax_sam.ascent.steepest import steepest_ascent
-from optax_sam.checks import goes_in_front
 from optax_sam.sharpness_aware import sharpness_aware
 
 
-@goes_in_front
+@checks.goes_in_front
 def fisher_sam(
     rho: optax.ScalarOrSchedule = 0.1, eta: float = 1.0, *, num_steps: int = 1
 ) -> optax.GradientTransformationExtraArgs:

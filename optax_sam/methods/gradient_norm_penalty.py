@@ -1,5 +1,6 @@
 """Gradient norm penalty: the gradient of L + ρ ‖∇L‖, which SAM approximates."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +18,10 @@ class GradientNormPenaltyState(NamedTuple):
     """State of `gradient_norm_penalty`.
 
     Attributes:
-      penalty_count: number of updates made, for a schedule of `rho`; int32.
+      step_count: number of updates made, for a schedule of `rho`; int32.
     """
 
-    penalty_count: jax.Array
+    step_count: jax.Array
 
 
 @checks.goes_in_front
@@ -75,15 +76,18 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         grad_fn: GradFn | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNormPenaltyState]:
         checks.check_params(updates, params)
         loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness)
         loss.check_passed(updates)
+        if observe is not None:
+            observe(perturbation=None, ascent_value=None)
         gradient = loss.average(updates)
         product = hessian_vector_product(loss.gradient, params, tree_math.unit(gradient))
         one = jnp.ones((), tree_math.accumulation_dtype(updates))
-        direction = tree_math.combine(one, gradient, radius_at(rho, state.penalty_count) * one, product)
-        return direction, GradientNormPenaltyState(optax.safe_increment(state.penalty_count))
+        direction = tree_math.combine(one, gradient, radius_at(rho, state.step_count) * one, product)
+        return direction, GradientNormPenaltyState(optax.safe_increment(state.step_count))
 
     return optax.GradientTransformationExtraArgs(init, update)

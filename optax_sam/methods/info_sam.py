@@ -2,20 +2,19 @@
 
 import optax
 
+from optax_sam import checks
 from optax_sam.ascent.gradient_noise import gradient_noise
 from optax_sam.ascent.steepest import steepest_ascent
-from optax_sam.checks import goes_in_front
 from optax_sam.sharpness_aware import sharpness_aware
 
 
-@goes_in_front
+@checks.goes_in_front
 def info_sam(
     rho: optax.ScalarOrSchedule = 0.05,
     decay: float = 0.9,
     *,
     variance_decay: float = 0.99,
-    damping: float | None = None,
-    relative_damping: float = 1.0,
+    damping: float = 1.0,
     power: float = 1.0,
     across_devices: bool = False,
     num_steps: int = 1,
@@ -28,8 +27,7 @@ def info_sam(
       rho: radius ρ.
       decay: decay of the running mean of the gradient; see `gradient_noise`.
       variance_decay: decay of the running mean of the variance; 0 in the authors' early code.
-      damping: added to the variance. None: `relative_damping` times its mean. 0 in the authors' early code.
-      relative_damping: see `gradient_noise`.
+      damping: added to the variance, in units of its mean over all parameters; 0 in the authors' early code.
       power: C = (σ² + δ)^(-power).
       across_devices: whether to estimate σ² from the gradients of the devices; needs `m_sharpness=True` at
         `update`.
@@ -55,7 +53,6 @@ def info_sam(
         decay,
         variance_decay=variance_decay,
         damping=damping,
-        relative_damping=relative_damping,
         power=power,
         across_devices=across_devices,
     )

@@ -2,12 +2,12 @@
 
 import optax
 
-from optax_sam.checks import goes_in_front
+from optax_sam import checks
 from optax_sam.methods.sam import sam
 from optax_sam.reuse import reuse
 
 
-@goes_in_front
+@checks.goes_in_front
 def look_sam(
     rho: optax.ScalarOrSchedule = 0.1, alpha: float = 0.2, *, interval: int = 5, num_steps: int = 1
 ) -> optax.GradientTransformationExtraArgs:

@@ -2,12 +2,12 @@
 
 import optax
 
+from optax_sam import checks
 from optax_sam.ascent.steepest import steepest_ascent
-from optax_sam.checks import goes_in_front
 from optax_sam.one_gradient import one_gradient
 
 
-@goes_in_front
+@checks.goes_in_front
 def momentum_sam(
     rho: optax.ScalarOrSchedule = 3.0, decay: float = 0.9
 ) -> optax.GradientTransformationExtraArgs:

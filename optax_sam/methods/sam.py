@@ -2,12 +2,12 @@
 
 import optax
 
+from optax_sam import checks
 from optax_sam.ascent.steepest import steepest_ascent
-from optax_sam.checks import goes_in_front
 from optax_sam.sharpness_aware import sharpness_aware
 
 
-@goes_in_front
+@checks.goes_in_front
 def sam(rho: optax.ScalarOrSchedule = 0.05, *, num_steps: int = 1) -> optax.GradientTransformationExtraArgs:
     """Sharpness-aware minimisation: ε = ρ g/‖g‖, d = ∇L(w + ε).
 

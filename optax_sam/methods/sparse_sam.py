@@ -2,13 +2,13 @@
 
 import optax
 
+from optax_sam import checks
 from optax_sam.ascent.sparse_mask import fisher_mask
 from optax_sam.ascent.steepest import steepest_ascent
-from optax_sam.checks import goes_in_front
 from optax_sam.sharpness_aware import sharpness_aware
 
 
-@goes_in_front
+@checks.goes_in_front
 def sparse_sam(
     rho: optax.ScalarOrSchedule = 0.1,
     mask: optax.GradientTransformation | None = None,
@@ -41,4 +41,5 @@ def sparse_sam(
       <https://arxiv.org/abs/2210.05177>`_, 2022
     """
     stage = fisher_mask(0.5) if mask is None else mask
+    checks.check_keeps_signs("mask", stage, "a stage ε ↦ M ⊙ ε such as `optax_sam.fisher_mask(0.5)`")
     return sharpness_aware(optax.chain(steepest_ascent(rho), stage), num_steps=num_steps)

@@ -2,13 +2,13 @@
 
 import optax
 
+from optax_sam import checks
 from optax_sam.ascent.steepest import steepest_ascent
-from optax_sam.checks import goes_in_front
 from optax_sam.descent.spherical_search import spherical_search
 from optax_sam.sharpness_aware import sharpness_aware
 
 
-@goes_in_front
+@checks.goes_in_front
 def xsam(
     rho: optax.ScalarOrSchedule = 0.15,
     rho_max: optax.ScalarOrSchedule = 0.3,

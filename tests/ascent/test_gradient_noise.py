@@ -57,31 +57,27 @@ def reference(gradients, decay, variance_decay):
     return np.stack(means), np.stack(variances)
 
 
-@given(gradients=gradients, decay=fractions, variance_decay=fractions, damping=positive, power=positive)
-def test_mean_variance_and_diagonal(gradients, decay, variance_decay, damping, power):
-    power /= 10
-    diagonal, mean, variance, count = observe(
-        gradients, decay=decay, variance_decay=variance_decay, damping=damping, power=power
-    )
+@given(gradients=gradients, decay=fractions, variance_decay=fractions)
+def test_mean_and_variance(gradients, decay, variance_decay):
+    _, mean, variance, count = observe(gradients, decay=decay, variance_decay=variance_decay)
     means, variances = reference(gradients, decay, variance_decay)
     np.testing.assert_allclose(mean, means, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(variance, variances, rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(diagonal, (variances + damping) ** -power, rtol=1e-8)
     np.testing.assert_array_equal(count, np.arange(1, STEPS + 1))
 
 
-@given(gradients=gradients, decay=fractions, relative_damping=positive, power=positive)
-def test_relative_damping_and_power(gradients, decay, relative_damping, power):
+@given(gradients=gradients, decay=fractions, damping=positive, power=positive)
+def test_damping_and_power(gradients, decay, damping, power):
     power /= 10
-    diagonal, *_ = observe(gradients, decay=decay, relative_damping=relative_damping, power=power)
+    diagonal, *_ = observe(gradients, decay=decay, damping=damping, power=power)
     _, variances = reference(gradients, decay, 0.99)
-    damped = variances + relative_damping * variances.mean(axis=1, keepdims=True)
+    damped = variances + damping * variances.mean(axis=1, keepdims=True)
     is_noisy = variances.mean(axis=1) > 1e-6
     np.testing.assert_allclose(diagonal[is_noisy], damped[is_noisy] ** -power, rtol=1e-8)
 
 
 @given(gradients=gradients, decay=fractions, scale=positive)
-def test_relative_damping_does_not_depend_on_the_scale_of_the_loss(gradients, decay, scale):
+def test_damping_does_not_depend_on_the_scale_of_the_loss(gradients, decay, scale):
     """C is scaled by one number, which `steepest_ascent` divides out again."""
     diagonal, _, variance, _ = observe(gradients, decay=decay)
     scaled, *_ = observe(scale * gradients, decay=decay)
@@ -112,11 +108,10 @@ def test_coordinate_without_noise_is_bounded_by_the_rounding_error_of_the_mean()
     np.testing.assert_allclose(diagonal[1], 1 / np.array([1.8**2] + [EPS * 1.8**2 / 5] * 4), rtol=1e-12)
 
 
-@pytest.mark.parametrize("damping", [None, 0.0, 0.5])
+@pytest.mark.parametrize("damping", [0.0, 0.5, 1.0])
 def test_no_noise_prefers_no_coordinate(damping):
-    kwargs = {} if damping is None else {"damping": damping}
-    diagonal, *_ = observe(np.tile(np.arange(5.0), (3, 1)), **kwargs)
-    np.testing.assert_array_equal(diagonal[1:], np.full((2, SIZE), 2.0 if damping else 1.0))
+    diagonal, *_ = observe(np.tile(np.arange(5.0), (3, 1)), damping=damping)
+    np.testing.assert_array_equal(diagonal[1:], np.ones((2, SIZE)))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

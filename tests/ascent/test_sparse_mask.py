@@ -33,8 +33,8 @@ def test_the_largest_scores_are_kept_and_equal_ones_together(scores, num_kept, d
 
 def masks(stage, num_refreshes=3):
     state, found = stage.init(MANY), []
-    for _ in range(num_refreshes):
-        masked, state = stage.update(MANY, state, grad=MANY, refresh=True)
+    for count in range(num_refreshes):
+        masked, state = stage.update(MANY, state, grad=MANY, refresh=True, step_count=count)
         np.testing.assert_array_equal(masked, jnp.where(state.mask, MANY, 0))
         found.append(np.asarray(state.mask))
     return found
@@ -74,3 +74,29 @@ def test_between_refreshes_the_mask_stays():
     _, state = stage.update(MANY, stage.init(MANY), refresh=True)
     _, later = stage.update(MANY, state, refresh=False)
     np.testing.assert_array_equal(state.mask, later.mask)
+
+
+MASKS = [optax_sam.random_mask, optax_sam.fisher_mask, optax_sam.dynamic_mask]
+
+
+@pytest.mark.parametrize("make", MASKS)
+def test_before_the_first_refresh_the_mask_is_random(make):
+    stage = make(0.3)
+    masked, state = stage.update(MANY, stage.init(MANY), grad=MANY, refresh=False)
+    assert (np.asarray(masked) != 0).mean() == pytest.approx(0.7, abs=0.02)
+    abstract = jax.eval_shape(lambda: MANY)
+    np.testing.assert_array_equal(stage.init(abstract).mask, state.mask)
+
+
+@pytest.mark.parametrize("make", MASKS)
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_leaves_the_mask_alone(make, count, bad):
+    """Of NaN nothing is among the largest, so the mask was empty until the next refresh."""
+    stage = make(0.3)
+    state = stage.init(MANY)
+    if count:
+        _, state = stage.update(MANY, state, grad=MANY, refresh=True)
+    broken = MANY.at[3, 3].set(bad)
+    _, after = stage.update(broken, state, grad=broken, refresh=True, step_count=count)
+    np.testing.assert_array_equal(after.mask, state.mask)

@@ -53,7 +53,7 @@ def test_no_feasible_point_is_better(g, c, t, rho, seed):
 
 @jax.jit
 def perturb_in_a_cube(gradient, rho, c, t):
-    ascent = optax_sam.steepest_ascent(rho, objective=constant(c), constraint=constant(t), order=math.inf)
+    ascent = optax_sam.steepest_ascent(rho, objective=constant(c), constraint=constant(t), ord=math.inf)
     gradient = unflat(gradient)
     return flat(ascent.update(gradient, ascent.init(gradient), gradient)[0])
 
@@ -68,8 +68,10 @@ def test_in_a_cube_no_corner_is_better(g, c, t, rho):
 
 @pytest.mark.parametrize("order", [1, 0, -1, "inf", None])
 def test_other_orders_are_refused(order):
-    with pytest.raises(ValueError, match=r"`order` is that of the norm .* must be 2 or `math\.inf`, got"):
-        optax_sam.steepest_ascent(0.1, order=order)
+    with pytest.raises(
+        ValueError, match=r"`ord` is the order of the norm .* must be the number 2 or `math\.inf`"
+    ):
+        optax_sam.steepest_ascent(0.1, ord=order)
 
 
 @given(g=nonzero_vectors, c=diagonals, t=diagonals, rho=positive)
@@ -95,12 +97,12 @@ def test_zero_gradient_gives_zero(c, t):
     np.testing.assert_array_equal(perturb(np.zeros(SIZE), 1.0, c, t), 0.0)
 
 
-def test_schedule_counts_updates():
+def test_a_stage_alone_goes_by_the_step_count_that_it_is_passed():
     ascent = optax_sam.steepest_ascent(lambda count: 1.0 + count)
     gradient = jnp.asarray([3.0, 4.0])
     state = ascent.init(gradient)
     for step in range(3):
-        epsilon, state = ascent.update(gradient, state, gradient)
+        epsilon, state = ascent.update(gradient, state, gradient, **({"step_count": step} if step else {}))
         np.testing.assert_allclose(epsilon, (1.0 + step) * gradient / 5, rtol=1e-12)
 
 
@@ -109,7 +111,9 @@ def test_schedule_counts_updates():
     "make",
     [
         optax_sam.steepest_ascent,
-        lambda schedule: optax.inject_hyperparams(optax_sam.steepest_ascent)(rho=schedule),
+        lambda schedule: optax.inject_hyperparams(
+            optax_sam.steepest_ascent, static_args=("ord", "layerwise")
+        )(rho=schedule),
         lambda schedule: optax.chain(optax_sam.steepest_ascent(1.0), optax.scale_by_schedule(schedule)),
     ],
     ids=["own", "inject_hyperparams", "scale_by_schedule"],
@@ -123,7 +127,7 @@ def test_all_ascents_of_a_step_use_the_radius_of_that_step(make, num_steps):
     for step in range(3):
         epsilon, state = gradient_and_update(tx, state, gradient, lambda w: w @ gradient)
         np.testing.assert_allclose(epsilon, (1.0 + step) * gradient / 5, rtol=1e-12)
-    assert optax.tree.get(state, "ascent_count") == 3
+    assert optax.tree.get(state, "step_count") == 3
 
 
 @jax.jit

@@ -2,12 +2,11 @@
 
 import pytest
 
+from tests import xla
 from tests.benchmarks import parallel_worker
 from tests.devices.processes import Process, checks_of, result
 
 TOLERANCE = 1e-5  # float32; parameters are of order 1
-# XLA's older emitter of loops, in which the worker's many programs compile in half the time.
-QUICK = "--xla_cpu_use_fusion_emitters=false"
 
 every_layout = pytest.mark.parametrize("layout", parallel_worker.LAYOUTS)
 every_method = pytest.mark.parametrize("method", parallel_worker.METHODS)
@@ -18,7 +17,8 @@ def checks(data_dir, tmp_path_factory):
     """What the worker found, by the name of the check."""
     folders = map(str, (data_dir, tmp_path_factory.mktemp("runs")))
     num_devices = parallel_worker.NUM_DEVICES
-    worker = Process("tests.benchmarks.parallel_worker", *folders, num_devices=num_devices, xla_flags=QUICK)
+    flags = xla.quick_flags()  # for the worker's many programs
+    worker = Process("tests.benchmarks.parallel_worker", *folders, num_devices=num_devices, xla_flags=flags)
     try:
         return checks_of(worker)
     finally:

@@ -149,7 +149,7 @@ CASES = [
     xsam_case("xsam, 3 steps", 0.6, 1.0, num_steps=3),
     xsam_case("xsam, own interval", 0.3, 0.6, by_interval=True, refresh_steps=(0, 4, 8, 12)),
     Case("sam, layerwise", lambda: steepest(0.1, layerwise=True), lambda: rules.LayerwiseSam(0.1)),
-    Case("sam, order inf", lambda: steepest(0.02, order=math.inf), lambda: rules.SignSam(0.02)),
+    Case("sam, ord inf", lambda: steepest(0.02, ord=math.inf), lambda: rules.SignSam(0.02)),
     Case("vasso", lambda: optax_sam.vasso(0.2, 0.4), lambda: rules.Vasso(0.2, 0.4)),
     Case(
         "friendly_sam",

@@ -32,7 +32,7 @@ from optax_sam import tree_math
 ESTIMATORS: dict[str, dict[str, float] | None] = {
     "sam": None,
     "info_sam": {},
-    "less_damping": {"relative_damping": 0.01},
+    "less_damping": {"damping": 0.01},
     "square_root": {"power": 0.5},
     "early_code": {"variance_decay": 0.0, "damping": 0.0},
 }
