@@ -290,6 +290,19 @@ def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
             )
 
 
+def check_loss(value_fn: Any, params: optax.Params) -> None:
+    """Raises unless `value_fn` is a function, and `params` what a method takes: for what measures a loss."""
+    if not callable(value_fn):
+        are_swapped = (
+            " The two first arguments are swapped: `f(value_fn, params)`." if callable(params) else ""
+        )
+        raise TypeError(
+            "`value_fn` must be a function of the parameters, `value_fn(params)`, or with `batches` of a"
+            f" batch too, `value_fn(params, batch)`, got {_kind(value_fn)}.{are_swapped}"
+        )
+    check_params(params, params)
+
+
 def check_vector(name: str, vector: Any, params: optax.Params) -> None:
     """Raises unless `vector` has the tree structure and shapes of `params`, and real numbers."""
     structures: tuple[Any, Any] = (jax.tree.structure(vector), jax.tree.structure(params))
@@ -305,10 +318,11 @@ def check_vector(name: str, vector: Any, params: optax.Params) -> None:
                 f"{name} must have the shapes of the parameters, got {jnp.shape(leaf)} for {where} of"
                 f" {jnp.shape(param)}."
             )
-        dtype = jax.dtypes.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
             raise TypeError(
-                f"{name} must have real floating-point numbers, like the parameters, got {dtype} for {where}."
+                f"{name} must be made of arrays of real numbers, like the parameters, got"
+                f" {type(leaf).__name__ if dtype is None else dtype} for {where}."
             )
 
 

@@ -148,7 +148,7 @@ def sample_params(
     checks.check_params(params, params)
     checks.check_vector("`precision`", precision, params)
     checks.check_number("num_examples", num_examples, low=1)
-    return _sample(tree_math.random_key(key), params, precision, num_examples)
+    return _sample(tree_math.random_key(key), params, tree_math.full_precision(precision), num_examples)
 
 
 def _sample(key: jax.Array, params: optax.Params, precision: optax.Params, num_examples: int) -> optax.Params:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import tree_math
+from optax_sam import checks, tree_math
 from optax_sam.batches import over_batches
 from optax_sam.curvature.krylov import MatVec
 from optax_sam.devices import AxisName
@@ -42,6 +42,9 @@ def hvp(
     Returns:
       A pytree like `params`, float32 or wider.
 
+    Raises:
+      ValueError: if `vector` is not like `params`.
+
     Cost: about two gradients, and no more memory than two.
 
     Example:
@@ -50,6 +53,8 @@ def hvp(
       >>> curvature.hvp(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()
       [4.0, 2.0]
     """
+    checks.check_loss(value_fn, params)
+    checks.check_vector("`vector`", vector, params)
     return hessian_vector_product(BatchLoss(value_fn, axis_name=axis_name).gradient, params, vector)
 
 
@@ -88,6 +93,9 @@ def third_derivative(
     Returns:
       A pytree like `params`, float32 or wider.
 
+    Raises:
+      ValueError: if `vector` is not like `params`.
+
     Cost: about four gradients, and no more memory than four.
 
     Example: the eigenvalue 2 w₁ of the Hessian of w₀² w₁ at w₀ = 0.
@@ -97,6 +105,8 @@ def third_derivative(
       >>> curvature.third_derivative(value_fn, jnp.array([0.0, 3.0]), jnp.array([1.0, 0.0])).tolist()
       [0.0, 2.0]
     """
+    checks.check_loss(value_fn, params)
+    checks.check_vector("`vector`", vector, params)
     gradient = BatchLoss(value_fn, axis_name=axis_name).gradient
     return derivatives_along(gradient, params, vector)[2]
 
@@ -149,6 +159,7 @@ def hessian_operator(
       >>> round(float(matvec(jnp.ones(()))), 4)  # 2 (1 + 4 + 9) / 3
       9.3333
     """
+    checks.check_loss(value_fn, params)
     product = over_batches(hvp, value_fn, batches, zeros=lambda: tree_math.zeros_like(params))
     return lambda vector: product(params, vector)
 
@@ -177,6 +188,9 @@ def gauss_newton_loss(
       >>> bool(jnp.allclose(product, 2 * jnp.cos(w) ** 2))
       True
     """
+    for name, function in {"model_fn": model_fn, "loss_fn": loss_fn}.items():
+        if not callable(function):
+            raise TypeError(f"`{name}` must be a function, got {type(function).__name__}.")
 
     def value_fn(params: optax.Params, *batch: Any) -> jax.Array:
         point = jax.lax.stop_gradient(params)

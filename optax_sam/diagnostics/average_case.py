@@ -88,6 +88,7 @@ def average_case_sharpness(
       >>> bool(abs(found.estimate - 1000 * (jnp.exp(-0.1**2 / 2) - 1)) < 3 * found.standard_error)
       True
     """
+    checks.check_loss(value_fn, params)
     checks.check_number("sigma", sigma)
     check_ball(0, 2, constraint)
     checks.check_count("num_samples", num_samples)

@@ -59,7 +59,8 @@ def filter_normalised(
       >>> jnp.sum(found["kernel"] ** 2, axis=0).round(2).tolist(), found["bias"].tolist()
       ([25.0, 1.0], [0.0, 0.0])
     """
-    checks.check_gradient("`direction`", direction, params)
+    checks.check_params(params, params)
+    checks.check_vector("`direction`", direction, params)
 
     def normalised(d: jax.Array, w: jax.Array) -> jax.Array:
         if w.ndim <= 1:
@@ -99,6 +100,7 @@ def random_directions(
       >>> round(float(jnp.sum(d1["kernel"] ** 2)), 4), float(jnp.sum(d1["bias"] ** 2))
       (12.0, 0.0)
     """
+    checks.check_params(params, params)
     checks.check_count("num", num)
     like = tree_math.full_precision(params)
     keys = [jax.random.fold_in(tree_math.random_key(key), i) for i in range(num)]
@@ -149,8 +151,9 @@ def plane_through(solutions: Sequence[optax.Params]) -> Plane:
             " `loss_surface(value_fn, w_0, [jax.tree.map(jnp.subtract, w_1, w_0)])`."
         )
     origin, *others = solutions
-    for other in others:
-        checks.check_gradient("Each of `solutions`", other, origin)
+    for solution in solutions:
+        checks.check_params(solution, solution)
+        checks.check_vector("Each of `solutions`", solution, origin)
     differences = [
         jax.tree.map(jnp.subtract, tree_math.full_precision(x), tree_math.full_precision(origin))
         for x in others
@@ -193,7 +196,8 @@ def path_plane(path: Sequence[optax.Params]) -> Plane:
         )
     origin = path[-1]
     for point in path:
-        checks.check_gradient("Each point of `path`", point, origin)
+        checks.check_params(point, point)
+        checks.check_vector("Each point of `path`", point, origin)
     steps = [
         jax.tree.map(jnp.subtract, tree_math.full_precision(x), tree_math.full_precision(origin))
         for x in path
@@ -247,7 +251,8 @@ def gradient_plane(
       Chen and Zhou, `Revisiting sharpness-aware minimization: a more faithful and effective
       implementation <https://arxiv.org/abs/2603.10048>`_, 2026
     """
-    checks.check_gradient("`perturbation`", perturbation, params)
+    checks.check_loss(value_fn, params)
+    checks.check_vector("`perturbation`", perturbation, params)
     w, epsilon = tree_math.full_precision(params), tree_math.full_precision(perturbation)
     evaluate = value_and_gradient_over(value_fn, w, batches)
     first, second = evaluate(w)[1], evaluate(tree_math.add(w, epsilon))[1]

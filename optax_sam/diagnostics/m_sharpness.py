@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import tree_math
+from optax_sam import checks, tree_math
 from optax_sam.batches import compiled, count_examples, of_batch, value_and_gradient
 from optax_sam.diagnostics.ball import check_ball
 from optax_sam.diagnostics.worst_case import check_ascents, search_around
@@ -87,6 +87,7 @@ def m_sharpness(
       ...  for m in (4, 2, 1)]
       [0.0, 2.0, 2.0]
     """
+    checks.check_loss(value_fn, params)
     check_ball(rho, ord, constraint)
     check_ascents(num_iters, num_ascents)
     num_ascents = 1 if num_iters == 1 else num_ascents

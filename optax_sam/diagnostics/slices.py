@@ -70,6 +70,7 @@ def loss_surface(
       >>> line.values.tolist()
       [0.0, 4.5, 18.0]
     """
+    checks.check_loss(value_fn, params)
     directions = _checked_directions(directions, params)
     axes = _checked_coordinates(coordinates, len(directions), tree_math.accumulation_dtype(params))
     points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
@@ -100,7 +101,7 @@ def _checked_directions(directions: Sequence[optax.Params], params: optax.Params
             " a line write `loss_surface(value_fn, params, [direction])`."
         )
     for direction in directions:
-        checks.check_gradient("Each of `directions`", direction, params)
+        checks.check_vector("Each of `directions`", direction, params)
     return tuple(directions)
 
 
