@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, order, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss
 from optax_sam.refresh import refreshed
@@ -107,6 +107,8 @@ def reuse(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReuseState]:
         checks.check_params(updates, params)
+        checks.check_spelling(extra_args)
+        order.check_nothing_in_between(updates, params)
         if observe is not None:
             observe(perturbation=None, ascent_value=None)  # Until the method says more.
             extra_args["observe"] = observe
