@@ -4,11 +4,12 @@
 except for numbers that fix the shape of the program, which must be Python integers.
 """
 
+import difflib
 import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -19,6 +20,20 @@ import optax
 from optax_sam.devices import AxisName, axis_names, tracked, varies_over
 
 Number = int | float | np.number
+# The extra arguments of `update` that users pass.
+OF_UPDATE = (
+    "value_fn",
+    "grad_fn",
+    "curvature_fn",
+    "clean_value_fn",
+    "refresh",
+    "record",
+    "axis_name",
+    "m_sharpness",
+    "observe",
+)
+# Names that others use: Optax's line searches, and what one would call a number.
+NOT_MISSPELT = ("value", "curvature", "sharpness")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -160,6 +175,20 @@ def check_not_a_stage(extra_args: dict[str, Any]) -> None:
             " gradient to a perturbation (`steepest_ascent(rho)`) or to a direction"
             " (`spherical_search(rho_max)`): `sharpness_aware(steepest_ascent(rho))` is `sam(rho)`."
         )
+
+
+def check_spelling(extra_args: Collection[str]) -> None:
+    """Raises if an extra argument of `update`, of which others are ignored, is nearly one of ours."""
+    plain = lambda name: name.lower().replace("_", "").replace("function", "fn").replace("func", "fn")
+    ours = {plain(name): name for name in OF_UPDATE}
+    for name in extra_args:
+        if name in OF_UPDATE or name in NOT_MISSPELT:
+            continue
+        if meant := difflib.get_close_matches(plain(name), ours, 1, cutoff=0.82):
+            raise TypeError(
+                f"`update` got `{name}`, which no method knows, so it would be ignored. Did you mean"
+                f" `{ours[meant[0]]}`?"
+            )
 
 
 def check_interval(interval: Any, argument: str = "refresh") -> None:
