@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks
+from optax_sam import checks, order
 from optax_sam.loss import BatchLoss
 from optax_sam.masks import Mask, resolved
 
@@ -94,6 +94,7 @@ def masked(inner: optax.GradientTransformation, mask: Mask) -> optax.GradientTra
         if "ascent_step" in extra_args:
             others = jax.tree.map(jnp.zeros_like, updates)
         else:
+            order.check_nothing_in_between(updates, params)
             loss = BatchLoss(axis_name=axis_name, m_sharpness=m_sharpness)
             loss.check_passed(updates)
             others = loss.average(updates)

@@ -185,6 +185,22 @@ def track_eigenpair(
     Returns:
       Eigenvalue and unit eigenvector; `last` if nothing finite was found.
     """
+    found, is_usable = improved_eigenpair(
+        last, gradient_fn, params, solver=solver, num_iters=num_iters, decay=decay
+    )
+    return tree_math.where(is_usable, found, last)
+
+
+def improved_eigenpair(
+    last: tuple[jax.Array, optax.Params],
+    gradient_fn: Callable[[optax.Params], optax.Updates],
+    params: optax.Params,
+    *,
+    solver: str,
+    num_iters: int,
+    decay: float | jax.Array = 0.0,
+) -> tuple[tuple[jax.Array, optax.Params], jax.Array]:
+    """Returns what `track_eigenpair` looks for, and whether it is finite and a vector."""
     product = matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
     if not isinstance(decay, Number) or decay != 0:
         # Before the first refresh, and with a start vector of one's own, λ is 0: there is no mean yet.
@@ -194,5 +210,4 @@ def track_eigenpair(
     longer = tree_math.scale(jnp.where(length < 1e-6, 1 / START_SCALE, 1), last[1])
     start = tree_math.where(length == 0, jax.tree.map(jnp.ones_like, last[1]), longer)
     found = SOLVERS[solver](matvec, start, num_iters)
-    is_usable = jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)
-    return tree_math.where(is_usable, found, last)
+    return found, jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)
