@@ -14,7 +14,7 @@ import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, ritz_pairs, tridiagonalise
-from optax_sam.curvature.products import hessian_operator, hessian_vector_product
+from optax_sam.curvature.products import check_second_derivative, hessian_operator, hessian_vector_product
 from optax_sam.progress import counted
 
 # Of the start vector. A power of two, so that the vector is the same but for its length.
@@ -201,6 +201,7 @@ def improved_eigenpair(
     decay: float | jax.Array = 0.0,
 ) -> tuple[tuple[jax.Array, optax.Params], jax.Array]:
     """Returns what `track_eigenpair` looks for, and whether it is finite and a vector."""
+    check_second_derivative(gradient_fn, params, last[1])
     product = matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
     if not isinstance(decay, Number) or decay != 0:
         # Before the first refresh, and with a start vector of one's own, λ is 0: there is no mean yet.

@@ -10,7 +10,7 @@ every function of `optax_sam.curvature` measures G. If ℓ is the cross-entropy 
 is also the Fisher information matrix of the model.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +22,16 @@ from optax_sam.batches import over_batches
 from optax_sam.curvature.krylov import MatVec
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, ValueFn
+
+NO_SECOND_DERIVATIVE = (
+    "The loss has a gradient but no second derivative in forward mode, of which Hessian-vector products"
+    " are made (`eigen_sam`, `gradient_norm_penalty`, `monitor` with curvature, `optax_sam.curvature`). It"
+    " contains a function with a derivative rule of its own: `jax.custom_vjp`, an attention kernel of"
+    " Pallas, an adjoint of an ODE solver. Use the curvature of a loss without it, in plain JAX:"
+    " `tx.update(grads, state, params, value_fn=value_fn, curvature_fn=reference)`. If the rule can be"
+    ' differentiated in reverse mode, see "Losses without a second derivative" in the documentation,'
+    " docs/recipes/second_derivatives.md."
+)
 
 
 def hvp(
@@ -55,7 +65,9 @@ def hvp(
     """
     checks.check_loss(value_fn, params)
     checks.check_vector("`vector`", vector, params)
-    return hessian_vector_product(BatchLoss(value_fn, axis_name=axis_name).gradient, params, vector)
+    gradient = BatchLoss(value_fn, axis_name=axis_name).gradient
+    check_second_derivative(gradient, params, vector)
+    return hessian_vector_product(gradient, params, vector)
 
 
 def hessian_vector_product(
@@ -70,6 +82,33 @@ def hessian_vector_product(
     """
     _, product = jax.jvp(gradient_fn, (params,), (tree_math.cast_like(vector, params),))
     return jax.tree.map(lambda x: x.astype(tree_math.accumulation_dtype(x)), product)
+
+
+def check_second_derivative(
+    gradient_fn: Callable[[optax.Params], optax.Updates], params: optax.Params, vector: optax.Params
+) -> None:
+    """Raises if a gradient has no derivative in forward mode. It is traced once more, and not computed."""
+    product = lambda v: jax.jvp(gradient_fn, (params,), (tree_math.cast_like(v, params),))[1]
+    try:
+        program = jax.make_jaxpr(product)(vector)
+    except Exception as error:
+        try:
+            jax.eval_shape(gradient_fn, params)
+        except Exception:
+            return  # The gradient itself fails, and says why.
+        raise TypeError(NO_SECOND_DERIVATIVE) from error
+    # So JAX marks where a `custom_vjp` is met; the error would come when the step is compiled.
+    if "custom_lin" in _primitives(program.jaxpr):
+        raise TypeError(NO_SECOND_DERIVATIVE)
+
+
+def _primitives(program: Any) -> Iterator[str]:
+    """Yields the names of all operations of a program."""
+    is_program = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    for equation in program.eqns:
+        yield equation.primitive.name
+        for inner in filter(is_program, jax.tree.leaves(equation.params, is_leaf=is_program)):
+            yield from _primitives(getattr(inner, "jaxpr", inner))
 
 
 def third_derivative(
@@ -108,6 +147,7 @@ def third_derivative(
     checks.check_loss(value_fn, params)
     checks.check_vector("`vector`", vector, params)
     gradient = BatchLoss(value_fn, axis_name=axis_name).gradient
+    check_second_derivative(gradient, params, vector)
     return derivatives_along(gradient, params, vector)[2]
 
 
