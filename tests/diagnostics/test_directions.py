@@ -41,6 +41,40 @@ def test_every_filter_has_the_length_of_that_of_the_parameters(axis):
             )
 
 
+def test_stacked_layers_have_the_directions_of_layers_apart():
+    """By name: scanned scales and biases have two axes, and keep their values as those of one layer do."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    make = lambda key, size: {
+        "dense": {"kernel": size * jax.random.normal(key, (4, 6)), "bias": jnp.ones(6)},
+        "heads": {"kernel": size * jax.random.normal(key, (4, 2, 3)), "scale": jnp.ones((2, 3))},
+    }
+    layers = [make(key, size) for key, size in zip(keys, (1.0, 5.0, 0.1), strict=True)]
+    axes = lambda first: (
+        lambda name, w: None if "kernel" not in name else first + ((-2, -1) if "heads" in name else (-1,))
+    )
+    noise = [jax.tree.map(lambda w, i=i: jnp.sin(w * (i + 2)), layer) for i, layer in enumerate(layers)]
+    apart = [
+        diagnostics.filter_normalised(d, w, filter_axis=axes(())) for d, w in zip(noise, layers, strict=True)
+    ]
+    stacked = diagnostics.filter_normalised(
+        tree_math.stack(noise), tree_math.stack(layers), filter_axis=axes((0,))
+    )
+    chex.assert_trees_all_close(stacked, tree_math.stack(apart), rtol=1e-5)
+    assert not stacked["heads"]["scale"].any()
+    (drawn,) = diagnostics.random_directions(tree_math.stack(layers), 1, filter_axis=axes((0,)))
+    length = lambda x: jnp.linalg.norm(x["heads"]["kernel"], axis=1)
+    np.testing.assert_allclose(length(drawn), length(tree_math.stack(layers)), rtol=1e-5)
+
+
+def test_one_filter_for_a_whole_array_and_an_axis_that_is_not_there():
+    w = {"a": jnp.ones(4), "b": jnp.ones((2, 3))}
+    (found,) = diagnostics.random_directions(w, 1, filter_axis=lambda name, w: ())
+    for name, length in {"a": 2.0, "b": 6**0.5}.items():
+        np.testing.assert_allclose(jnp.linalg.norm(found[name]), length, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"returned 1 for the array `a` of shape \(4,\).*or None"):
+        diagnostics.random_directions(w, 1, filter_axis=lambda name, w: 1)
+
+
 def test_normalisation_keeps_the_direction_of_each_filter():
     direction = jax.tree.map(lambda w: jnp.cos(jnp.arange(w.size)).reshape(w.shape), NETWORK.params)
     found = diagnostics.filter_normalised(direction, NETWORK.params)["layer1"]["weight"]
