@@ -4,11 +4,12 @@
 except for numbers that fix the shape of the program, which must be Python integers.
 """
 
+import difflib
 import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -19,6 +20,20 @@ import optax
 from optax_sam.devices import AxisName, axis_names, tracked, varies_over
 
 Number = int | float | np.number
+# The extra arguments of `update` that users pass.
+OF_UPDATE = (
+    "value_fn",
+    "grad_fn",
+    "curvature_fn",
+    "clean_value_fn",
+    "refresh",
+    "record",
+    "axis_name",
+    "m_sharpness",
+    "observe",
+)
+# Names that others use: Optax's line searches, and what one would call a number.
+NOT_MISSPELT = ("value", "curvature", "sharpness")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -162,6 +177,20 @@ def check_not_a_stage(extra_args: dict[str, Any]) -> None:
         )
 
 
+def check_spelling(extra_args: Collection[str]) -> None:
+    """Raises if an extra argument of `update`, of which others are ignored, is nearly one of ours."""
+    plain = lambda name: name.lower().replace("_", "").replace("function", "fn").replace("func", "fn")
+    ours = {plain(name): name for name in OF_UPDATE}
+    for name in extra_args:
+        if name in OF_UPDATE or name in NOT_MISSPELT:
+            continue
+        if meant := difflib.get_close_matches(plain(name), ours, 1, cutoff=0.82):
+            raise TypeError(
+                f"`update` got `{name}`, which no method knows, so it would be ignored. Did you mean"
+                f" `{ours[meant[0]]}`?"
+            )
+
+
 def check_interval(interval: Any, argument: str = "refresh") -> None:
     """Raises unless `interval` is an integer of at least 1, or an array. `argument` is what overrides it."""
     if not isinstance(interval, int | np.integer | jax.Array | np.ndarray):
@@ -209,6 +238,18 @@ def check_keeps_signs(name: str, stage: optax.GradientTransformation, what: str)
         )
 
 
+def check_whole(updates: optax.Updates) -> None:
+    """Raises if a stage was given a part of the gradient, because of `optax.masked` around it."""
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)
+    if any(map(is_masked, jax.tree.leaves(updates, is_leaf=is_masked))):
+        raise ValueError(
+            "`optax.masked` or `optax.partition` was put around a stage of an ascent. What they leave out"
+            " passes through, so the gradient, of any length, would be a part of the perturbation. Write"
+            " `optax_sam.masked(stage, mask)`, which perturbs the selected parameters only, or"
+            " `optax_sam.partition({label: ascent}, labels)` for a radius per group."
+        )
+
+
 def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
     """Raises unless `updates` are gradients with respect to all of `params`."""
     if params is None:
@@ -220,10 +261,9 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
     if any(map(is_masked, jax.tree.leaves((updates, params), is_leaf=is_masked))):
         raise ValueError(
             "The parameters contain `optax.MaskedNode`s, so `value_fn` cannot be evaluated at them:"
-            " `optax.masked` or `optax.partition` was put around a sharpness-aware method. Mask the"
-            " perturbation instead, `sharpness_aware(optax.chain(optax.masked(optax.set_to_zero(),"
-            " frozen), steepest_ascent(rho)))`, and put the mask or partition around the base optimizer"
-            " that follows."
+            " `optax.masked` or `optax.partition` was put around a sharpness-aware method, or a stage of it."
+            " Write `optax_sam.masked(method, mask)`, with the same mask, and put `optax.masked` or"
+            " `optax.partition` around the base optimizer that follows."
         )
     if isinstance(params, optax.LookaheadParams):
         raise ValueError(

@@ -121,6 +121,13 @@ class BatchLoss:
         return tree if self.axis_name is None else jax.lax.pmean(tree, self.axis_name)
 
 
+DRAWS_KEYS = (
+    "`value_fn` or `grad_fn` changes something outside when it is called, and uses it in the next call:"
+    " likely it draws random keys from a generator that keeps the next key, such as `hk.PRNGSequence`. So the"
+    " second gradient has other dropout masks than the clean one. Draw the keys before the loss, once a step:"
+    " `key = next(generator)`, then `loss(params, batch, key)` in both."
+)
+
 # For a stage used on its own: there is no loss and nothing to average.
 NO_LOSS = BatchLoss()
 
@@ -174,13 +181,7 @@ def _called(function: Callable[[optax.Params], Any], params: optax.Params) -> An
     try:
         return function(params)
     except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            "`value_fn` or `grad_fn` uses a value from an earlier trace: likely it draws random keys from a"
-            " generator, such as `hk.PRNGSequence`, that keeps the next key. So every call draws other"
-            " dropout masks than the clean gradient. Draw the keys before the loss, once a step:"
-            " `key = next(generator)`, then `loss(params, batch, key)` in both. (Anything else that a loss"
-            " writes to an object outside has the same effect.)"
-        ) from error
+        raise ValueError(DRAWS_KEYS) from error
     except Exception as error:
         if note := checks.note_of_flax(error):
             error.add_note(note)

@@ -53,7 +53,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, order, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
 
@@ -182,6 +182,8 @@ def sharpness_aware(
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
         checks.check_not_a_stage(extra_args)
+        checks.check_spelling(extra_args)
+        order.check_nothing_in_between(updates, params)
         loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
         loss.check_passed(updates)
         extra_args |= {"loss": loss, "grad": updates, "step_count": state.step_count}

@@ -103,6 +103,7 @@ def posterior_sample(
         step_count: jax.Array | int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, PosteriorSampleState]:
+        checks.check_whole(updates)
         precision = state.precision
         key_now = jax.random.fold_in(tree_math.random_key(key), step_count)
         gradient = loss.ascent_gradient(_sample(key_now, params, precision, num_examples))

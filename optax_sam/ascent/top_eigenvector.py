@@ -133,6 +133,7 @@ def tilt_to_top_eigenvector(
         grad: optax.Updates | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, TiltToTopEigenvectorState]:
+        checks.check_whole(updates)
         kept = (state.eigenvalue, state.eigenvector)
         track = lambda: track_eigenpair(
             kept,

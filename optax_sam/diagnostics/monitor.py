@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import optax
 
@@ -34,6 +33,7 @@ from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
 from optax_sam.devices import AxisName
 from optax_sam.diagnostics.perturbations import alignment
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
+from optax_sam.order import current_trace
 from optax_sam.refresh import refreshed
 
 QUANTITIES = ("gradient_norm", "perturbation_norm", "sharpness", "alignment", "top_eigenvalue")
@@ -166,7 +166,7 @@ def monitor(
             )
         loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
         seen: dict[str, Any] = {}
-        observe = lambda **what: seen.update(what, trace=_current_trace())
+        observe = lambda **what: seen.update(what, trace=current_trace())
         direction, inner_state = method.update(
             updates, state.inner_state, params, observe=observe, **extra_args | vars(loss)
         )
@@ -236,7 +236,7 @@ def _check_seen(seen: dict[str, Any], names: frozenset[str]) -> None:
             " a perturbation. Write `monitor(optax_sam.sam(0.05))`, or ask for other quantities:"
             ' `monitor(method, quantities=("gradient_norm",))`.'
         )
-    if seen["trace"] != _current_trace():
+    if seen["trace"] != current_trace():
         raise ValueError(
             "`monitor` cannot observe a method that runs inside a `lax.cond`. `optax.apply_if_finite` and"
             " `optax.conditionally_transform` belong around the base optimizer:"
@@ -244,13 +244,6 @@ def _check_seen(seen: dict[str, Any], names: frozenset[str]) -> None:
             " `reuse` decide in a `cond` under `jit`, unless `update` gets a Python bool:"
             " `refresh=step % 5 == 0`, with `refresh` among the `static_argnames` of the step."
         )
-
-
-def _current_trace() -> Any:
-    """Returns a value that is equal as long as JAX traces the same function."""
-    has_moved = hasattr(jax.extend.core, "get_opaque_trace_state")  # in jax 0.10
-    core: Any = jax.extend.core if has_moved else jax.core
-    return core.get_opaque_trace_state(convention="optax_sam")
 
 
 def _checked_quantities(quantities: Collection[str]) -> frozenset[str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, order, tree_math
 from optax_sam.curvature.products import hessian_vector_product
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
@@ -80,6 +80,8 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNormPenaltyState]:
         checks.check_params(updates, params)
+        checks.check_spelling(extra_args)
+        order.check_nothing_in_between(updates, params)
         loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness)
         loss.check_passed(updates)
         if observe is not None:
