@@ -21,7 +21,7 @@ import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.loss import BatchLoss, ValueFn
-from optax_sam.progress import with_bar
+from optax_sam.progress import counted, with_bar
 
 T = TypeVar("T")
 Evaluate = Callable[[optax.Params], tuple[jax.Array, optax.Updates]]
@@ -120,10 +120,16 @@ def over_batches(
       value_fn: see `hessian_operator`.
       batches: the data set, see `hessian_operator`; each call of the returned function iterates over it once.
       zeros: returns 0 with the structure, shapes, dtypes and shardings of what `compute` returns.
-      progress: whether each call shows a progress bar, which counts the batches.
+      progress: whether each call shows a progress bar, which counts the batches; a single loss is one.
     """
     if batches is None:
-        return compiled(of_loss, compute, value_fn)
+        of_one = compiled(of_loss, compute, value_fn)
+
+        def one(*args: Any) -> T:
+            with counted(of_one, 1, "batch", show=progress) as shown:
+                return shown(*args)
+
+        return one
     check_batches(batches)
     add = compiled(plus_batch, compute, value_fn)
 
