@@ -17,7 +17,7 @@ from optax_sam.ascent.sparse_mask import SparseMaskState, dynamic_mask, fisher_m
 from optax_sam.ascent.steepest import SteepestAscentState, steepest_ascent
 from optax_sam.ascent.top_eigenvector import TiltToTopEigenvectorState, tilt_to_top_eigenvector
 from optax_sam.ascent.weight_magnitude import weight_magnitude
-from optax_sam.batches import Batches
+from optax_sam.batches import Batches, WeightedBatches
 from optax_sam.descent.extrapolation import extrapolation
 from optax_sam.descent.gradient_length import gradient_length
 from optax_sam.descent.lookbehind import lookbehind
@@ -116,4 +116,5 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "posterior_momentum",
     # A data set, for `optax_sam.curvature`, `optax_sam.diagnostics` and `optax_sam.sde`.
     "Batches",
+    "WeightedBatches",
 ]

@@ -178,8 +178,9 @@ def hessian_operator(
         of the examples of a batch, `value_fn(params, batch)`.
       params: parameters w, a pytree.
       batches: the data set, iterated over once for each product: a list, a data loader, `Batches`, or an
-        array of which each entry is a batch. A batch is weighted by its number of examples, the length
-        of the first axis of its first array that has one: put a raw key (an array) after the examples.
+        array of which each entry is a batch. A batch is weighted by its number of examples, the length of
+        the first axis of its arrays. If they do not tell it (class weights beside the examples, a last batch
+        that is padded), pass `optax_sam.WeightedBatches(batches, num_examples)`.
 
     Returns:
       v ↦ H v; H v is like `params`, float32 or wider.

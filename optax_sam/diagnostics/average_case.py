@@ -69,7 +69,8 @@ def average_case_sharpness(
         single samples.
       key: of the noise, a random key or an integer.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
-      progress: whether to show a progress bar, which counts the batches; needs tqdm.
+      progress: whether to show a progress bar, which counts the batches; needs tqdm. Without
+        `batches` all samples are computed at once, as one.
 
     Returns:
       `AverageCaseSharpness`, with the standard error.

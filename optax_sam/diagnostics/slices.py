@@ -51,7 +51,8 @@ def loss_surface(
       coordinates: the values of a and of b: an array for both, or a sequence of one for each direction. None
         is 51 values from −1 to 1, as in Li et al., in units of the directions.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
-      progress: whether to show a progress bar, which counts the batches; needs tqdm.
+      progress: whether to show a progress bar, which counts the batches; needs tqdm. Without
+        `batches` all points are computed at once, as one.
 
     Returns:
       `LossSurface`. Losses that are not finite are returned as they are.
