@@ -152,6 +152,7 @@ def sharpness_aware(
 
     def init(params: optax.Params) -> SharpnessAwareState:
         checks.check_arrays(params)
+        checks.warn_of_16_bits(params)
         return SharpnessAwareState(
             ascent_value=jnp.zeros((), tree_math.accumulation_dtype(params)),
             ascent=ascent.init(params),
@@ -173,6 +174,7 @@ def sharpness_aware(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
+        checks.check_state(state, SharpnessAwareState)
         checks.check_not_a_stage(extra_args)
         checks.check_spelling(extra_args)
         order.check_nothing_in_between(updates, params)
