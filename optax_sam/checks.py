@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,6 +32,11 @@ OF_UPDATE = (
     "axis_name",
     "m_sharpness",
     "observe",
+)
+STATE_OF_ANOTHER_CHAIN = (
+    "The optimizer's state is not that of this chain: likely it is from before a method was put in front. To"
+    " go on from there, put the method's state in front too: `state = (method.init(params), old_state)` for"
+    " `optax.chain(method, optimizer)`."
 )
 # Names that others use: Optax's line searches, and what one would call a number.
 NOT_MISSPELT = ("value", "curvature", "sharpness")
@@ -277,6 +283,14 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
 
 def check_arrays(params: optax.Params) -> None:
     """Raises unless the leaves of the parameters are arrays of real numbers that can be perturbed."""
+    is_split = lambda node: type(node).__name__ == "SplitRealAndImaginaryArrays"
+    if any(map(is_split, jax.tree.leaves(params, is_leaf=is_split))):
+        raise TypeError(
+            "`optax.contrib.split_real_and_imaginary` does not pass `value_fn` on to a method inside it, and"
+            " the loss would get real and imaginary parts. Make these the parameters,"
+            " `params = {'re': w.real, 'im': w.imag}`, with `value_fn=lambda params: loss(params['re'] + 1j *"
+            " params['im'])`."
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not hasattr(leaf, "dtype"):
             raise TypeError(
@@ -299,6 +313,24 @@ def check_arrays(params: optax.Params) -> None:
             )
 
 
+def check_state(state: Any, kind: type) -> None:
+    """Raises if a method is given the state of another transformation."""
+    if not isinstance(state, kind):
+        raise TypeError(f"A method got a {type(state).__name__}. {STATE_OF_ANOTHER_CHAIN}")
+
+
+def warn_of_16_bits(params: optax.Params) -> None:
+    """Warns if perturbations may be rounded away in the parameters."""
+    found = {str(leaf.dtype) for leaf in jax.tree.leaves(params) if jnp.finfo(leaf.dtype).bits == 16}
+    if found:
+        warnings.warn(
+            f"The parameters have 16 bits ({', '.join(sorted(found))}), in which most of a perturbation is"
+            " rounded away: an entry moves only if its perturbation is above about 1/500 (bfloat16) or 1/4000"
+            " (float16) of its size. Keep float32 parameters and cast them in the loss.",
+            stacklevel=3,
+        )
+
+
 def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
     """Raises unless `gradient` has the tree structure and shapes of `params`."""
     structures: tuple[Any, Any] = (jax.tree.structure(gradient), jax.tree.structure(params))
@@ -313,9 +345,16 @@ def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
     ):
         if jnp.shape(leaf) != jnp.shape(param):
             where = jax.tree_util.keystr(path)
+            of_examples = (
+                " Gradients of single examples, as `optax.contrib.differentially_private_aggregate` takes"
+                " them, would make the first gradient private and not the second, from which the update is"
+                " made. Take the direction of each example, `jax.vmap` over the method, and aggregate these."
+                if jnp.shape(leaf)[1:] == jnp.shape(param)
+                else ""
+            )
             raise ValueError(
                 f"{name} must have the shapes of the parameters, got {jnp.shape(leaf)} for"
-                f" `params{where}` of {jnp.shape(param)}."
+                f" `params{where}` of {jnp.shape(param)}.{of_examples}"
             )
 
 

@@ -12,8 +12,9 @@ the gradient is taken; the only all-reduce is then that of the mean.
 """
 
 import dataclasses
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -56,15 +57,7 @@ class BatchLoss:
         else:
             checks.check_averaged(gradient, self.axis_name)
         if self.axis_name is None and self.grad_fn is None and (axes := unnamed_axes()):
-            names = ", ".join(map(repr, axes))
-            warnings.warn(
-                f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got no"
-                " `axis_name`. So the second gradient is that of each device's own part of the batch, and the"
-                " devices drift apart. Write `tx.update(grads, state, params, value_fn=value_fn,"
-                f" axis_name={names})`. (If each device trains a model of its own:"
-                " `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
-                stacklevel=2,
-            )
+            _warn_of_unnamed(axes, "value_fn")
 
     def value(self, params: optax.Params) -> jax.Array:
         """Returns L(w)."""
@@ -108,6 +101,8 @@ class BatchLoss:
         # otherwise have summed then varies too, which can be detected.
         axes = self.axis_name or tuple(jax.sharding.get_abstract_mesh().manual_axes)
         checks.check_takes_params("grad_fn", self.grad_fn)
+        if self.axis_name is None and (unnamed := unnamed_axes()):
+            _warn_if_local(self.grad_fn, params, unnamed)
         gradient = _called(self.grad_fn, varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
         if self.axis_name is None:
@@ -141,7 +136,9 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
             f" `tx.update(grads, state, params, {name}=lambda params: loss(params, batch))`. (flax's"
             " `TrainState.apply_gradients` does not pass it on; that of `optax_sam.flax.TrainState` does."
             " `optax.lookahead` around the method does not either: call the method first, with `params.fast`,"
-            " then `lookahead.update(direction, state, params)`.)"
+            " then `lookahead.update(direction, state, params)`. Nor does"
+            " `optax.MultiSteps(...).gradient_transformation()`: write `optax.chain(method,"
+            " optax.MultiSteps(optimizer, k))`.)"
         )
     if not callable(value_fn):
         raise TypeError(
@@ -174,6 +171,24 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
         return varying(value, axis_name)
 
     return checked
+
+
+def _warn_if_local(grad_fn: GradFn, params: optax.Params, axes: tuple[Hashable, ...]) -> None:
+    """Warns if `grad_fn` averages nothing over the devices, where nothing else does."""
+    program = str(jax.make_jaxpr(lambda params: _called(grad_fn, params))(params))
+    if not re.search(r"\b(psum|all_gather|all_to_all|reduce_scatter|ppermute)\w*\[", program):
+        _warn_of_unnamed(axes, "grad_fn")
+
+
+def _warn_of_unnamed(axes: tuple[Hashable, ...], argument: str) -> None:
+    names = ", ".join(map(repr, axes))
+    warnings.warn(
+        f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got no `axis_name`."
+        " So the second gradient is that of each device's own part of the batch, and the devices drift apart."
+        f" Write `tx.update(grads, state, params, {argument}={argument}, axis_name={names})`. (If each device"
+        " trains a model of its own: `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
+        stacklevel=3,
+    )
 
 
 def _called(function: Callable[[optax.Params], Any], params: optax.Params) -> Any:

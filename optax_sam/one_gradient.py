@@ -92,6 +92,7 @@ def one_gradient(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
+        checks.check_state(state, SharpnessAwareState)
         order.check_nothing_in_between(updates, params)
         checks.check_m_sharpness(m_sharpness, extra_args.get("axis_name"))
         remembered = state.descent[0].remembered_gradient

@@ -112,6 +112,7 @@ def reuse(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReuseState]:
         checks.check_params(updates, params)
+        checks.check_state(state, ReuseState)
         checks.check_spelling(extra_args)
         order.check_nothing_in_between(updates, params)
         seen: list[Any] = []

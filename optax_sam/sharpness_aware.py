@@ -159,6 +159,7 @@ def sharpness_aware(
 
     def init(params: optax.Params) -> SharpnessAwareState:
         checks.check_arrays(params)
+        checks.warn_of_16_bits(params)
         return SharpnessAwareState(
             step_count=jnp.zeros((), jnp.int32),
             ascent_value=jnp.zeros((), tree_math.accumulation_dtype(params)),
@@ -181,6 +182,7 @@ def sharpness_aware(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
+        checks.check_state(state, SharpnessAwareState)
         checks.check_not_a_stage(extra_args)
         checks.check_spelling(extra_args)
         order.check_nothing_in_between(updates, params)

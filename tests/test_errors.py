@@ -657,6 +657,47 @@ def test_misspelt_argument(make, name):
         update(make(), value_fn=loss, **{name: None})
 
 
+def test_state_from_before_the_method_was_put_in_front():
+    old = optax.adam(0.1).init(PARAMS)
+    for method in (optax_sam.sam(), optax_sam.reuse(optax_sam.sam()), optax_sam.gradient_norm_penalty()):
+        tx = optax.chain(method, optax.adam(0.1))
+        with raises(
+            TypeError, r"A method got a ScaleByAdamState.*`state = \(method.init\(params\), old_state\)`"
+        ):
+            tx.update(PARAMS, old, PARAMS, value_fn=loss)
+        tx.update(PARAMS, (method.init(PARAMS), old), PARAMS, value_fn=loss)
+
+
+def test_gradients_of_examples():
+    """As for `differentially_private_aggregate`, in front of which the check is."""
+    grads = jax.tree.map(lambda w: np.stack([w, w]), PARAMS)
+    tx = optax.chain(
+        diagnostics.wiring_check(),
+        optax.contrib.differentially_private_aggregate(1.0, 0.1, key=jax.random.key(0)),
+        optax_sam.sam(),
+    )
+    with raises(ValueError, "the shapes of the parameters", "private and not the second", "`jax.vmap` over"):
+        tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=loss)
+
+
+@pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: optax.chain(tx, optax.sgd(0.1))])
+def test_split_real_and_imaginary(around):
+    params = {"w": np.ones(3, np.complex64), "b": np.ones(3, np.float32)}
+    tx = optax.contrib.split_real_and_imaginary(around(optax_sam.sam()))
+    with raises(TypeError, "does not pass `value_fn` on", r"params\['re'\] \+ 1j \* params\['im'\]"):
+        tx.init(params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_16_bits(dtype):
+    params = optax.tree.cast(PARAMS, dtype)
+    with pytest.warns(UserWarning, match=rf"16 bits \({jnp.dtype(dtype)}\).*Keep float32 parameters"):
+        optax.chain(optax_sam.sam(), optax.sgd(0.1)).init(params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optax_sam.sam().init(PARAMS)
+
+
 def test_arguments_of_others_are_accepted():
     others = {"value": 1.0, "grad": PARAMS, "loss_fn": loss, "key": None, "grad_norm": 1.0, "sharpness": 0}
     update(optax.chain(optax_sam.sam(), optax.adam(0.1)), value_fn=loss, **others)

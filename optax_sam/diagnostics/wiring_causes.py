@@ -6,6 +6,7 @@ v is the gradient of `value_fn`, g the one passed to `update`, w the parameters.
     not finite   v is not finite, g is                           an overflow in `value_fn`
     constant     v = 0                                           `value_fn` ignores its argument
     zero         g = 0, v is not                                 `updates` are no gradients
+    written      the forward pass writes to parameters           the optimizer holds others than those of g
     part         v = 0 in some of the parameter arrays only      `value_fn` takes those from outside
     frozen       g = 0 in some, and v = g in the others          gradients set to zero in front
     sign         v = −r g                                        the negative of the loss
@@ -48,6 +49,7 @@ class Comparison:
       num_devices: over how many a sum or a mean may be taken.
       is_averaged: whether `update` was told an axis to average over.
       unnamed_axes: axes of `jax.pmap` or `jax.shard_map` here, if `update` was told none.
+      writes_to: names of parameters to which the function of that name writes when it is called.
       eps: the spacing of numbers in the narrowest type in which v is computed.
     """
 
@@ -57,6 +59,7 @@ class Comparison:
     num_devices: int
     is_averaged: bool
     unnamed_axes: tuple[Hashable, ...]
+    writes_to: tuple[str, ...]
     eps: float
 
 
@@ -122,6 +125,15 @@ def likely_cause(
     )
     cause = lambda kind, explanation: Cause(kind, text, explanation)
 
+    if comparison.writes_to and not is_rounding:
+        return cause(
+            "written",
+            f"The forward pass writes to the parameters (`{comparison.writes_to[0]}`), as nnx.SpectralNorm"
+            " and nnx.WeightNorm do. So after the clean pass the model holds others than those of the"
+            " gradient. Put them back: before the clean pass"
+            " `before = nnx.clone(nnx.state(model, nnx.Param))`, after it `nnx.update(model, before)`. If"
+            " they are back, another batch, dropout key or state is likely.",
+        )
     if constant.any():
         return cause(
             "part",

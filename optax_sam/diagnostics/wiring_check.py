@@ -14,7 +14,7 @@ is in the state; one above the tolerance is reported, with the cause that the nu
 `optax_sam.diagnostics.wiring_causes`.
 
 Not reported is a difference that the last digit of the parameters makes too, as near a minimum, where the
-terms of g cancel. An array in which one of the two gradients is exactly 0 is reported below the tolerance too.
+terms of g cancel. An array in which one of the two gradients is exactly 0 always is.
 
 What stands between the check and the method would change the clean gradient alone. The method behind it
 says so when the step is traced: `optax_sam.order`.
@@ -170,6 +170,7 @@ def wiring_check(
                 _num_devices(axis_name),
                 axis_name is not None,
                 unnamed_axes() if axis_name is None else (),
+                tuple(getattr(functions[name], "writes_to", ())),
                 eps,
             )
             once = reported.in_this_program((passed, leaves), functions[name])

@@ -80,6 +80,7 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNormPenaltyState]:
         checks.check_params(updates, params)
+        checks.check_state(state, GradientNormPenaltyState)
         checks.check_spelling(extra_args)
         order.check_nothing_in_between(updates, params)
         loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness)
