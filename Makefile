@@ -82,8 +82,8 @@ demo: $(STAMP)  ## train on real data with 40 % wrong labels; prints a table, dr
 # Where the raw files of Fashion-MNIST come from; `make bench DATA="--download-dir FOLDER"` where they are there.
 DATA ?= --download
 bench: $(STAMP)  ## rerun a part of the accuracy suite: every method, 40 % wrong labels, two seeds; prints the tables
-	$(BIN)/python -m benchmarks.experiments.suite run --noise 0.4 --seeds 2 --output runs/bench $(DATA)
-	$(BIN)/python -m benchmarks.reports.suite_report --results runs/bench --print
+	$(BIN)/python -m benchmarks.experiments.suite.suite run --noise 0.4 --seeds 2 --output runs/bench $(DATA)
+	$(BIN)/python -m benchmarks.experiments.suite.report --results runs/bench --print
 
 clean:  ## remove environments, caches and the site (data/ and runs/ stay)
 	rm -rf docs/_build docs/notebooks/*.ipynb $(VENV) $(VENV)-lowest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,8 +21,8 @@ import tyro
 from tqdm import tqdm
 
 import optax_sam
-from benchmarks.reports.pages import DOCS, fill_tables, table
-from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.tables import DOCS, fill_tables, table
 
 METHODS = ("sam", "eigen_sam", "xsam", "info_sam")
 OTHERS = (

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import optax_sam
 from benchmarks.cost.collectives import count
 from benchmarks.cost.steps import NETWORKS, make_loss
-from benchmarks.reports.records import RESULTS, Record, read_records, versions, write_records
+from benchmarks.records import RESULTS, Record, read_records, versions, write_records
 from benchmarks.training.parallel import AXIS, fsdp_sharding
 
 RESULT_FILE = RESULTS / "scaling.jsonl"

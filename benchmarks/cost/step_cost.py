@@ -47,9 +47,9 @@ from benchmarks.cost.steps import (
     make_loss,
     make_steps,
 )
+from benchmarks.records import RESULTS, Record, read_records, versions, write_records
 from benchmarks.reports import step_cost_table
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, Record, read_records, versions, write_records
+from benchmarks.tables import DOCS, fill_tables
 
 RESULT_FILE = RESULTS / "step_cost.jsonl"
 DOCUMENT = DOCS / "cost.md"

@@ -37,15 +37,15 @@ from benchmarks import methods
 from benchmarks.data import sources
 from benchmarks.data.arrays import Dataset, load
 from benchmarks.errors import UsageError
+from benchmarks.experiments.networks import time_per_step, train_once, train_to_the_end, with_settings
+from benchmarks.records import RESULTS, Record, read_records, versions, write_records
 from benchmarks.reports.demo_report import draw, page_table, print_table
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, Record, read_records, versions, write_records
+from benchmarks.tables import DOCS, fill_tables
 from benchmarks.train import add_label_noise, evaluate
 from benchmarks.training.config import Config
 from benchmarks.training.program import Program, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
-from benchmarks.training.trials import time_per_step, train_once, train_to_the_end, with_settings
-from benchmarks.training.workers import on_each_core, quiet
+from benchmarks.workers import on_each_core, quiet
 
 TUNING_FILE = RESULTS / "demo_tuning.jsonl"
 RESULT_FILE = RESULTS / "demo.jsonl"  # a copy of the results.jsonl of the run that is reported

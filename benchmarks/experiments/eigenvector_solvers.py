@@ -32,13 +32,13 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from benchmarks.data import sources
 from benchmarks.data.arrays import Dataset, Split, load
 from benchmarks.errors import UsageError
+from benchmarks.records import RESULTS, Record, read_records, versions_and_device, write_records
 from benchmarks.reports.eigenvector_report import STARTS, draw, tables
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.tables import DOCS, fill_tables
 from benchmarks.train import add_label_noise, epoch_order, train_steps
 from benchmarks.training.config import Config
 from benchmarks.training.program import TrainState, make_program
-from benchmarks.training.workers import on_each_core, quiet
+from benchmarks.workers import on_each_core, quiet
 from optax_sam import tree_math
 from optax_sam.curvature.krylov import SOLVERS
 from optax_sam.tree_math import random_vector

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from benchmarks.data import sources
 from benchmarks.data.arrays import load
-from benchmarks.reports.records import RESULTS, write_records
+from benchmarks.records import RESULTS, write_records
 from benchmarks.train import add_label_noise, evaluate, train_steps
 from benchmarks.training.config import Config
 from benchmarks.training.program import make_program

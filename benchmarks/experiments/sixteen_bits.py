@@ -24,7 +24,7 @@ import optax
 
 from benchmarks.data import sources
 from benchmarks.data.arrays import load
-from benchmarks.reports.records import RESULTS, Record, versions_and_device, write_records
+from benchmarks.records import RESULTS, Record, versions_and_device, write_records
 from optax_sam import tree_math
 from optax_sam.descent.spherical_search import _worst as worst
 from optax_sam.descent.spherical_search import slerp

@@ -41,14 +41,14 @@ import tyro
 from benchmarks.data import sources
 from benchmarks.data.arrays import Dataset, Split, load
 from benchmarks.errors import UsageError
-from benchmarks.reports.claims import is_done
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.experiment import is_done
+from benchmarks.records import RESULTS, Record, read_records, versions_and_device, write_records
 from benchmarks.reports.tracker_report import TUNING_SEED, draw, tables
+from benchmarks.tables import DOCS, fill_tables
 from benchmarks.train import add_label_noise, epoch_order, train_steps
 from benchmarks.training.config import Config
 from benchmarks.training.program import Program, TrainState, make_program
-from benchmarks.training.workers import on_each_core, quiet
+from benchmarks.workers import on_each_core, quiet
 from optax_sam import curvature, tree_math
 from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
 

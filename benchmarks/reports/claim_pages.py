@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.reports.claims import Claim, Report, SuiteResults, result_file
-from benchmarks.reports.pages import fill_tables, table
-from benchmarks.reports.records import read_records
+from benchmarks.experiment import Claim, Report, SuiteResults, result_file
+from benchmarks.records import read_records
+from benchmarks.tables import fill_tables, table
 
 
 def write_page(

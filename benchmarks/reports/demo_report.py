@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
-from benchmarks.reports import plots
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record, mean_and_error
+from benchmarks import figures as plots
+from benchmarks.records import Record, mean_and_error
+from benchmarks.tables import table
 
 
 def summarise(records: list[Record], seconds: dict[str, float]) -> dict[str, dict[str, float]]:

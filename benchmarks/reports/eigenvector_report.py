@@ -8,9 +8,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.reports import plots
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
+from benchmarks import figures as plots
+from benchmarks.records import Record
+from benchmarks.tables import table
 from optax_sam.curvature.krylov import SOLVERS
 
 STARTS = ("cold", "warm")

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
+from benchmarks.records import Record
+from benchmarks.tables import table
 
 TITLES = {
     "mlp": "MLP, 784-256-256-10",

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reports import plots
-from benchmarks.reports.claims import select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import number
+from benchmarks import figures as plots
+from benchmarks.claim import number
+from benchmarks.experiment import select
+from benchmarks.records import Record
+from benchmarks.tables import table
 
 TUNING_SEED = 1000
 CELLS = {

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import experiment as claim
 from benchmarks.experiments.claims.__main__ import CLAIMS
 from benchmarks.experiments.theory.__main__ import CLAIMS as THEORY
-from benchmarks.reports import claims as claim
+from benchmarks.records import RESULTS, read_records
 from benchmarks.reports.claim_pages import blocks
-from benchmarks.reports.pages import DOCS, filled
-from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.tables import DOCS, filled
 
 PAGES = {
     "claims": (CLAIMS, claim.read_suite(RESULTS)),

@@ -11,7 +11,10 @@ import optax
 import pytest
 from matplotlib.collections import PathCollection
 
+from benchmarks import experiment as claim
+from benchmarks import figures as plots
 from benchmarks import methods
+from benchmarks.claim import Comparison, Verdict, judge, number
 from benchmarks.errors import UsageError
 from benchmarks.experiments.claims import (
     __main__,
@@ -30,12 +33,9 @@ from benchmarks.experiments.claims.info_sam_weightings import InfoSAMWeightings
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.models import table
-from benchmarks.reports import claims as claim
-from benchmarks.reports import plots
+from benchmarks.records import read_records
 from benchmarks.reports.claim_pages import blocks
-from benchmarks.reports.pages import DOCS, filled
-from benchmarks.reports.records import read_records
-from benchmarks.reports.verdicts import Comparison, Verdict, judge, number
+from benchmarks.tables import DOCS, filled
 from tests.benchmarks.networks import Tiny
 from tests.problems import network
 

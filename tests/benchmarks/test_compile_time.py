@@ -1,8 +1,8 @@
 """The measurement of compile times on the smallest network, and the table on the page."""
 
 from benchmarks.cost import compile_time
-from benchmarks.reports.pages import DOCS, filled
-from benchmarks.reports.records import RESULTS, read_records
+from benchmarks.records import RESULTS, read_records
+from benchmarks.tables import DOCS, filled
 
 
 def test_measures_time_and_size():

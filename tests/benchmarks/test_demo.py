@@ -12,7 +12,7 @@ from benchmarks.errors import UsageError
 from benchmarks.experiments import demo
 from benchmarks.models import table
 from benchmarks.reports.demo_report import page_table, summarise
-from benchmarks.reports.pages import DOCS, filled
+from benchmarks.tables import DOCS, filled
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
 from tests.benchmarks.networks import Tiny
 

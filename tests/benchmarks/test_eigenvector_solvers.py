@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 
+from benchmarks import tables as pages
 from benchmarks.experiments import eigenvector_solvers
 from benchmarks.models import table
-from benchmarks.reports import eigenvector_report, pages
-from benchmarks.reports.records import read_records
+from benchmarks.records import read_records
+from benchmarks.reports import eigenvector_report
 from tests.benchmarks.networks import Tiny
 
 

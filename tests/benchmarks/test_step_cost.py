@@ -12,9 +12,10 @@ import optax
 import pytest
 
 import optax_sam
+from benchmarks import tables as pages
 from benchmarks.cost import step_cost, steps
 from benchmarks.models.cost_networks import Transformer
-from benchmarks.reports import pages, step_cost_table
+from benchmarks.reports import step_cost_table
 
 NUM_ITERS = 2
 

@@ -7,14 +7,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from benchmarks import figures as plots
+from benchmarks import tables as pages
 from benchmarks.data import arrays
 from benchmarks.errors import UsageError
-from benchmarks.experiments import suite
+from benchmarks.experiments.suite import figures as suite_figures
+from benchmarks.experiments.suite import report as suite_report
+from benchmarks.experiments.suite import rows as suite_rows
+from benchmarks.experiments.suite import setting_tables, suite
+from benchmarks.experiments.suite import tables as suite_tables
+from benchmarks.experiments.suite.numbers import differences
 from benchmarks.models import table
-from benchmarks.reports import pages, plots, setting_tables, suite_figures, suite_report, suite_tables
-from benchmarks.reports.records import RESULTS, read_records, write_records
-from benchmarks.reports.suite_numbers import differences
-from benchmarks.training import suite_rows
+from benchmarks.records import RESULTS, read_records, write_records
 from tests.benchmarks.networks import Tiny
 
 ROWS = ("sgd", "sam", "sgd_decay")

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import experiment as claim
 from benchmarks.experiments.theory import __main__, gradient_rate, network, third_order, xsam_two_dimensions
 from benchmarks.experiments.theory.adversary import Adversary
 from benchmarks.experiments.theory.asymmetric_valley import AsymmetricValley
@@ -15,8 +16,7 @@ from benchmarks.experiments.theory.sde_paths import QUANTITIES, SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
 from benchmarks.experiments.theory.xsam_plane import XSAMPlane
 from benchmarks.experiments.theory.xsam_two_dimensions import XSAMTwoDimensions
-from benchmarks.reports import claims as claim
-from benchmarks.reports.records import read_records
+from benchmarks.records import read_records
 from optax_sam import curvature
 
 CLAIMS = __main__.CLAIMS

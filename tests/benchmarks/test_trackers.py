@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
+from benchmarks import tables as pages
+from benchmarks.experiment import select
 from benchmarks.experiments import trackers
 from benchmarks.models import table
-from benchmarks.reports import pages, tracker_report
-from benchmarks.reports.claims import select
-from benchmarks.reports.records import read_records
+from benchmarks.records import read_records
+from benchmarks.reports import tracker_report
 from tests.benchmarks.networks import Tiny
 
 

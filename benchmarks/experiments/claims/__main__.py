@@ -18,6 +18,7 @@ import tyro
 
 from benchmarks.data import sources
 from benchmarks.errors import UsageError
+from benchmarks.experiment import measure_missing, read_suite
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import EigenSAM
 from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
@@ -26,11 +27,10 @@ from benchmarks.experiments.claims.info_sam_weightings import InfoSAMWeightings
 from benchmarks.experiments.claims.setting import RECIPES
 from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
+from benchmarks.records import RESULTS
 from benchmarks.reports.claim_pages import write_page
-from benchmarks.reports.claims import measure_missing, read_suite
-from benchmarks.reports.pages import DOCS
-from benchmarks.reports.records import RESULTS
-from benchmarks.training.workers import quiet
+from benchmarks.tables import DOCS
+from benchmarks.workers import quiet
 
 CLAIMS = {
     claim.name: claim

@@ -26,13 +26,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from benchmarks import figures as plots
 from benchmarks import methods
+from benchmarks.claim import Comparison, judge, number
+from benchmarks.experiment import Job, Report, SuiteResults, is_done, paired, select
 from benchmarks.experiments.claims.setting import ClaimOnNetworks, final_accuracy
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, is_done, paired, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.records import Record
+from benchmarks.tables import table
 
 TUNING_SEED = 1000
 OTHERS = ("gradient_norm_penalty", "reverse_sam", "reflected_sam")

@@ -25,6 +25,9 @@ import numpy as np
 import optax
 
 import optax_sam
+from benchmarks import figures as plots
+from benchmarks.claim import Comparison, judge, number
+from benchmarks.experiment import Job, Report, SuiteResults, paired, record_of, select
 from benchmarks.experiments.claims.setting import (
     ClaimOnNetworks,
     batch_after,
@@ -32,11 +35,8 @@ from benchmarks.experiments.claims.setting import (
     states_along_training,
     training_data,
 )
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, paired, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.records import Record
+from benchmarks.tables import table
 from benchmarks.train import evaluate
 from benchmarks.training.program import TrainState
 from benchmarks.training.sharpness import NUM_IMAGES, chunks

@@ -35,6 +35,9 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks import figures as plots
+from benchmarks.claim import Comparison, judge, number
+from benchmarks.experiment import Job, Report, SuiteResults, is_done, paired, record_of, select
 from benchmarks.experiments.claims.eigen_sam import perturbation_of
 from benchmarks.experiments.claims.setting import (
     ClaimOnNetworks,
@@ -44,11 +47,8 @@ from benchmarks.experiments.claims.setting import (
     states_along_training,
     training_data,
 )
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, is_done, paired, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.records import Record
+from benchmarks.tables import table
 from benchmarks.train import evaluate
 from benchmarks.training.program import TrainState
 from benchmarks.training.sharpness import NUM_IMAGES, chunks

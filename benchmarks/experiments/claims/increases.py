@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.stats import spearmanr
 
 import optax_sam
+from benchmarks.experiment import Job, record_of
 from benchmarks.experiments.claims.setting import (
     Setting,
     batch_after,
@@ -23,8 +24,7 @@ from benchmarks.experiments.claims.setting import (
     states_along_training,
     training_data,
 )
-from benchmarks.reports.claims import Job, record_of
-from benchmarks.reports.records import Record
+from benchmarks.records import Record
 from benchmarks.training.sharpness import chunks
 from optax_sam import tree_math
 

@@ -31,13 +31,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from benchmarks import figures as plots
+from benchmarks.claim import Comparison, judge, number
+from benchmarks.experiment import Job, Report, SuiteResults, paired, select
 from benchmarks.experiments.claims import increases
 from benchmarks.experiments.claims.setting import ClaimOnNetworks, setting_of
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, paired, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.records import Record
+from benchmarks.tables import table
 
 RHO = 0.1
 CONTROLLED_RHO = 0.1  # in units of the length of the parameters

@@ -22,14 +22,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from benchmarks import figures as plots
+from benchmarks.claim import Comparison, judge
+from benchmarks.experiment import Job, Report, SuiteResults, select
 from benchmarks.experiments.claims import weightings
 from benchmarks.experiments.claims.info_sam import InfoSAM, by_batch_size, by_noise, closed, differences
 from benchmarks.experiments.claims.setting import setting_of
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge
+from benchmarks.records import Record
+from benchmarks.tables import table
 
 NOISE = ("independent", "like the gradient")
 LABELS = {

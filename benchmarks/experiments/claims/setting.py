@@ -10,13 +10,13 @@ import optax
 
 from benchmarks.data.arrays import Dataset, Split, load
 from benchmarks.errors import UsageError
-from benchmarks.reports.claims import Claim, Job, record_of
-from benchmarks.reports.records import Record
+from benchmarks.experiment import Claim, Job, record_of
+from benchmarks.experiments.networks import train_to_the_end, with_settings
+from benchmarks.records import Record
 from benchmarks.train import add_label_noise, epoch_order, evaluate, train_steps
 from benchmarks.training.config import Config
 from benchmarks.training.program import Program, TrainState, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
-from benchmarks.training.trials import train_to_the_end, with_settings
 from optax_sam import curvature
 
 Recipes = Mapping[str, Mapping[str, Any]]

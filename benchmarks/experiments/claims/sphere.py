@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 import optax_sam
+from benchmarks.experiment import Job, record_of
 from benchmarks.experiments.claims.setting import Setting, batch_after, states_along_training, training_data
-from benchmarks.reports.claims import Job, record_of
-from benchmarks.reports.records import Record
+from benchmarks.records import Record
 from optax_sam import tree_math
 
 ASCENT_RATE = 0.3

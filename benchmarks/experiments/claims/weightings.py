@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import optax
 
 import optax_sam
+from benchmarks.experiment import Job
 from benchmarks.experiments.claims import increases
 from benchmarks.experiments.claims.setting import Setting
-from benchmarks.reports.claims import Job
-from benchmarks.reports.records import Record
+from benchmarks.records import Record
 from optax_sam import tree_math
 
 PARTS = 4

@@ -21,13 +21,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from benchmarks import figures as plots
+from benchmarks.claim import Comparison, judge, number
+from benchmarks.experiment import Job, Report, SuiteResults, paired, select
 from benchmarks.experiments.claims.setting import ClaimOnNetworks, final_accuracy
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, paired, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
-from benchmarks.training.suite_rows import ROWS as SUITE_ROWS
+from benchmarks.experiments.suite.rows import ROWS as SUITE_ROWS
+from benchmarks.records import Record
+from benchmarks.tables import table
 
 STEPS_PER_EPOCH = 10
 INTERVAL_RHO = 0.2

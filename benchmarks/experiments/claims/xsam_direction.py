@@ -31,14 +31,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from benchmarks import figures as plots
+from benchmarks.claim import Comparison, Verdict, judge, number, outcome
+from benchmarks.experiment import Job, Report, SuiteResults, select
 from benchmarks.experiments.claims import sphere
 from benchmarks.experiments.claims.setting import ClaimOnNetworks, setting_of
 from benchmarks.experiments.claims.sphere import RADII
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, Verdict, judge, number, outcome
+from benchmarks.records import Record
+from benchmarks.tables import table
 
 RHO, RHO_MAX = 0.1, 0.2
 NOISE_LEVELS = (0.0, 0.4)

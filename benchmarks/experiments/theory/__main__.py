@@ -18,6 +18,7 @@ import tyro
 
 from benchmarks.data import sources
 from benchmarks.errors import UsageError
+from benchmarks.experiment import SuiteResults, measure_missing
 from benchmarks.experiments.theory.adversary import Adversary
 from benchmarks.experiments.theory.asymmetric_valley import AsymmetricValley
 from benchmarks.experiments.theory.gradient_rate import GradientRate
@@ -25,11 +26,10 @@ from benchmarks.experiments.theory.sde_paths import SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
 from benchmarks.experiments.theory.xsam_plane import XSAMPlane
 from benchmarks.experiments.theory.xsam_two_dimensions import XSAMTwoDimensions
+from benchmarks.records import RESULTS
 from benchmarks.reports.claim_pages import write_page
-from benchmarks.reports.claims import SuiteResults, measure_missing
-from benchmarks.reports.pages import DOCS
-from benchmarks.reports.records import RESULTS
-from benchmarks.training.workers import quiet
+from benchmarks.tables import DOCS
+from benchmarks.workers import quiet
 
 CLAIMS = {
     claim.name: claim

@@ -26,11 +26,11 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks import figures as plots
+from benchmarks.claim import Comparison, judge, number
+from benchmarks.experiment import Claim, Job, Report, SuiteResults, record_of, select
+from benchmarks.records import Record
+from benchmarks.tables import table
 
 STEEP, FLAT, ALONG = 10.0, 1.0, 0.1
 LEARNING_RATE, RHO = 0.05, 0.5

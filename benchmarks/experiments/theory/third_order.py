@@ -28,12 +28,12 @@ import numpy as np
 import optax
 
 import optax_sam
+from benchmarks import figures as plots
+from benchmarks.claim import Comparison, judge, number
+from benchmarks.experiment import Claim, Job, Report, SuiteResults, paired, record_of, select
 from benchmarks.experiments.theory import network
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, paired, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.records import Record
+from benchmarks.tables import table
 from optax_sam import curvature, tree_math
 from optax_sam.curvature.products import derivatives_along
 

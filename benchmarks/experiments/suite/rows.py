@@ -5,7 +5,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from benchmarks.reports.records import Record
+from benchmarks.records import Record
 
 BATCH_SIZE = 128
 

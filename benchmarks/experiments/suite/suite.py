@@ -1,13 +1,13 @@
 """The accuracy suite: every method, four levels of wrong labels, several seeds, on Fashion-MNIST.
 
-    python -m benchmarks.experiments.suite tune    chooses each row's settings on validation data
-    python -m benchmarks.experiments.suite run     trains every row with every seed, measures on test data
-    python -m benchmarks.experiments.suite each    row after row, tunes it and runs it
-    python -m benchmarks.experiments.suite time    measures the time of a step, with the rows taking turns
-    python -m benchmarks.reports.suite_report      tables and figures from the result files, for RESULTS.md
+    python -m benchmarks.experiments.suite.suite tune    chooses each row's settings on validation data
+    python -m benchmarks.experiments.suite.suite run  trains every row with every seed, measures on test data
+    python -m benchmarks.experiments.suite.suite each  row after row, tunes it and runs it
+    python -m benchmarks.experiments.suite.suite time  measures the time of a step, with the rows taking turns
+    python -m benchmarks.experiments.suite.report  tables and figures from the result files, for RESULTS.md
 
 `--setting cifar_resnet_fitted` and others are suites on right labels, with other data and networks; their
-protocol is in `training/suite_settings.py`. That of the suite itself, with 10,000 training images, the
+protocol is in `experiments/suite/settings.py`. That of the suite itself, with 10,000 training images, the
 strided CNN and 20 epochs:
 
 - The usual recipe is learning rate 0.05 and weight decay 5e-4, the same for every row.
@@ -41,15 +41,15 @@ import tyro
 from benchmarks.data import sources
 from benchmarks.data.arrays import Dataset, Split, load
 from benchmarks.errors import UsageError
-from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.experiments.networks import settings_of, time_per_step, train_to_the_end, with_settings
+from benchmarks.experiments.suite.rows import best, missing_trials
+from benchmarks.experiments.suite.settings import SETTINGS, Setting
+from benchmarks.records import RESULTS, Record, read_records, versions_and_device, write_records
 from benchmarks.train import add_label_noise, evaluate
 from benchmarks.training.config import Config
 from benchmarks.training.program import Program, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
-from benchmarks.training.suite_rows import best, missing_trials
-from benchmarks.training.suite_settings import SETTINGS, Setting
-from benchmarks.training.trials import settings_of, time_per_step, train_to_the_end, with_settings
-from benchmarks.training.workers import on_each_core, quiet
+from benchmarks.workers import on_each_core, quiet
 
 TUNING_SEED = 1000  # `run` uses 0, 1, 2, ...
 
@@ -274,7 +274,7 @@ def run(suite: Suite) -> None:
         missing = list(dict.fromkeys((job.row, job.noise) for job in jobs))
         raise UsageError(
             f"{tuning_file_of(suite)} lacks trials of {missing}, so the settings are not known; make them "
-            "with python -m benchmarks.experiments.suite tune"
+            "with python -m benchmarks.experiments.suite.suite tune"
         )
     file = suite.output / f"{setting_of(suite).file}.jsonl"
     records = read_records(file)
@@ -336,7 +336,7 @@ def time_rows(suite: Suite) -> None:
 
 def main() -> None:
     """The command line."""
-    suite = tyro.cli(Suite, prog="python -m benchmarks.experiments.suite", description=__doc__)
+    suite = tyro.cli(Suite, prog="python -m benchmarks.experiments.suite.suite", description=__doc__)
     quiet()
     try:
         dataset_of(suite)  # prepared once, before the workers start

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from benchmarks.reports.records import Record, read_records, versions_and_device, write_records
-from benchmarks.reports.verdicts import Verdict
+from benchmarks.claim import Verdict
+from benchmarks.experiments.networks import settings_of
+from benchmarks.records import Record, read_records, versions_and_device, write_records
 from benchmarks.training.config import Config
-from benchmarks.training.trials import settings_of
-from benchmarks.training.workers import on_each_core
+from benchmarks.workers import on_each_core
 
 Job = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """Tables and figures of `RESULTS.md` from the result files of the suite.
 
-    python -m benchmarks.reports.suite_report
-    python -m benchmarks.reports.suite_report --results runs/bench --print
+    python -m benchmarks.experiments.suite.report
+    python -m benchmarks.experiments.suite.report --results runs/bench --print
 
 Writes the tables between the marks in `RESULTS.md`, in `docs/choose.md` and in the methods' pages (the text
 around them is written by hand) and the figures in `docs/`. Nothing is trained here:
@@ -15,14 +15,14 @@ from pathlib import Path
 import tyro
 
 from benchmarks.errors import UsageError
-from benchmarks.reports.method_tables import write_pages
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, Record, read_records
-from benchmarks.reports.setting_tables import setting_table
-from benchmarks.reports.suite_figures import draw_cost, draw_noise, draw_radius
-from benchmarks.reports.suite_tables import TABLES, accuracy_table, difference_table
+from benchmarks.experiments.suite.figures import draw_cost, draw_noise, draw_radius
+from benchmarks.experiments.suite.setting_tables import setting_table
+from benchmarks.experiments.suite.tables import TABLES, accuracy_table, difference_table
+from benchmarks.records import RESULTS, Record, read_records
+from benchmarks.tables import DOCS, fill_tables
+from docs.extensions.method_tables import write_pages
 
-PAGE = Path(__file__).parents[1] / "RESULTS.md"
+PAGE = Path(__file__).parents[2] / "RESULTS.md"
 OTHER_SETTINGS = ("cifar_resnet_fitted", "fashion_vit_fitted", "cifar_resnet", "fashion_vit")
 
 
@@ -43,7 +43,7 @@ def read(file: Path, action: str) -> list[Record]:
     records = read_records(file)
     if not records:
         raise UsageError(
-            f"{file} is missing or empty; make it with python -m benchmarks.experiments.suite {action}"
+            f"{file} is missing or empty; make it with python -m benchmarks.experiments.suite.suite {action}"
         )
     return records
 
@@ -55,7 +55,7 @@ def other_settings(results: Path) -> dict[str, str]:
 
 def main() -> None:
     """The command line."""
-    report = tyro.cli(Report, prog="python -m benchmarks.reports.suite_report", description=__doc__)
+    report = tyro.cli(Report, prog="python -m benchmarks.experiments.suite.report", description=__doc__)
     try:
         records = read(report.results / "suite.jsonl", "run")
         trials = read(report.tuning_file, "tune")

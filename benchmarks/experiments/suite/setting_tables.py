@@ -1,11 +1,11 @@
-"""The tables of the suites on right labels, `training/suite_settings.py`, from their result files."""
+"""The tables of the suites on right labels, `experiments/suite/settings.py`, from their result files."""
 
 from pathlib import Path
 
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record, read_records
-from benchmarks.reports.suite_numbers import differences, of, spread
-from benchmarks.training.suite_settings import SETTINGS
+from benchmarks.experiments.suite.numbers import differences, of, spread
+from benchmarks.experiments.suite.settings import SETTINGS
+from benchmarks.records import Record, read_records
+from benchmarks.tables import table
 
 # Gradients a step, SGD's being one; refreshes excluded.
 GRADIENTS = {"sgd": 1.0, "momentum_sam": 1.0, "look_sam": 1.2, "xsam3": 4.0}

@@ -1,6 +1,6 @@
 """The tables of methods in `README.md` and `docs/`, and their papers in `CITATION.cff`.
 
-    python -m benchmarks.reports.method_tables
+    python docs/extensions/method_tables.py
 
 A row comes from the method itself and from its page `docs/methods/<name>.md`: what it computes and the
 paper's address from the docstring, its title from the page's heading, and the rest from the lines above it
@@ -23,11 +23,11 @@ import yaml
 
 import optax_sam
 from benchmarks.errors import UsageError
-from benchmarks.reports.pages import DOCS, filled, table
-from benchmarks.reports.records import RESULTS, Record, read_records
-from benchmarks.reports.suite_numbers import differences, present, spread
-from benchmarks.reports.suite_tables import accuracy
-from benchmarks.training.suite_rows import ROWS
+from benchmarks.experiments.suite.numbers import differences, present, spread
+from benchmarks.experiments.suite.rows import ROWS
+from benchmarks.experiments.suite.tables import accuracy
+from benchmarks.records import RESULTS, Record, read_records
+from benchmarks.tables import DOCS, filled, table
 
 ROOT = DOCS.parent
 # The methods are the functions that have a file of their name in `optax_sam.methods`.
@@ -88,7 +88,7 @@ def papers(name: str) -> list[Paper]:
 
 
 CITATION = """\
-# The list of references is written by `python -m benchmarks.reports.method_tables`.
+# The list of references is written by `python docs/extensions/method_tables.py`.
 cff-version: 1.2.0
 title: "optax_sam: sharpness-aware minimisation for JAX"
 message: If a method helps your work, cite its paper, listed below; and this software, if it did.

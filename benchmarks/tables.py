@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.errors import UsageError
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def table(

@@ -5,11 +5,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib import ticker
 
-from benchmarks.reports import plots
-from benchmarks.reports.plots import STYLES
-from benchmarks.reports.records import Record, mean_and_error
-from benchmarks.reports.suite_numbers import differences, of, present
-from benchmarks.training.suite_rows import ROWS
+from benchmarks import figures as plots
+from benchmarks.experiments.suite.numbers import differences, of, present
+from benchmarks.experiments.suite.rows import ROWS
+from benchmarks.figures import STYLES
+from benchmarks.records import Record, mean_and_error
 
 Records = list[Record]
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 Record = dict[str, Any]
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parent / "results"
 
 
 def read_records(file: Path) -> list[Record]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.reports.records import Record, mean_and_error
-from benchmarks.training.suite_rows import ROWS
+from benchmarks.experiments.suite.rows import ROWS
+from benchmarks.records import Record, mean_and_error
 
 
 def of(records: list[Record], row: str, noise: float, field: str = "test_accuracy") -> dict[int, float]:

@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Callable
 
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record, mean_and_error
-from benchmarks.reports.suite_numbers import differences, of, present, spread
-from benchmarks.training.suite_rows import ROWS, best
+from benchmarks.experiments.suite.numbers import differences, of, present, spread
+from benchmarks.experiments.suite.rows import ROWS, best
+from benchmarks.records import Record, mean_and_error
+from benchmarks.tables import table
 
 Records = list[Record]
 

@@ -37,15 +37,12 @@ five seeds when three were known. Last of all came Momentum-SAM, whose step is o
 epochs with the settings chosen before: at SAM's cost, like the optimizer for twice the epochs. And the
 tuned optimizer was tried with larger learning rates than before, to see how far from the best it was: 0.2
 and 0.4 for SGD, 0.004 for AdamW, the best of these with five seeds.
-
-`cifar_resnet18` and `fashion_vit_full` ask the same questions at a size for accelerators, `cifar10_resnet18`
-on all of CIFAR-10.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.training.suite_rows import BATCH_SIZE, ROWS, Row, part, radii
+from benchmarks.experiments.suite.rows import BATCH_SIZE, ROWS, Row, part, radii
 
 
 class Setting(NamedTuple):
@@ -159,7 +156,6 @@ VIT = {
     "learning_rate": 1e-3,
     "weight_decay": 0.1,
 }
-LARGER_VIT = {"patch_size": 4, "hidden_size": 192, "num_layers": 6, "num_heads": 6}
 
 few_rows = rows_on_right_labels("SGD", 1, 6, (5e-4, 2e-3, 5e-3), 0.2, 0.1)
 few_rows = {name: few_rows[name] for name in ("sgd", "sgd_tuned", "sam", "sgd_long", "sam_tuned")}
@@ -214,27 +210,6 @@ SETTINGS = {
             batch_size=64,
             larger_learning_rates=(4e-3,),
         ),
-    ),
-    "cifar_resnet18": Setting(
-        "ResNet-18 on 5,000 images of CIFAR-10, crops and flips",
-        "suite_cifar_resnet18",
-        CIFAR | {"train_size": 5000, "validation_size": 2728, "model": "resnet18", "dtype": "bfloat16"},
-        rows_on_right_labels("SGD", 100, 5000 // BATCH_SIZE, (5e-4, 2e-3, 5e-3), 0.2, 0.1),
-        more_test=1728,
-    ),
-    "cifar10_resnet18": Setting(
-        "ResNet-18 on 45,000 images of CIFAR-10, crops and flips",
-        "suite_cifar10_resnet18",
-        CIFAR
-        | {"dataset": "cifar10", "train_size": None, "validation_size": 5000}
-        | {"model": "resnet18", "dtype": "bfloat16"},
-        rows_on_right_labels("SGD", 100, 45_000 // BATCH_SIZE, (5e-4, 1e-3, 2e-3), 0.2, 0.1),
-    ),
-    "fashion_vit_full": Setting(
-        "Transformer on 50,000 images of Fashion-MNIST",
-        "suite_fashion_vit_full",
-        VIT | {"model_options": LARGER_VIT, "dtype": "bfloat16"},
-        rows_on_right_labels("AdamW", 50, 50_000 // BATCH_SIZE, (0.1, 1.0, 3.0), 5e-4, 0.1),
     ),
     # Needs no files and a few seconds: to try the programs.
     "digits": Setting(

@@ -16,7 +16,7 @@ for ten: verdicts from few seeds are weak evidence.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from benchmarks.reports.records import mean_and_error
+from benchmarks.records import mean_and_error
 
 
 class Verdict(NamedTuple):
