@@ -1,60 +1,54 @@
-"""A claim that is tested by a program: jobs whose results are kept in a file, and their report."""
+"""The engine of all experiments: does the jobs that have no records yet, and fills pages from the records.
+
+An experiment says what its jobs are, how one is measured, and what its tables and pictures are. The rest is
+the same for all: one process pinned to each core, a record written as soon as its job ends, going on after
+Ctrl-C and SIGKILL with what is missing, trainings that diverge, and the marked tables of pages.
+"""
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Iterable
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, TypeVar
 
-from benchmarks.claim import Verdict
-from benchmarks.experiments.networks import settings_of
-from benchmarks.records import Record, read_records, versions_and_device, write_records
-from benchmarks.training.config import Config
-from benchmarks.workers import on_each_core
+import absl.logging
+import pandas as pd
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from benchmarks.errors import DivergenceError
+from benchmarks.records import Record, commit, device_and_machine, read_records, versions, write_records
 
 Job = dict[str, Any]
-
-
-class Report(NamedTuple):
-    """What the page shows for a claim.
-
-    Attributes:
-        verdicts: one for each of its statements.
-        tables: Markdown.
-        has_picture: whether it has its own measurements to draw.
-    """
-
-    verdicts: list[Verdict]
-    tables: list[str]
-    has_picture: bool = True
-
-
-class SuiteResults(NamedTuple):
-    """Result files of the accuracy suite; empty if they do not exist yet.
-
-    Attributes:
-        tuning: trials on validation data.
-        networks: networks with tuned settings, on test data.
-    """
-
-    tuning: list[Record]
-    networks: list[Record]
-
-
-def read_suite(folder: Path) -> SuiteResults:
-    """Reads what the suite has measured so far."""
-    return SuiteResults(read_records(folder / "suite_tuning.jsonl"), read_records(folder / "suite.jsonl"))
+Tables = dict[str, dict[str, str]]  # page -> name of a table -> Markdown
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim(abc.ABC):
-    """One of the programs. Its fields are the settings of the measurement."""
+class Experiment(abc.ABC):
+    """One of the programs. Its fields are the settings of the measurement.
 
-    page: ClassVar[str] = "claims"
-    """Name of the page in `docs/` on which it is reported, and of the folder with its picture."""
-    name: ClassVar[str]
-    """Name of its result file, its picture and its block on the page."""
+    Attributes:
+        name: on the command line, and of the result file.
+        seeds: of the networks or runs; `--seeds` replaces them.
+        datasets: that are prepared before the jobs start.
+        is_alone: whether a job needs the whole machine: jobs are done one after another in this process.
+    """
+
+    name: str = ""
+    seeds: tuple[int, ...] = (0,)
+    datasets: tuple[str, ...] = ()
+    is_alone: bool = False
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Kind of job (their field `part`) -> name of the result file; one file if they have no kinds."""
+        return {"": self.name}
 
     @abc.abstractmethod
     def jobs(self, records: list[Record]) -> list[Job]:
@@ -62,20 +56,36 @@ class Claim(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
-        """Does a job, with the data sets prepared in `data_dir`; each record contains the job."""
+        """Does a job, with the data sets prepared in `data_dir`; returns what was measured."""
+
+    def diverged(self, job: Job) -> Record:
+        """What is recorded for a training that diverged: no better than guessing one of ten classes."""
+        return {"diverged": True, "validation_accuracy": 0.1, "test_accuracy": 0.1}
 
     @abc.abstractmethod
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
-        """Verdicts and tables."""
+    def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
+        """The tables, from the records and, if other experiments' are needed, their files."""
 
-    @abc.abstractmethod
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
-        """Writes the picture."""
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:  # noqa: B027
+        """Writes the pictures, if there are any, into the folder of the documents."""
 
 
-def result_file(claim: Claim, folder: Path) -> Path:
-    """The file with the records of a claim."""
-    return folder / f"{claim.page}_{claim.name}.jsonl"
+def read(experiment: Experiment, folder: Path) -> list[Record]:
+    """All records of an experiment."""
+    return [
+        record | ({"part": part} if part else {})
+        for part, name in experiment.files.items()
+        for record in read_records(folder / f"{name}.jsonl")
+    ]
+
+
+def write(experiment: Experiment, folder: Path, records: Sequence[Record]) -> None:
+    """Writes the records into their files."""
+    for part, name in experiment.files.items():
+        own = [record for record in records if record.get("part", "") == part]
+        if own:
+            without = ({key: value for key, value in record.items() if key != "part"} for record in own)
+            write_records(folder / f"{name}.jsonl", without)
 
 
 def is_result_of(record: Record, job: Job) -> bool:
@@ -83,40 +93,100 @@ def is_result_of(record: Record, job: Job) -> bool:
     return job.items() <= record.items()
 
 
-def is_done(job: Job, records: Iterable[Record]) -> bool:
+def is_done(job: Job, records: Sequence[Record]) -> bool:
     """Whether there are results of the job."""
     return any(is_result_of(record, job) for record in records)
 
 
-def measure_missing(claim: Claim, folder: Path, data_dir: Path, processes: int) -> None:
-    """Does the jobs of a claim that have no results yet. If stopped, it continues where it was."""
-    file = result_file(claim, folder)
-    records = read_records(file)
+def measure_missing(
+    experiment: Experiment,
+    folder: Path,
+    data_dir: Path,
+    processes: int,
+    is_wanted: Callable[[Job], bool] = lambda job: True,
+) -> list[Record]:
+    """Does the jobs that have no results yet; returns the new records."""
+    records, added = read(experiment, folder), []
+    task = functools.partial(do, experiment=experiment, data_dir=data_dir, code=commit())
 
     def missing() -> list[Job]:
-        return [job for job in claim.jobs(records) if not is_done(job, records)]
+        return [job for job in experiment.jobs(records) if is_wanted(job) and not is_done(job, records)]
 
-    while jobs := missing():
-        for own in on_each_core(functools.partial(claim.measure, data_dir=data_dir), jobs, processes):
-            records += own
-            write_records(file, records)
-    # In the order of the jobs, without the results of earlier versions of the program.
-    write_records(file, (r for job in claim.jobs(records) for r in records if is_result_of(r, job)))
-
-
-def record_of(job: Job, config: Config | None = None, **measured: Any) -> Record:
-    """A line of a result file: the job, the measured values, and what the result depends on."""
-    of_network = {} if config is None else {"config": settings_of(config)}
-    return job | measured | of_network | {"versions": versions_and_device()}
+    for own in on_each_core(task, missing, 1 if experiment.is_alone else processes):
+        records += own
+        added += own
+        write(experiment, folder, records)
+    if added:  # In the order of the jobs, whichever ended first; nothing is left out.
+        jobs = experiment.jobs(records)
+        place = lambda record: next((i for i, job in enumerate(jobs) if is_result_of(record, job)), len(jobs))
+        write(experiment, folder, sorted(records, key=place))
+    return added
 
 
-def select(records: Iterable[Record], **values: Any) -> list[Record]:
-    """The records with these values."""
-    return [record for record in records if is_result_of(record, values)]
+def do(job: Job, experiment: Experiment, data_dir: Path, code: str) -> list[Record]:
+    """Does a job; each record contains the job, the code, the versions, the machine and the seed."""
+    try:
+        measured = experiment.measure(job, data_dir)
+    except DivergenceError:
+        measured = [experiment.diverged(job)]
+    stamp = {"seed": job.get("seed", 0), "commit": code, "versions": versions()} | device_and_machine()
+    return [job | record | {key: x for key, x in stamp.items() if key not in record} for record in measured]
 
 
-def paired(records: Iterable[Record], field: str, one: dict[str, Any], other: dict[str, Any]) -> list[float]:
-    """Differences one − other of a field, for the seeds that both have."""
-    records = list(records)
-    values = [{r["seed"]: r[field] for r in select(records, **side) if field in r} for side in (one, other)]
-    return [values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]
+def on_each_core(
+    function: Callable[[Job], R], find_jobs: Callable[[], list[Job]], processes: int
+) -> Iterator[R]:
+    """Yields `function(job)` for every job, as they end, with a progress bar.
+
+    One process on each core is faster than one process with as many threads.
+
+    Args:
+        function: does one job; importable by name.
+        find_jobs: the jobs that can be done; called again after each result, which may make others possible.
+        processes: number of jobs at a time; with 1, they run in this process.
+
+    Yields:
+        The results.
+    """
+    with tqdm(unit="job", smoothing=0.0) as bar:
+        if processes == 1:
+            while jobs := find_jobs():
+                bar.total = bar.n + len(jobs)
+                yield function(jobs[0])
+                bar.update()
+            return
+        context, results = multiprocessing.get_context("spawn"), queue.SimpleQueue()
+        cores = context.Queue()
+        for core in range(processes):
+            cores.put(core)
+        submitted: list[Job] = []
+        with context.Pool(processes, initializer=start_worker, initargs=(cores,)) as pool:
+            while True:
+                for job in find_jobs():
+                    if job not in submitted:
+                        pool.apply_async(function, (job,), callback=results.put, error_callback=results.put)
+                        submitted.append(job)
+                bar.total = len(submitted)
+                if bar.n == len(submitted):
+                    return
+                result = results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+                bar.update()
+
+
+def start_worker(cores: multiprocessing.Queue) -> None:
+    """Pins this process to its own core, if the system allows it, and leaves the terminal alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The first process ends this one.
+    core = cores.get()
+    if hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {own[core % len(own)]})
+    quiet()
+
+
+def quiet() -> None:
+    """Leaves the terminal to our own progress bar."""
+    absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS would recommend OpenCV
+    tfds.disable_progress_bar()

@@ -1,36 +1,44 @@
-"""Result files: one JSON object per line, with the versions on which it depends."""
+"""Result files: one JSON object per line, with the code, the versions and the machine that it depends on."""
 
 import functools
 import importlib.metadata
 import json
 import os
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 Record = dict[str, Any]
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+# Settings that older records call otherwise.
+RENAMED = {"refresh_every": "interval"}
 
 
 def read_records(file: Path) -> list[Record]:
     """The lines of a result file; none if it is missing, and without an incomplete last line."""
     records = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             break
+        for part in ("settings", "fixed", "config"):
+            if isinstance(record.get(part), dict):
+                record[part] = {RENAMED.get(name, name): value for name, value in record[part].items()}
+        records.append(record)
     return records
 
 
 def write_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a result file, atomically."""
+    """Writes a result file, atomically: a process that is killed leaves the file as it was before."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial_file = file.with_suffix(".partial")
-    partial_file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    partial_file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     os.replace(partial_file, file)
 
 
@@ -41,12 +49,24 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages}
 
 
-def versions_and_device() -> dict[str, str]:
-    """The same, and the machine's device."""
-    return versions() | {"device": jax.devices()[0].device_kind}
+def device_and_machine() -> dict[str, str]:
+    """Where something is measured."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return statistics.mean(values), error
+def commit() -> str:
+    """The commit of the code, marked if the package or the benchmarks differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "optax_sam", "benchmarks/*.py", "pyproject.toml")
+        return git("rev-parse", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

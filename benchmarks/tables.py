@@ -1,43 +1,106 @@
-"""Puts generated tables between marks into Markdown pages whose text is written by hand."""
+"""Records as data frames, numbers with their errors, and tables in Markdown pages written by hand."""
 
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from benchmarks.errors import UsageError
 
-DOCS = Path(__file__).parents[1] / "docs"
+
+def where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows of a frame with these values; a value may be a dictionary or a list."""
+    for name, value in values.items():
+        if name not in frame:
+            return frame.iloc[:0]
+        column = frame[name]
+        is_nested = isinstance(value, dict | list)
+        frame = frame[column.map(lambda x, value=value: x == value) if is_nested else column == value]
+    return frame
 
 
-def table(
-    titles: Sequence[str], lines: Iterable[Sequence[str]], *, numbers: bool = True, padded: bool = False
-) -> str:
-    """A Markdown table.
+def column(frame: pd.DataFrame, field: str) -> pd.Series:
+    """The values of a field, where it exists."""
+    return frame[field].dropna().astype(float) if field in frame else pd.Series(dtype=float)
 
-    Args:
-        titles: of the columns.
-        lines: cells.
-        numbers: whether all columns except the first are numbers, aligned to the right.
-        padded: whether columns are aligned in the source too, for the terminal.
-    """
+
+def paired(
+    frame: pd.DataFrame, field: str, one: Mapping[str, Any], other: Mapping[str, Any], on: Any = "seed"
+) -> pd.Series:
+    """Differences one − other of a field, for the seeds (or what `on` names) that both have."""
+    sides = [where(frame, **side) for side in (one, other)]
+    if any(side.empty for side in sides):
+        return pd.Series(dtype=float)
+    first, second = (column(side.set_index(on), field) for side in sides)
+    return (first - second).dropna()
+
+
+def nested(frame: pd.DataFrame, field: str, name: str) -> pd.Series:
+    """One entry of a field that holds dictionaries; missing where there is none."""
+    return frame[field].map(lambda entries: entries.get(name))
+
+
+def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard error."""
+    values = [float(value) for value in values]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return statistics.mean(values), error
+
+
+def number(values: Iterable[float], *, sign: str = "") -> str:
+    """Mean ± standard error, with two digits of the error."""
+    values = list(values)
+    if not values:
+        return "–"
+    mean, error = mean_and_error(values)
+    if not error > 0:
+        return f"{mean:{sign}.3g}"
+    digits = 0
+    while digits < 6 and error * 10**digits < 1:
+        digits += 1
+    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
+
+
+def spread(values: Iterable[float], form: str = "{:.1f} ± {:.1f}") -> str:
+    """Mean and standard error with a fixed number of digits; of a single value itself."""
+    values = list(values)
+    if len(values) == 1:
+        return form.split(" ±")[0].format(values[0])
+    return form.format(*mean_and_error(values)) if values else "-"
+
+
+def table(titles: Iterable[str], lines: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """A Markdown table; with `numbers` all columns but the first are aligned to the right."""
+    titles = list(titles)
     rule = ["---", *["---:" if numbers else "---"] * (len(titles) - 1)]
-    rows = [titles, rule, *lines]
-    widths = [max(map(len, column)) if padded else 0 for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    )
+    rows = [titles, rule, *map(list, lines)]
+    if any(len(row) != len(titles) for row in rows):
+        raise ValueError(f"a line does not have a cell for each of {titles}")
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def aligned(text: str) -> str:
+    """A Markdown table whose columns are aligned in the source too."""
+    rows = [line[2:-2].split(" | ") for line in text.splitlines()]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join("| " + " | ".join(row) + " |" for row in padded)
 
 
 def filled(page: str, tables: Mapping[str, str]) -> str:
     """Puts each table between its marks, `<!-- table: name -->` and `<!-- end -->`.
 
+    Marks that are in the middle of a line hold a part of a sentence.
+
     Raises:
         UsageError: if a table does not have exactly one place.
     """
     for name, text in tables.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        put = lambda match, text=text: f"{match[1]}{text}\n{match[2]}"
+        pattern = rf"(<!-- table: {re.escape(name)} -->)(\n?).*?(<!-- end -->)"
+        put = lambda match, text=text: f"{match[1]}{match[2]}{text}{match[2]}{match[3]}"
         page, count = re.subn(pattern, put, page, flags=re.DOTALL)
         if count != 1:
             raise UsageError(

@@ -11,7 +11,7 @@ paper's address from the docstring, its title from the page's heading, and the r
     published_values: of rho and of what belongs to it
     try_when: a reason to try it
 
-The numbers under "Evidence here" come from the accuracy suite, `results/suite.jsonl`.
+The numbers under "Evidence here" on these pages are written by `python -m benchmarks suite`.
 """
 
 import inspect
@@ -22,14 +22,9 @@ from typing import NamedTuple
 import yaml
 
 import optax_sam
-from benchmarks.errors import UsageError
-from benchmarks.experiments.suite.numbers import differences, present, spread
-from benchmarks.experiments.suite.rows import ROWS
-from benchmarks.experiments.suite.tables import accuracy
-from benchmarks.records import RESULTS, Record, read_records
-from benchmarks.tables import DOCS, filled, table
 
-ROOT = DOCS.parent
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 # The methods are the functions that have a file of their name in `optax_sam.methods`.
 METHODS = [
     name
@@ -52,16 +47,16 @@ def read_page(name: str) -> Page:
     """Reads the lines above the heading of a method's page, and the heading.
 
     Raises:
-        UsageError: if there is no page, or a line is missing or unknown.
+        ValueError: if there is no page, or a line is missing or unknown.
     """
     path = DOCS / "methods" / f"{name}.md"
     fields = ", ".join(Page._fields[1:])
     if not path.exists():
-        raise UsageError(f"{name} has no page: write docs/methods/{name}.md, with {fields} as in sam.md")
+        raise ValueError(f"{name} has no page: write docs/methods/{name}.md, with {fields} as in sam.md")
     match = re.match(r"---\n(.*?)\n---\n\n# ([^\n]*)\n", path.read_text(encoding="utf-8"), re.DOTALL)
     values = yaml.safe_load(match[1]) if match else {}
     if set(values) != set(Page._fields[1:]):
-        raise UsageError(f"docs/methods/{name}.md begins with {fields} between two lines ---, then a heading")
+        raise ValueError(f"docs/methods/{name}.md begins with {fields} between two lines ---, then a heading")
     return Page(match[2], **{key: str(value) for key, value in values.items()})
 
 
@@ -131,29 +126,25 @@ def tables(methods: str) -> dict[str, str]:
     reasons = [row([link(name), page.published_values, page.try_when]) for name, page in pages.items()]
     titles = ["Method", "Alias", "What it computes", "Gradients a step", "Extra state"]
     return {
-        "methods": table(titles, rows, numbers=False),
-        "choose": table(["Alias", "Published values, as a start", "Try it when"], reasons, numbers=False),
+        "methods": table(titles, rows),
+        "choose": table(["Alias", "Published values, as a start", "Try it when"], reasons),
     }
 
 
-def evidence(name: str, records: list[Record]) -> str:
-    """The rows of the accuracy suite with a method, against SAM and against SGD with tuned weight decay."""
-    made, levels = present(records)
-    rows = [row for row in made if ROWS[row].method == name]
-    if not rows:
-        return "Not measured yet in the accuracy suite."
-    lines = []
-    for row in rows:
-        lines.append([f"{ROWS[row].label} (%)", *(accuracy(records, row, noise) for noise in levels)])
-        for other, words in (("sam", "minus SAM"), ("sgd_decay", "minus SGD with tuned weight decay")):
-            if other != row:
-                values = (spread(differences(records, row, noise, other), SIGNED) for noise in levels)
-                lines.append([words, *values])
-    titles = ["Fashion-MNIST", *(f"{100 * noise:.0f} % wrong labels" for noise in levels)]
-    return table(titles, lines)
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
 
 
-SIGNED = "{:+.1f} ± {:.1f}"
+def filled(page: str, name: str, text: str) -> str:
+    """Puts a table between its marks."""
+    before, after = re.escape(f"<!-- table: {name} -->\n"), re.escape("<!-- end -->")
+    page, count = re.subn(f"({before}).*?({after})", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"the page has {count} places for the table {name!r}; it needs one")
+    return page
+
+
 # Page: the folder of the methods' pages seen from there, and its table.
 PLACES = {
     "README.md": ("docs/methods/", "methods"),
@@ -167,11 +158,7 @@ def filled_pages() -> dict[Path, str]:
     read = lambda path: path.read_text(encoding="utf-8")
     pages = {ROOT / "CITATION.cff": citation()}
     for page, (folder, name) in PLACES.items():
-        pages[ROOT / page] = filled(read(ROOT / page), {name: tables(folder)[name]})
-    records = read_records(RESULTS / "suite.jsonl")
-    for name in METHODS:
-        page = DOCS / "methods" / f"{name}.md"
-        pages[page] = filled(read(page), {"evidence": evidence(name, records)})
+        pages[ROOT / page] = filled(read(ROOT / page), name, tables(folder)[name])
     return pages
 
 

@@ -1,129 +1,107 @@
 """The figures of `RESULTS.md`, from the records of the accuracy suite."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from matplotlib import ticker
+import pandas as pd
 
-from benchmarks import figures as plots
-from benchmarks.experiments.suite.numbers import differences, of, present
-from benchmarks.experiments.suite.rows import ROWS
-from benchmarks.figures import STYLES
-from benchmarks.records import Record, mean_and_error
+from benchmarks import figures
+from benchmarks.experiments.suite.rows import Row
+from benchmarks.experiments.suite.tables import differences
+from benchmarks.figures import Style
+from benchmarks.tables import column, where
 
-Records = list[Record]
+Rows = Mapping[str, Row]
 
 
-def draw_noise(records: Records, path: Path) -> None:
+def styles(rows: Rows, made: pd.DataFrame, *left_out: str) -> dict[str, Style]:
+    """The looks of the rows of the first group."""
+    return {
+        name: row.style()
+        for name, row in rows.items()
+        if row.group == "methods" and name not in left_out and (made["row"] == name).any()
+    }
+
+
+def draw_noise(made: pd.DataFrame, rows: Rows, path: Path) -> None:
     """Test accuracy against the fraction of wrong labels, and its difference from SAM's."""
-    rows, levels = present(records, "methods")
-    if len(levels) < 2:
-        return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(2, 3))
-    percent = [100 * noise for noise in levels]
-    for index, row in enumerate(rows):
-        # Side by side at each level, so that error bars do not cover one another.
-        shifted = [x + 0.8 * (index - (len(rows) - 1) / 2) for x in percent]
-        accuracy = [mean_and_error([100 * a for a in of(records, row, noise).values()]) for noise in levels]
-        left.plot(percent, [mean for mean, _ in accuracy], label=ROWS[row].label, markersize=6, **STYLES[row])
-        gains = [mean_and_error(differences(records, row, noise)) for noise in levels]
-        if row not in ("sam", "sgd", "sgd_40"):  # the last two would compress the scale for all others
-            style = STYLES[row] | {"linestyle": "none"}
-            right.errorbar(
-                shifted, [g for g, _ in gains], [e for _, e in gains], capsize=2, markersize=6, **style
-            )
-    right.axhline(0, color=STYLES["sam"]["color"], lw=1)
-    right.annotate(
-        "SAM",
-        (1, 0),
-        (-2, 3),
-        xycoords=right.get_yaxis_transform(),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize=9,
-        color=STYLES["sam"]["color"],
+    figure, (panels,) = figures.panels(1, 2, "", width=6, height=4.8)
+    accuracy = made.assign(noise=100 * made["label_noise"], accuracy=100 * made["test_accuracy"])
+    gains = differences(made, "sam").assign(noise=lambda own: 100 * own["label_noise"])
+    figures.lines(panels[0], accuracy, "noise", "accuracy", styles(rows, made))
+    # SGD without tuned decay would compress the scale for all others.
+    figures.lines(panels[1], gains, "noise", "difference", styles(rows, made, "sgd", "sgd_40"))
+    for axes in panels:
+        axes.set(xlabel="wrong training labels (%)", xticks=sorted(accuracy["noise"].unique()))
+    panels[0].set(ylabel="test accuracy (%)", title="Test accuracy")
+    panels[1].set(
+        ylabel="percentage points", title="Difference from SAM, seed by seed (mean ± standard error)"
     )
-    left.set(xlabel="wrong training labels (%)", ylabel="test accuracy (%)", title="Test accuracy")
-    right.set(
-        xlabel="wrong training labels (%)",
-        ylabel="percentage points",
-        title="Difference from SAM, seed by seed (mean ± standard error)",
-    )
-    for axes in (left, right):
-        axes.set_xticks(percent)
-        plots.tidy(axes)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    plots.save(figure, path)
+    figures.legend_below(figure, 5)
+    figures.save(figure, path)
 
 
-def draw_radius(trials: Records, path: Path) -> None:
+def draw_radius(trials: pd.DataFrame, rows: Rows, path: Path) -> None:
     """Validation accuracy against rho, at every noise level."""
-    rows, levels = present(trials, "methods")
-    rows = [row for row in rows if not row.endswith("_decay")]
-    figure, panels = plt.subplots(1, len(levels), figsize=(13, 4.2), layout="constrained", squeeze=False)
-    for axes, noise in zip(panels[0], levels, strict=True):
-        for row in rows:
-            searched = [dict(settings) for settings in ROWS[row].first]
-            points = sorted(
-                # ASAM measures in units of the weights: its radii are ten times those of the others.
-                (trial["settings"]["rho"] / (10 if "asam" in row else 1), 100 * trial["validation_accuracy"])
-                for trial in trials
-                if (trial["row"], trial["label_noise"]) == (row, noise) and trial["settings"] in searched
-            )
-            if points:
-                axes.plot(*zip(*points, strict=True), label=ROWS[row].label, markersize=5, **STYLES[row])
-        decays = [trial for trial in trials if (trial["row"], trial["label_noise"]) == ("sgd_decay", noise)]
-        usual = [
-            trial["validation_accuracy"] for trial in decays if trial["settings"] == {"weight_decay": 5e-4}
-        ]
-        tuned = max((trial["validation_accuracy"] for trial in decays), default=float("nan"))
-        for accuracy, label, dashes in (
-            (usual[0] if usual else float("nan"), "SGD", "-"),
-            (tuned, "SGD, decay tuned", ":"),
-        ):
+    levels = sorted(trials["label_noise"].unique())
+    shown = styles(rows, trials, *(name for name in rows if name.endswith("_decay")))
+    searched = {name: [dict(settings) for settings in rows[name].first] for name in shown}
+    own = trials[[trial.settings in searched.get(trial.row, ()) for trial in trials.itertuples()]]
+    # ASAM measures in units of the weights: its radii are ten times those of the others.
+    own = own.assign(
+        accuracy=100 * own["validation_accuracy"],
+        rho=[trial.settings["rho"] / (10 if "asam" in trial.row else 1) for trial in own.itertuples()],
+    )
+    figure, (panels,) = figures.panels(1, len(levels), "", width=3.25, height=4.2)
+    for axes, noise in zip(panels, levels, strict=True):
+        figures.lines(axes, where(own, label_noise=noise), "rho", "accuracy", shown)
+        decays = where(trials, row="sgd_decay", label_noise=noise)
+        usual = column(where(decays, settings={"weight_decay": 5e-4}), "validation_accuracy").max()
+        tuned = column(decays, "validation_accuracy").max()
+        for accuracy, label, dashes in ((usual, "SGD", "-"), (tuned, "SGD, decay tuned", ":")):
             axes.axhline(100 * accuracy, color="k", lw=1, ls=dashes, label=label)
         # Networks that collapsed to guessing are below the picture: they would compress the scale.
-        shown = [100 * trial["validation_accuracy"] for trial in trials if trial["label_noise"] == noise]
-        axes.set_ylim(100 * (usual[0] if usual else min(shown) / 100) - 4, max(shown) + 1)
-        axes.set(xscale="log", xlabel="rho (ASAM: rho / 10)", title=f"{100 * noise:.0f} % wrong labels")
-        axes.set_xticks([0.05, 0.1, 0.2, 0.3])
-        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-        plots.tidy(axes)
-    panels[0][0].set_ylabel("validation accuracy (%)")
-    figure.legend(
-        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
-    )
-    plots.save(figure, path)
+        highest = where(trials, label_noise=noise)["validation_accuracy"].max()
+        axes.set_ylim(100 * usual - 4, 100 * highest + 1)
+        figures.ticks(axes, (0.05, 0.1, 0.2, 0.3))
+        axes.set(xlabel="rho (ASAM: rho / 10)", title=f"{100 * noise:.0f} % wrong labels")
+    panels[0].set_ylabel("validation accuracy (%)")
+    figures.legend_below(figure, 5)
+    figures.save(figure, path)
 
 
-def draw_cost(records: Records, times: Records, path: Path) -> None:
+def draw_cost(made: pd.DataFrame, times: pd.DataFrame, rows: Rows, path: Path) -> None:
     """Test accuracy against the measured time of a step, a panel for each noise level."""
-    rows, levels = present(records)
-    sgd = next(time["seconds_per_step"] for time in times if time["row"] == "sgd")
-    costs = {time["row"]: time["seconds_per_step"] / sgd for time in times}
+    levels = sorted(made["label_noise"].unique())
+    seconds = times.set_index("row")["seconds_per_step"]
     # Twice the epochs at the same time of a step belong in another picture.
-    rows = [row for row in rows if row in costs and ROWS[row].epochs == ROWS["sgd"].epochs]
-    columns = min(len(levels), 2)
-    size = (12, 4.2 * -(-len(levels) // columns))
-    figure, panels = plt.subplots(
-        -(-len(levels) // columns), columns, figsize=size, layout="constrained", squeeze=False
-    )
+    present = [
+        name
+        for name, row in rows.items()
+        if name in seconds and row.epochs == rows["sgd"].epochs and (made["row"] == name).any()
+    ]
+    figure, panels = figures.panels(2, 2, "", width=6, height=4.2)
     for axes, noise in zip(panels.flat, levels, strict=False):
-        for row in rows:
-            mean, error = mean_and_error([100 * value for value in of(records, row, noise).values()])
-            style = {"markersize": 7} | STYLES[row] | {"linestyle": "none"}
-            axes.errorbar(costs[row], mean, error, capsize=2, lw=1, label=ROWS[row].label, **style)
-        axes.set(title=f"{100 * noise:.0f} % wrong labels", xscale="log")
-        axes.set_xticks([1, 1.1, 1.25, 1.5, 2, 3, 4])
-        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-        plots.tidy(axes)
+        for name in present:
+            accuracy = 100 * where(made, row=name, label_noise=noise)["test_accuracy"]
+            look = rows[name].style()
+            is_tuned = name.endswith("_decay")
+            axes.errorbar(
+                *(seconds[name] / seconds["sgd"], accuracy.mean(), accuracy.sem()),
+                capsize=2,
+                lw=1,
+                markersize=7,
+                ls="none",
+                label=look.label,
+                color=look.colour,
+                marker=look.marker,
+                fillstyle="none" if is_tuned else "full",
+            )
+        figures.ticks(axes, (1, 1.1, 1.25, 1.5, 2, 3, 4))
+        axes.set(title=f"{100 * noise:.0f} % wrong labels")
     for axes in panels[-1]:
         axes.set_xlabel("measured time of a step, SGD = 1")
     for axes in panels[:, 0]:
         axes.set_ylabel("test accuracy (%)")
-    handles = panels[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
-    plots.save(figure, path)
+    figures.legend_below(figure, 4)
+    figures.save(figure, path)

@@ -1,13 +1,15 @@
-"""The rows of the accuracy suite: methods, trials on validation data, and choosing the best trial."""
+"""The rows of the accuracy suites: methods, trials on validation data, and choosing the best trial."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from benchmarks.figures import Style
+from benchmarks.methods import BLUE, GREY, METHODS, radii
 from benchmarks.records import Record
 
 BATCH_SIZE = 128
+EPOCH = 10_000 // BATCH_SIZE
+FOUR = (0.5, 1, 2, 3)
 
 
 class Row(NamedTuple):
@@ -19,10 +21,12 @@ class Row(NamedTuple):
         first: four settings, of which the best on validation data is kept; empty if nothing is chosen.
         then: changes to the best of the four, for a fifth trial.
         epochs: passes over the training data.
-        refresh_every: steps between refreshes, as in the method's paper.
+        interval: steps between refreshes, as in the method's paper.
         fixed: settings of this row that are not chosen.
         group: the table and the pictures in which it appears.
         starts_from: another row, with whose best settings all settings of this row are completed.
+        num_seeds: how many of the suite's seeds are trained; left out: all.
+        looks: what differs from the method's colour, marker and line.
     """
 
     method: str
@@ -30,35 +34,24 @@ class Row(NamedTuple):
     first: Sequence[Mapping[str, float]] = ()
     then: Mapping[str, float] | None = None
     epochs: int = 20
-    refresh_every: int = 100
-    fixed: Mapping[str, float] = MappingProxyType({})
+    interval: int = 100
+    fixed: Mapping[str, float] = {}
     group: Literal["methods", "family", "cheap", "controls"] = "methods"
     starts_from: str | None = None
+    num_seeds: int | None = None
+    looks: Mapping[str, str] = {}
+
+    def style(self) -> Style:
+        """How it is drawn."""
+        method = METHODS[self.method]
+        return Style(self.label, method.colour, method.marker, method.line)._replace(**self.looks)
 
 
-def radii(*factors: float, **units: float) -> list[dict[str, float]]:
-    """Multiples of the units."""
-    return [{name: round(factor * unit, 6) for name, unit in units.items()} for factor in factors]
-
-
-FOUR = (0.5, 1, 2, 3)
-SGD_DECAYS = [{"weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3, 1e-2)]
-SAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=0.1)]
-ASAM_DECAYS = [settings | {"weight_decay": 2e-3} for settings in radii(0.5, 1, 2, 4, rho=1.0)]
-STRONGER = {"weight_decay": 5e-3}
-FASTER = {"learning_rate": 0.1}
-# rho_max is twice rho, as in XSAM's paper; the fifth trial has another value.
-XSAM_RADII = radii(*FOUR, rho=0.1, rho_max=0.2)
-OTHER_RHO_MAX = {"rho_max": 0.15}
-EPOCH = 10_000 // BATCH_SIZE
-
-# The best radius grows as the part shrinks.
-PART_RADII = radii(1, 2, 3, 4, rho=0.1)
-
-
-family = partial(Row, group="family")
-cheap = partial(Row, group="cheap")
-control = partial(Row, group="controls")
+def searched(method: str, *factors: float, then: Mapping[str, float] | None = None, **more: Any) -> Row:
+    """A row that tries these multiples of the method's radius, then another hyper-parameter of it."""
+    row = METHODS[method]
+    first, then = radii(row.options, *(factors or FOUR)), row.other if then is None else then
+    return Row(method, row.label, first, then)._replace(**more)
 
 
 def part(size: int) -> dict[str, float]:
@@ -66,97 +59,110 @@ def part(size: int) -> dict[str, float]:
     return {"ascent_batch": size}
 
 
-OUTSIDE = part(16) | {"ascent_outside": True}
+SGD_DECAYS = [{"weight_decay": decay} for decay in (5e-4, 2e-3, 5e-3, 1e-2)]
+STRONGER, FASTER = {"weight_decay": 5e-3}, {"learning_rate": 0.1}
+LONGER, DOTTED = {"colour": GREY, "line": "--"}, {"line": ":"}
+CHEAP = {"group": "cheap"}
+
+
+def with_decay(method: str) -> Row:
+    """A method at stronger weight decays."""
+    trials = [settings | {"weight_decay": 2e-3} for settings in radii(METHODS[method].options, 0.5, 1, 2, 4)]
+    return Row(method, f"{METHODS[method].label}, decay tuned", trials, STRONGER, looks=DOTTED)
+
 
 ROWS = {
     "sgd": Row("sgd", "SGD"),
-    "sgd_40": Row("sgd", "SGD, 40 epochs", epochs=40),
-    "sam": Row("sam", "SAM", radii(*FOUR, rho=0.1), {"rho": 0.15}),
-    "asam": Row("asam", "ASAM", radii(*FOUR, rho=1.0), {"eta": 0.1}),
-    "fisher_sam": Row("fisher_sam", "Fisher SAM", radii(*FOUR, rho=0.1), {"eta": 0.1}),
-    "info_sam": Row("info_sam", "infoSAM", radii(*FOUR, rho=0.1), {"power": 0.5}),
-    "eigen_sam": Row("eigen_sam", "Eigen-SAM", radii(*FOUR, rho=0.1), {"alpha": 0.5}),
-    "xsam": Row("xsam", "XSAM", XSAM_RADII, OTHER_RHO_MAX, refresh_every=EPOCH),
-    "xsam3": Row("xsam3", "XSAM, 3 steps", XSAM_RADII, OTHER_RHO_MAX, refresh_every=EPOCH),
-    "asam_xsam": Row(
-        "asam_xsam",
-        "ASAM with XSAM's search",
-        radii(*FOUR, rho=1.0, rho_max=0.2),
-        OTHER_RHO_MAX,
-        refresh_every=EPOCH,
+    "sgd_40": Row("sgd", "SGD, 40 epochs", epochs=40, looks=LONGER),
+    **{name: searched(name) for name in ("sam", "asam", "fisher_sam", "info_sam", "eigen_sam")},
+    **{name: searched(name, interval=EPOCH) for name in ("xsam", "xsam3", "asam_xsam")},
+    "sgd_decay": Row("sgd", "SGD, decay tuned", SGD_DECAYS, FASTER, looks=DOTTED),
+    "sgd_40_decay": Row(
+        *("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, 40), looks=LONGER | DOTTED
     ),
-    "sgd_decay": Row("sgd", "SGD, decay tuned", SGD_DECAYS, FASTER),
-    "sgd_40_decay": Row("sgd", "SGD, 40 epochs, decay tuned", SGD_DECAYS, FASTER, epochs=40),
-    "sam_decay": Row("sam", "SAM, decay tuned", SAM_DECAYS, STRONGER),
-    "asam_decay": Row("asam", "ASAM, decay tuned", ASAM_DECAYS, STRONGER),
-    # The wider family.
-    "vasso": family("vasso", "VaSSO", radii(*FOUR, rho=0.1), {"theta": 0.4}),
-    "friendly_sam": family("friendly_sam", "Friendly SAM", radii(*FOUR, rho=0.1), {"decay": 0.6}),
-    "gsam": family("gsam", "GSAM", radii(*FOUR, rho=0.1), {"alpha": 0.1}),
-    # The weight of the sharpness is nine times SAM's at gamma 0.9, so the radii are smaller.
-    "wsam": family("wsam", "WSAM", radii(*FOUR, rho=0.02), {"gamma": 0.7}),
-    "stable_sam": family("stable_sam", "StableSAM", radii(*FOUR, rho=0.1), {"rho": 0.15}),
-    "sparse_sam": family("sparse_sam", "Sparse SAM", radii(*FOUR, rho=0.1), {"sparsity": 0.8}),
-    # Two ascents of this radius each.
-    "lookbehind_sam": family("lookbehind_sam", "Lookbehind-SAM", radii(*FOUR, rho=0.05), {"alpha": 0.8}),
-    # At the price of less than two gradients.
-    "part_32": cheap("sam", "SAM, ascent on 32 of 128", radii(*FOUR, rho=0.1), {"rho": 0.4}, fixed=part(32)),
-    "part_16": cheap("sam", "SAM, ascent on 16 of 128", PART_RADII, {"rho": 0.6}, fixed=part(16)),
-    "part_8": cheap("sam", "SAM, ascent on 8 of 128", PART_RADII, {"rho": 0.6}, fixed=part(8)),
-    "look_sam": cheap("look_sam", "LookSAM", radii(*FOUR, rho=0.1), {"alpha": 0.5}, refresh_every=5),
-    "every_5th": cheap(
-        "look_sam",
-        "SAM, every 5th step",
-        radii(1, 2, 4, 6, rho=0.1),
-        {"rho": 0.3},
-        refresh_every=5,
+    "sam_decay": with_decay("sam"),
+    "asam_decay": with_decay("asam"),
+    **{
+        name: searched(name, group="family")
+        for name in (
+            *("vasso", "friendly_sam", "gsam", "wsam", "stable_sam", "sparse_sam", "lookbehind_sam"),
+        )
+    },
+    # At the price of less than two gradients. The best radius grows as the part shrinks.
+    "part_32": searched("sam", then={"rho": 0.4}, label="SAM, ascent on 32 of 128", fixed=part(32), **CHEAP),
+    "part_16": searched(
+        *("sam", 1, 2, 3, 4), then={"rho": 0.6}, label="SAM, ascent on 16 of 128", fixed=part(16), **CHEAP
+    ),
+    "part_8": searched(
+        *("sam", 1, 2, 3, 4), then={"rho": 0.6}, label="SAM, ascent on 8 of 128", fixed=part(8), **CHEAP
+    ),
+    "look_sam": searched("look_sam", interval=5, **CHEAP),
+    "every_5th": searched(
+        *("look_sam", 1, 2, 4, 6),
+        then={"rho": 0.3},
+        label="SAM, every 5th step",
+        interval=5,
         fixed={"alpha": 0.0},
+        looks={"marker": "<"},
+        **CHEAP,
     ),
-    "one_gradient": cheap(
-        "one_gradient", "One gradient, uphill", radii(0.5, 1, 2, 4, rho=0.1), {"decay": 0.8}
-    ),
-    "momentum_sam": cheap("momentum_sam", "Momentum-SAM", radii(0.5, 1, 2, 3, rho=1.0), {"rho": 1.5}),
+    "one_gradient": searched("one_gradient", 0.5, 1, 2, 4, **CHEAP),
+    "momentum_sam": searched("momentum_sam", **CHEAP),
     # An ascent on examples that are not in the batch, and a random direction.
-    "outside_16": control("sam", "Ascent on 16 others", PART_RADII, {"rho": 0.6}, fixed=OUTSIDE),
-    "random": control("random_direction", "Random direction", radii(1, 3, 10, 30, rho=0.1), {"rho": 0.5}),
+    "outside_16": searched(
+        *("sam", 1, 2, 3, 4),
+        then={"rho": 0.6},
+        label="Ascent on 16 others",
+        fixed=part(16) | {"ascent_outside": True},
+        group="controls",
+        looks={"colour": GREY, "marker": "h"},
+    ),
+    "random": searched("random_direction", 1, 3, 10, 30, group="controls"),
 }
+for size, marker in ((32, "p"), (16, "h"), (8, "8")):
+    ROWS[f"part_{size}"] = ROWS[f"part_{size}"]._replace(looks={"colour": BLUE, "marker": marker})
+
+
+def of_row(trials: list[Record], name: str, noise: float) -> list[Record]:
+    """The trials of a row at a noise level."""
+    return [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
 
 
 def best(trials: list[Record], name: str, noise: float, rows: Mapping[str, Row] = ROWS) -> dict[str, float]:
     """Settings with the highest validation accuracy of a row at a noise level; the first if several tie."""
     if not rows[name].first:
-        return start(trials, name, noise, rows)
-    own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
+        return settings_of_parent_row(trials, name, noise, rows)
+    own = of_row(trials, name, noise)
     return max(own, key=lambda trial: trial["validation_accuracy"])["settings"]
 
 
-def start(trials: list[Record], name: str, noise: float, rows: Mapping[str, Row]) -> dict[str, float]:
+def settings_of_parent_row(
+    trials: list[Record], name: str, noise: float, rows: Mapping[str, Row]
+) -> dict[str, float]:
     """What a row takes from another one."""
     other = rows[name].starts_from
     return {} if other is None else best(trials, other, noise, rows)
 
 
-def missing_trials(
+def known_trials(
     trials: list[Record], name: str, noise: float, rows: Mapping[str, Row] = ROWS
-) -> list[tuple[str, dict[str, float]]]:
-    """The trials that a row lacks at a noise level, as far as they can be told already.
+) -> tuple[list[dict[str, float]], bool]:
+    """The settings that a row tries at a noise level, and whether all have been tried.
 
-    Returns:
-        Rows and settings: those of the row from which this one starts, as long as it lacks any; then its own
-        first ones; then the last one. Empty if the row's settings are known.
+    Trials that depend on others which have not been made are not known yet: those of the row from which this
+    one starts come first, then its own four, then the last one.
     """
     row = rows[name]
-    if row.starts_from is not None and (before := missing_trials(trials, row.starts_from, noise, rows)):
-        return before
-    if not row.first:
-        return []
-    own = [trial for trial in trials if (trial["row"], trial["label_noise"]) == (name, noise)]
-    made = [trial["settings"] for trial in own]
-    given = start(trials, name, noise, rows)
+    if row.starts_from is not None and not known_trials(trials, row.starts_from, noise, rows)[1]:
+        return [], False
+    given = settings_of_parent_row(trials, name, noise, rows)
     wanted = [{**given, **settings} for settings in row.first]
-    missing = [settings for settings in wanted if settings not in made]
-    if not missing and row.then is not None:
-        first = [trial for trial in own if trial["settings"] in wanted]
-        last = {**best(first, name, noise, rows), **row.then}
-        missing = [] if last in made else [last]
-    return [(name, settings) for settings in missing]
+    own = of_row(trials, name, noise)
+    made = [trial["settings"] for trial in own]
+    if any(settings not in made for settings in wanted):
+        return wanted, False
+    if not wanted or row.then is None:
+        return wanted, True
+    first = [trial for trial in own if trial["settings"] in wanted]
+    last = {**best(first, name, noise, rows), **row.then}
+    return [*wanted, *([] if last in wanted else [last])], last in made

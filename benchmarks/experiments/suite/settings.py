@@ -1,6 +1,6 @@
 """What all rows of an accuracy suite share: data, network and recipe. One entry for each suite.
 
-`fashion_mnist` is the first suite, with wrong labels: `suite_rows.py`. The others ask whether anything
+`suite` is the first suite, with wrong labels: `rows.py`. The others ask whether anything
 gains on right labels where networks are as in the papers: a residual network with BatchNorm on crops and
 flips of CIFAR-10, and a transformer with AdamW. Their protocol, written before any of their test numbers
 was seen:
@@ -18,8 +18,7 @@ was seen:
 - Trials are compared by accuracy on the validation images after the last epoch, with one seed that the
   reported networks do not use. Three seeds are reported; only these networks see the test images, once,
   after the last epoch.
-- Rows come in the order of their importance, and `suite each` trains them in this order, so that a file
-  that is not complete answers the first questions first.
+- Rows come in the order of their importance, and are trained in this order.
 
 Sizes are those that one CPU core trains in half a minute, found with validation images and SGD alone.
 
@@ -40,31 +39,15 @@ and 0.4 for SGD, 0.004 for AdamW, the best of these with five seeds.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks.experiments.suite.rows import BATCH_SIZE, ROWS, Row, part, radii
+from benchmarks.experiments.suite.rows import BATCH_SIZE, ROWS, Row, part
+from benchmarks.experiments.suite.suite import RightLabels, SuiteTimes, WrongLabels
+from benchmarks.methods import METHODS, radii
 
-
-class Setting(NamedTuple):
-    """One suite.
-
-    Attributes:
-        title: in tables.
-        file: how the names of its result files begin.
-        config: fields of all its configurations.
-        rows: by name, in the order of the tables.
-        noise: fractions of wrong training labels.
-        more_test: images held out of the training split that are test images too.
-        sharpness: whether λ_max is measured; it costs as much as a training does on a small set.
-    """
-
-    title: str
-    file: str
-    config: Mapping[str, Any]
-    rows: Mapping[str, Row]
-    noise: tuple[float, ...] = (0.0,)
-    more_test: int = 0
-    sharpness: bool = False
+FIVE = (0, 1, 2, 3, 4)
+FIRST_ROWS = ("sgd", "sgd_tuned", "sam", "sgd_long", "sam_tuned")
+ON_TUNED = ("asam", "info_sam", "eigen_sam", "xsam", "momentum_sam")
 
 
 def rows_on_right_labels(
@@ -73,59 +56,55 @@ def rows_on_right_labels(
     steps_per_epoch: int,
     decays: tuple[float, ...],
     learning_rate: float,
-    rho: float,
     *,
     factors: tuple[float, ...] = (0.5, 1, 2),
     batch_size: int = BATCH_SIZE,
     larger_learning_rates: tuple[float, ...] = (),
 ) -> dict[str, Row]:
-    """The rows of the settings with right labels.
+    """The rows of the suites with right labels.
 
     Args:
         optimizer: name of the base optimizer.
-        epochs: of all rows but one.
+        epochs: of all rows but those that are trained twice as long.
         steps_per_epoch: the steps from one search of XSAM to the next.
         decays: weight decays that the tuned optimizer tries.
         learning_rate: another one than usual that it tries with the best of these.
-        rho: SAM's middle radius.
-        factors: the radii that are tried, in middle radii.
+        factors: the radii that are tried, in those of the table of methods.
         batch_size: images of a step.
         larger_learning_rates: those that a row of its own tries for the tuned optimizer.
     """
-    eighth = batch_size // 8
+    eighth = f"part_{batch_size // 8}"
     decay_trials = [{"weight_decay": decay} for decay in decays]
-    sam = radii(*factors, rho=rho)
-    # ASAM and Momentum-SAM measure in other units, and a small part of the batch wants a larger radius.
-    ten_times = radii(*factors, rho=10 * rho)
-    xsam = radii(*factors, rho=rho, rho_max=2 * rho)
+    others = {
+        name: Row(name, METHODS[name].label, radii(METHODS[name].options, *factors))
+        for name in ("sam", "xsam", "momentum_sam", "asam", "look_sam", "info_sam", "eigen_sam", "xsam3")
+    }
+    for name, interval in (("xsam", steps_per_epoch), ("xsam3", steps_per_epoch), ("look_sam", 5)):
+        others[name] = others[name]._replace(interval=interval)
+    sam = others.pop("sam")
+    # A small part of the batch wants a larger radius.
+    small = {
+        "first": radii(METHODS["sam"].options, *(2 * factor for factor in factors)),
+        "label": f"SAM, ascent on {batch_size // 8} of {batch_size}",
+        "fixed": part(batch_size // 8),
+    }
     rows = {
         "sgd": Row("sgd", optimizer),
         "sgd_tuned": Row("sgd", f"{optimizer}, tuned", decay_trials, {"learning_rate": learning_rate}),
-        "sam": Row("sam", "SAM", sam),
-        "sgd_long": Row(
-            "sgd", f"{optimizer}, tuned, twice the epochs", epochs=2 * epochs, starts_from="sgd_tuned"
-        ),
-        "sam_tuned": Row("sam", f"SAM, on tuned {optimizer}", sam, starts_from="sgd_tuned"),
-        f"part_{eighth}": Row(
-            "sam",
-            f"SAM, ascent on {eighth} of {batch_size}",
-            radii(*factors, rho=2 * rho),
-            fixed=part(eighth),
-        ),
-        "xsam": Row("xsam", "XSAM", xsam, refresh_every=steps_per_epoch),
-        "momentum_sam": Row("momentum_sam", "Momentum-SAM", ten_times),
-        "asam": Row("asam", "ASAM", ten_times),
-        "look_sam": Row("look_sam", "LookSAM", sam, refresh_every=5),
-        "info_sam": Row("info_sam", "infoSAM", sam),
-        "eigen_sam": Row("eigen_sam", "Eigen-SAM", sam),
-        "xsam3": Row("xsam3", "XSAM, 3 steps", xsam, refresh_every=steps_per_epoch),
+        "sam": sam,
+        "sgd_long": Row("sgd", f"{optimizer}, tuned, twice the epochs", starts_from="sgd_tuned"),
+        "sam_tuned": sam._replace(label=f"SAM, on tuned {optimizer}", starts_from="sgd_tuned"),
+        eighth: sam._replace(**small),
+        **others,
     }
-    for name in ("asam", "info_sam", "eigen_sam", "xsam", "momentum_sam", f"part_{eighth}"):
+    for name in rows:
+        if name not in FIRST_ROWS:
+            rows[name] = rows[name]._replace(num_seeds=3)
+    for name in (*ON_TUNED, eighth):
         label = f"{rows[name].label}, on tuned {optimizer}"
-        rows[f"{name}_tuned"] = rows[name]._replace(label=label, starts_from="sgd_tuned")
+        rows[f"{name}_tuned"] = rows[name]._replace(label=label, starts_from="sgd_tuned", num_seeds=5)
     rows["momentum_sam_long"] = Row(
         *("momentum_sam", f"Momentum-SAM, on tuned {optimizer}, twice the epochs"),
-        epochs=2 * epochs,
         starts_from="momentum_sam_tuned",
     )
     if larger_learning_rates:
@@ -135,20 +114,22 @@ def rows_on_right_labels(
             starts_from="sgd_tuned",
         )
     return {
-        name: row if name.endswith("_long") else row._replace(epochs=epochs) for name, row in rows.items()
+        name: row._replace(epochs=2 * epochs if name.endswith("_long") else epochs)
+        for name, row in rows.items()
     }
 
 
-CIFAR = {
+CIFAR: Mapping[str, Any] = {
     "dataset": "cifar10_subset",
     "train_size": 2500,
     "validation_size": 5228,
     "augment": "crop_flip",
+    "model": "resnet6",
     "batch_size": BATCH_SIZE,
     "learning_rate": 0.1,
     "weight_decay": 5e-4,
 }
-VIT = {
+VIT: Mapping[str, Any] = {
     "dataset": "fashion_mnist",
     "model": "tiny_vit",
     "batch_size": BATCH_SIZE,
@@ -156,66 +137,76 @@ VIT = {
     "learning_rate": 1e-3,
     "weight_decay": 0.1,
 }
-
-few_rows = rows_on_right_labels("SGD", 1, 6, (5e-4, 2e-3, 5e-3), 0.2, 0.1)
-few_rows = {name: few_rows[name] for name in ("sgd", "sgd_tuned", "sam", "sgd_long", "sam_tuned")}
-
-SETTINGS = {
-    "fashion_mnist": Setting(
-        "Strided CNN on Fashion-MNIST, wrong labels",
-        "suite",
-        {
-            "dataset": "fashion_mnist",
-            "train_size": 10_000,
-            "model": "strided_cnn",
-            "batch_size": BATCH_SIZE,
-            "learning_rate": 0.05,
-        },
-        ROWS,
-        noise=(0.0, 0.2, 0.4, 0.6),
-        sharpness=True,
-    ),
-    "cifar_resnet": Setting(
-        "ResNet with BatchNorm on 2,500 images of CIFAR-10, crops and flips",
+# Strided CNN, wrong labels.
+FASHION = WrongLabels(
+    "suite",
+    FIVE,
+    ("fashion_mnist",),
+    config={
+        "dataset": "fashion_mnist",
+        "train_size": 10_000,
+        "model": "strided_cnn",
+        "batch_size": BATCH_SIZE,
+        "learning_rate": 0.05,
+    },
+    rows=ROWS,
+    noise=(0.0, 0.2, 0.4, 0.6),
+    sharpness=True,
+)
+SUITES = (
+    FASHION,
+    SuiteTimes("suite_time", datasets=FASHION.datasets, is_alone=True, suite=FASHION),
+    RightLabels(
         "suite_cifar_resnet",
-        CIFAR | {"model": "resnet6"},
-        rows_on_right_labels("SGD", 50, 2500 // BATCH_SIZE, (5e-4, 2e-3, 5e-3), 0.2, 0.1),
+        (0, 1, 2),
+        ("cifar10_subset",),
+        config=CIFAR,
+        rows=rows_on_right_labels("SGD", 50, 2500 // BATCH_SIZE, (5e-4, 2e-3, 5e-3), 0.2),
         more_test=3728,
     ),
-    "fashion_vit": Setting(
-        "Transformer on 5,000 images of Fashion-MNIST",
+    RightLabels(
         "suite_fashion_vit",
-        VIT | {"train_size": 5000},
-        rows_on_right_labels("AdamW", 15, 5000 // BATCH_SIZE, (0.1, 1.0, 3.0), 2e-3, 0.1),
+        (0, 1, 2),
+        ("fashion_mnist",),
+        config={**VIT, "train_size": 5000},
+        rows=rows_on_right_labels("AdamW", 15, 5000 // BATCH_SIZE, (0.1, 1.0, 3.0), 2e-3),
     ),
-    "cifar_resnet_fitted": Setting(
-        "ResNet with BatchNorm on 1,000 images of CIFAR-10, crops and flips, until it fits",
+    # Until they fit their images.
+    RightLabels(
         "suite_cifar_resnet_fitted",
-        CIFAR | {"train_size": 1000, "validation_size": 6728, "batch_size": 64, "model": "resnet6"},
-        rows_on_right_labels(
-            *("SGD", 100, 1000 // 64, (5e-4, 2e-3, 5e-3, 1e-2), 0.05, 0.1),
+        FIVE,
+        ("cifar10_subset",),
+        config={**CIFAR, "train_size": 1000, "validation_size": 6728, "batch_size": 64},
+        rows=rows_on_right_labels(
+            *("SGD", 100, 1000 // 64, (5e-4, 2e-3, 5e-3, 1e-2), 0.05),
             factors=(0.3, 1, 3),
             batch_size=64,
             larger_learning_rates=(0.2, 0.4),
         ),
         more_test=5228,
     ),
-    "fashion_vit_fitted": Setting(
-        "Transformer on 2,000 images of Fashion-MNIST, until it fits",
+    RightLabels(
         "suite_fashion_vit_fitted",
-        VIT | {"train_size": 2000, "batch_size": 64},
-        rows_on_right_labels(
-            *("AdamW", 40, 2000 // 64, (0.1, 1.0, 3.0, 10.0), 2e-3, 0.1),
+        FIVE,
+        ("fashion_mnist",),
+        config={**VIT, "train_size": 2000, "batch_size": 64},
+        rows=rows_on_right_labels(
+            *("AdamW", 40, 2000 // 64, (0.1, 1.0, 3.0, 10.0), 2e-3),
             factors=(0.3, 1, 3),
             batch_size=64,
             larger_learning_rates=(4e-3,),
         ),
     ),
-    # Needs no files and a few seconds: to try the programs.
-    "digits": Setting(
-        "MLP on 300 of the bundled digits",
+    # The bundled digits need no files and a few seconds: to try the programs.
+    RightLabels(
         "suite_digits",
-        {"dataset": "digits", "train_size": 300, "model": "mlp", "batch_size": 50},
-        few_rows,
+        (0, 1),
+        ("digits",),
+        config={"dataset": "digits", "train_size": 300, "model": "mlp", "batch_size": 50},
+        rows={
+            name: row
+            for name, row in rows_on_right_labels("SGD", 1, 6, (5e-4, 2e-3, 5e-3), 0.2).items()
+            if name in FIRST_ROWS
+        },
     ),
-}
+)
