@@ -150,7 +150,7 @@ def test_public_function_has_every_section(name):
         names = [line for line in lines if re.match(r"\s{2}\S", line)]
         assert all(re.match(r"\s+\*{0,2}\w+: ", line) for line in names), names
     for argument in arguments:
-        explained = re.search(rf"\nArgs:.*\n\s+\*?{argument}: .*\nReturns:", doc, re.DOTALL)
+        explained = re.search(rf"\nArgs:.*\n\s+\*{{0,2}}{argument}: .*\nReturns:", doc, re.DOTALL)
         assert explained, f"{name} does not explain {argument}"
 
 
