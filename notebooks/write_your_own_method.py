@@ -190,8 +190,15 @@ for axes, (name, params) in zip(panels, networks.items(), strict=True):
     ):
         values = np.asarray(jax.vmap(jax.vmap(lambda p, batch=batch: accuracy(p, batch)))(params))
         error = values.std(1, ddof=1) / values.shape[1] ** 0.5
-        axes.errorbar(range(len(values)), values.mean(1), error, color=colour, marker=marker, capsize=2, label=part)
-    axes.set(xlabel="ρ", title=name, xticks=range(len(radii[name])), xticklabels=[f"{rho:g}" for rho in radii[name]])
+        axes.errorbar(
+            range(len(values)), values.mean(1), error, color=colour, marker=marker, capsize=2, label=part
+        )
+    axes.set(
+        xlabel="ρ",
+        title=name,
+        xticks=range(len(radii[name])),
+        xticklabels=[f"{rho:g}" for rho in radii[name]],
+    )
     axes.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("accuracy (%)")
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
