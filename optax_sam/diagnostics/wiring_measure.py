@@ -127,7 +127,11 @@ def last_digit_changed(params: Leaves, eps: float) -> Leaves:
             return w
         wide = w.astype(tree_math.accumulation_dtype(w))
         # Signs without order, by multiplicative hashing: random numbers would cost more than all the rest.
-        mixed = jnp.arange(w.size, dtype=jnp.uint32).reshape(w.shape) * jnp.uint32(2654435769)
+        # The indices of each axis by themselves, so that a sharded array is not gathered.
+        mixed = jnp.zeros_like(w, jnp.uint32)
+        for axis in range(w.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, w.shape, axis)
+            mixed = (mixed + index + 1) * jnp.uint32(2654435769)
         size = 2 * eps * (jnp.abs(wide) + jnp.sqrt(jnp.mean(wide**2)))
         return (wide + jnp.where(mixed >> 31, size, -size)).astype(w.dtype)
 
