@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import optax
 from jax.custom_derivatives import SymbolicZero
 
-from optax_sam import checks
-from optax_sam.devices import AxisName, unnamed_axes, varying
+from optax_sam import checks, shards
+from optax_sam.devices import AxisName, axis_names, unnamed_axes, varies_over, varying
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], optax.Updates]
@@ -38,6 +38,7 @@ class BatchLoss:
       curvature_fn: the loss whose Hessian is used; None: L.
       axis_name: mapped axis, or axes, over which the batch is split; parameters are the same along it.
       m_sharpness: whether the gradient passed to `update` is each device's own.
+      params_axis_name: mapped axes along which the parameters are sharded; see `optax_sam.shards`.
     """
 
     value_fn: ValueFn | None = None
@@ -45,26 +46,20 @@ class BatchLoss:
     curvature_fn: ValueFn | None = None
     axis_name: AxisName = None
     m_sharpness: bool = False
+    params_axis_name: Any = None
 
     def __post_init__(self) -> None:
         checks.check_m_sharpness(self.m_sharpness, self.axis_name)
 
-    def check_passed(self, gradient: optax.Updates) -> None:
-        """Raises if JAX knows that the gradient passed to `update` is not what `m_sharpness` says."""
+    def check_passed(self, gradient: optax.Updates, params: optax.Params) -> None:
+        """Raises if JAX knows that the gradient passed to `update` is not what the other arguments say."""
+        checks.check_replicated(params, self.axis_name, shards.axes_here())
+        checks.check_summed("The gradient passed to `update`", gradient, params, shards.axes_here())
         if self.m_sharpness:
             checks.check_local("the gradient passed to `update`", gradient, self.axis_name)
         else:
             checks.check_averaged(gradient, self.axis_name)
-        if self.axis_name is None and self.grad_fn is None and (axes := unnamed_axes()):
-            names = ", ".join(map(repr, axes))
-            warnings.warn(
-                f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got no"
-                " `axis_name`. So the second gradient is that of each device's own part of the batch, and the"
-                " devices drift apart. Write `tx.update(grads, state, params, value_fn=value_fn,"
-                f" axis_name={names})`. (If each device trains a model of its own:"
-                " `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
-                stacklevel=2,
-            )
+        self._warn_of_unnamed_axes()
 
     def value(self, params: optax.Params) -> jax.Array:
         """Returns L(w)."""
@@ -105,14 +100,44 @@ class BatchLoss:
             checked = _checked(self.value_fn, "value_fn", self.axis_name)
             return jax.value_and_grad(checked)(self._varying(params))
         # The gradient is taken at parameters marked as varying over all mapped axes. One that JAX would
-        # otherwise have summed then varies too, which can be detected.
-        axes = self.axis_name or tuple(jax.sharding.get_abstract_mesh().manual_axes)
+        # otherwise have summed then varies too, which can be detected. Over axes along which some of the
+        # parameters are sharded JAX has to sum the gradient of the others.
+        manual = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+        axes = self.axis_name or tuple(manual - varies_over(params))
         checks.check_takes_params("grad_fn", self.grad_fn)
         gradient = _called(self.grad_fn, varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
+        checks.check_summed("The gradient returned by `grad_fn`", gradient, params, shards.axes_here())
         if self.axis_name is None:
             checks.check_same("The gradient returned by `grad_fn`", gradient, params)
         return None, gradient
+
+    def _warn_of_unnamed_axes(self) -> None:
+        """Warns if something is mapped over an axis that JAX does not track and no argument names."""
+        named = (*axis_names(self.axis_name), *shards.axes_named(self.params_axis_name))
+        if not (axes := unnamed_axes(named)):
+            return
+        names = ", ".join(map(repr, axes))
+        where = f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got"
+        if self.axis_name is None:
+            averaged = " (unless `grad_fn` averages it: name the axis then too)" if self.grad_fn else ""
+            warnings.warn(
+                f"{where} no `axis_name`. So the second gradient is that of each device's own part of the"
+                f" batch{averaged}, norms are those of the parameters on each device, and the devices drift"
+                " apart. Write `tx.update(grads, state, params, value_fn=value_fn,"
+                f" axis_name={names})`; along an axis along which the parameters are sharded,"
+                f" `params_axis_name={names}`. (If each device trains a model of its own:"
+                " `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
+                stacklevel=3,
+            )
+        elif self.params_axis_name is None:
+            warnings.warn(
+                f"{where} neither `axis_name` nor `params_axis_name` for it. If the parameters are sharded"
+                " along it, norms are those of a shard, and the perturbation is too long: write"
+                f" `tx.update(..., params_axis_name={names})`. If they are the same along it:"
+                " `params_axis_name=()`.",
+                stacklevel=3,
+            )
 
     def _varying(self, params: optax.Params) -> optax.Params:
         return varying(params, self.axis_name)
@@ -159,6 +184,7 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
         checks.check_same(f"The result of `{name}`", value, params)
+        checks.check_whole(f"The result of `{name}`", value, shards.axes_here())
         if jax.tree.leaves(params):
             value = _warns_if_constant(name)(value, jax.tree.leaves(params)[0])
         # If `value_fn` averages the loss itself, the loss does not vary, and its gradient with respect to

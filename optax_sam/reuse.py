@@ -27,6 +27,7 @@ from optax_sam import checks, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss
 from optax_sam.refresh import refreshed
+from optax_sam.shards import sums_over_shards
 
 
 class ReuseState(NamedTuple):
@@ -100,6 +101,7 @@ def reuse(
             inner_state=method.init(params),
         )
 
+    @sums_over_shards
     def update(
         updates: optax.Updates,
         state: ReuseState,
@@ -108,6 +110,7 @@ def reuse(
         refresh: bool | jax.Array | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReuseState]:
@@ -121,9 +124,13 @@ def reuse(
 
         if observe is not None:
             observe(perturbation=None, ascent_value=None)  # Until the method says more.
-        where: dict[str, Any] = {"axis_name": axis_name, "m_sharpness": m_sharpness}
+        where: dict[str, Any] = {
+            "axis_name": axis_name,
+            "m_sharpness": m_sharpness,
+            "params_axis_name": params_axis_name,
+        }
         loss = BatchLoss(**where)
-        loss.check_passed(updates)
+        loss.check_passed(updates, params)
         gradient = loss.average(updates)
 
         def compute() -> tuple[optax.Updates, optax.Updates, optax.OptState]:

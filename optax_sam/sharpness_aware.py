@@ -56,6 +56,7 @@ import optax
 from optax_sam import checks, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
+from optax_sam.shards import sums_over_shards
 
 
 class SharpnessAwareState(NamedTuple):
@@ -95,7 +96,7 @@ def sharpness_aware(
         updates, state = tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))
 
     `update(updates, state, params, *, value_fn=None, grad_fn=None, curvature_fn=None, refresh=None,
-    axis_name=None, m_sharpness=False, **extra_args)`:
+    axis_name=None, m_sharpness=False, params_axis_name=None, **extra_args)`:
 
       updates: gradient of the batch loss at `params`.
       value_fn: the loss of the same batch as a function of the parameters, a scalar. Use the same dropout
@@ -114,6 +115,12 @@ def sharpness_aware(
         state. Under `shard_map(check_vma=True)` a wrong value is an error. Under `pmap`, `vmap` and
         `check_vma=False` it goes undetected: with True, averaged gradients cost redundant communication,
         and later ascents are local; with False, local gradients let the devices' states drift apart.
+      params_axis_name: names of the axes along which the parameters are sharded *inside* `shard_map` or
+        `pmap` (FSDP, tensor parallelism by hand), over which norms and inner products must run too. None:
+        those along which JAX knows that a parameter varies, which is right under `shard_map(check_vma=True)`.
+        Where nothing is tracked (`pmap`, `vmap`, `check_vma=False`) say it: one name, or a tuple of names,
+        for all parameters, or a pytree with their structure or a prefix of it, such as the `in_specs`. `()`:
+        none, as where each device trains a model of its own. See docs/devices.md.
       observe: function called while the step is traced, with values that `update` does not return: the
         keyword arguments `perturbation` (ε) and `ascent_value` (the loss there, None with `grad_fn`). Used
         by `optax_sam.diagnostics.monitor`.
@@ -166,6 +173,7 @@ def sharpness_aware(
             descent=descent.init(params),
         )
 
+    @sums_over_shards
     def update(
         updates: optax.Updates,
         state: SharpnessAwareState,
@@ -177,13 +185,14 @@ def sharpness_aware(
         refresh: bool | jax.Array | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
         checks.check_not_a_stage(extra_args)
-        loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
-        loss.check_passed(updates)
+        loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness, params_axis_name)
+        loss.check_passed(updates, params)
         extra_args |= {"loss": loss, "grad": updates, "step_count": state.step_count}
 
         epsilon, ascent_state = ascent.update(

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, shards, tree_math
 
 
 def lookbehind(alpha: float | None = 0.5) -> optax.GradientTransformationExtraArgs:
@@ -71,7 +71,7 @@ def lookbehind(alpha: float | None = 0.5) -> optax.GradientTransformationExtraAr
             factor = _agreement(first, total) if alpha is None else jnp.asarray(alpha, dtype)
             return (factor * total).astype(first.dtype)
 
-        return jax.tree.map(leaf, first, *others), state
+        return shards.map_leaves(leaf, first, *others), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, shards, tree_math
 from optax_sam.devices import AxisName, unnamed_axes, varying
 from optax_sam.diagnostics.wiring_causes import Comparison, likely_cause
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
@@ -126,6 +126,7 @@ def wiring_check(
     def init(params: optax.Params) -> WiringCheckState:
         return WiringCheckState(mismatch=jnp.zeros((), jnp.float32))
 
+    @shards.sums_over_shards
     def update(
         updates: optax.Updates,
         state: WiringCheckState,
@@ -137,19 +138,18 @@ def wiring_check(
         record: bool | jax.Array | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WiringCheckState]:
         def measure() -> jax.Array:
             checks.check_params(updates, params)
-            if clean_value_fn is None:
-                loss = BatchLoss(value_fn, grad_fn, axis_name=axis_name, m_sharpness=m_sharpness)
-            else:
-                loss = BatchLoss(clean_value_fn, axis_name=axis_name, m_sharpness=m_sharpness)
-            loss.check_passed(updates)
+            functions = (value_fn, grad_fn) if clean_value_fn is None else (clean_value_fn, None)
+            loss = BatchLoss(*functions, None, axis_name, m_sharpness, params_axis_name)
+            loss.check_passed(updates, params)
             traced = jax.make_jaxpr(loss.ascent_gradient)(params)
             limit = _default_tolerance(str(traced)) if tolerance is None else tolerance
             gradient = jax.extend.core.jaxpr_as_fun(traced)(*jax.tree.leaves(params))
-            products = _products(gradient, *map(jax.tree.leaves, (updates, params)))
+            products = _products(gradient, updates, params)
             if axis_name is not None:  # The state is the same on all devices.
                 products = jax.lax.pmean(varying(products, axis_name), axis_name)
             mismatch = _mismatch(products)
@@ -171,16 +171,19 @@ def _default_tolerance(program: str) -> float:
     return 0.2 if re.search(r"\b(b?f16|f8\w*)\[", program) else 0.01
 
 
-def _products(gradient: list[jax.Array], passed: list[jax.Array], params: list[jax.Array]) -> jax.Array:
+def _products(gradient: list[jax.Array], updates: optax.Updates, params: optax.Params) -> jax.Array:
     """Returns ‖v‖², ‖g‖², ⟨v, g⟩, ‖v − g‖², ⟨v − g, w⟩ and ‖w‖² of each array, shape (arrays, 6)."""
-    dtype = tree_math.accumulation_dtype(gradient, passed, params)
+    dtype = tree_math.accumulation_dtype(gradient, updates, params)
 
-    def leaf(v: jax.Array, g: jax.Array, w: jax.Array) -> jax.Array:
+    def leaf(v: jax.Array, g: jax.Array, w: jax.Array, axes: shards.Axes) -> jax.Array:
         v, g, w = (jax.lax.stop_gradient(x).astype(dtype) for x in (v, g, w))
         d = v - g
-        return jnp.stack([jnp.sum(x * y) for x, y in ((v, v), (g, g), (v, g), (d, d), (d, w), (w, w))])
+        row = jnp.stack([jnp.sum(x * y) for x, y in ((v, v), (g, g), (v, g), (d, d), (d, w), (w, w))])
+        return jax.lax.psum(row, axes) if axes else row
 
-    rows = list(map(leaf, gradient, passed, params))
+    rows = list(
+        map(leaf, gradient, jax.tree.leaves(updates), jax.tree.leaves(params), shards.axes_of(params))
+    )
     return jnp.stack(rows) if rows else jnp.zeros((0, 6), dtype)
 
 

@@ -12,6 +12,7 @@ from optax_sam.curvature.products import hessian_vector_product
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
 from optax_sam.schedules import radius_at
+from optax_sam.shards import sums_over_shards
 
 
 class GradientNormPenaltyState(NamedTuple):
@@ -67,6 +68,7 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         checks.check_arrays(params)
         return GradientNormPenaltyState(jnp.zeros((), jnp.int32))
 
+    @sums_over_shards
     def update(
         updates: optax.Updates,
         state: GradientNormPenaltyState,
@@ -76,12 +78,13 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         grad_fn: GradFn | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNormPenaltyState]:
         checks.check_params(updates, params)
-        loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness)
-        loss.check_passed(updates)
+        loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness, params_axis_name)
+        loss.check_passed(updates, params)
         if observe is not None:
             observe(perturbation=None, ascent_value=None)
         gradient = loss.average(updates)

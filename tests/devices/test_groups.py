@@ -164,7 +164,13 @@ def test_devices_that_share_a_gradient_are_one_group(inside, is_checked, num_ste
             params_here = params
         functions = {"value_fn": value_fn} if inside == "value_fn" else {"grad_fn": grad_fn}
         return tx.update(
-            grad_fn(params_here), tx.init(params), params, axis_name="data", m_sharpness=True, **functions
+            grad_fn(params_here),
+            tx.init(params),
+            params,
+            axis_name="data",
+            m_sharpness=True,
+            params_axis_name=(),
+            **functions,
         )[0]
 
     mapped = jax.shard_map(
