@@ -17,12 +17,15 @@ from optax_sam.ascent.sparse_mask import SparseMaskState, dynamic_mask, fisher_m
 from optax_sam.ascent.steepest import SteepestAscentState, steepest_ascent
 from optax_sam.ascent.top_eigenvector import TiltToTopEigenvectorState, tilt_to_top_eigenvector
 from optax_sam.ascent.weight_magnitude import weight_magnitude
-from optax_sam.batches import Batches
+from optax_sam.batches import Batches, WeightedBatches
 from optax_sam.descent.extrapolation import extrapolation
 from optax_sam.descent.gradient_length import gradient_length
 from optax_sam.descent.lookbehind import lookbehind
+from optax_sam.descent.posterior_momentum import posterior_momentum
 from optax_sam.descent.spherical_search import SphericalSearchState, spherical_search
 from optax_sam.descent.surrogate_gap import surrogate_gap
+from optax_sam.masked import masked, partition
+from optax_sam.masks import mask_by_name
 from optax_sam.methods.asam import asam
 from optax_sam.methods.bayesian_sam import bayesian_sam
 from optax_sam.methods.eigen_sam import eigen_sam
@@ -78,6 +81,10 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "reverse_sam",
     "gradient_norm_penalty",
     "GradientNormPenaltyState",
+    # A method for some of the parameters, an ascent for each group of them.
+    "masked",
+    "partition",
+    "mask_by_name",
     # A schedule of the radius.
     "rho_following_learning_rate",
     # Ascent stages, g to the perturbation, and their preconditioners.
@@ -106,6 +113,8 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "extrapolation",
     "gradient_length",
     "lookbehind",
+    "posterior_momentum",
     # A data set, for `optax_sam.curvature`, `optax_sam.diagnostics` and `optax_sam.sde`.
     "Batches",
+    "WeightedBatches",
 ]

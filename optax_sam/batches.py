@@ -11,16 +11,17 @@ float32 or wider, whatever the dtype of the parameters.
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.loss import BatchLoss, ValueFn
-from optax_sam.progress import with_bar
+from optax_sam.progress import counted, with_bar
 
 T = TypeVar("T")
 Evaluate = Callable[[optax.Params], tuple[jax.Array, optax.Updates]]
@@ -67,6 +68,43 @@ class Batches:
             yield jax.tree.map(lambda leaf, part=part: leaf[part], self.data)
 
 
+class WeightedBatches:
+    """Batches with the number of examples of each, where the shapes of its arrays do not tell it.
+
+    Args:
+      batches: the batches, an iterable that starts again each time: a list, a data loader, `Batches`.
+      num_examples: maps a batch to its weight in the mean, such as the number of examples that are not
+        padding. Batches with 0 are left out.
+
+    Raises:
+      TypeError: if `batches` is an iterator, or `num_examples` is not a function.
+
+    Example: the last batch is padded, and the loss is the mean of the real examples.
+      >>> import numpy as np
+      >>> from optax_sam import Batches, WeightedBatches
+      >>> x, is_real = np.zeros(6), np.arange(6) < 5
+      >>> batches = WeightedBatches(Batches((x, is_real), 3), lambda batch: batch[1].sum())
+      >>> [int(batches.num_examples(batch)) for batch in batches]
+      [3, 2]
+    """
+
+    def __init__(self, batches: Iterable[Any], num_examples: Callable[[Any], int | jax.Array]):
+        check_batches(batches)
+        if not callable(num_examples):
+            raise TypeError(
+                "`num_examples` must be a function of a batch, such as `lambda batch: batch['mask'].sum()`,"
+                f" got {type(num_examples).__name__}."
+            )
+        self.batches = batches
+        self.num_examples = num_examples
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]  # A data loader may have no length.
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
 def over_batches(
     compute: Callable[..., T],
     value_fn: Callable[..., jax.Array],
@@ -82,22 +120,27 @@ def over_batches(
       value_fn: see `hessian_operator`.
       batches: the data set, see `hessian_operator`; each call of the returned function iterates over it once.
       zeros: returns 0 with the structure, shapes, dtypes and shardings of what `compute` returns.
-      progress: whether each call shows a progress bar, which counts the batches.
+      progress: whether each call shows a progress bar, which counts the batches; a single loss is one.
     """
     if batches is None:
-        return compiled(of_loss, compute, value_fn)
+        of_one = compiled(of_loss, compute, value_fn)
+
+        def one(*args: Any) -> T:
+            with counted(of_one, 1, "batch", show=progress) as shown:
+                return shown(*args)
+
+        return one
     check_batches(batches)
     add = compiled(plus_batch, compute, value_fn)
 
     def mean(*args: Any) -> T:
         total, num_examples = zeros(), 0
-        for batch in with_bar(batches, "batch", show=progress):
-            size = count_examples(batch)
+        for batch, size in counted_batches(with_bar(batches, "batch", show=progress), counter(batches)):
             # Otherwise batches waiting in the device's queue would fill its memory.
             jax.block_until_ready(total)
             total = add(total, jnp.asarray(size, jnp.float32), batch, *args)
             num_examples += size
-        if num_examples == 0:
+        if not isinstance(num_examples, jax.core.Tracer) and num_examples == 0:
             raise ValueError(
                 "`batches` has no examples: pass an iterable that starts again each time it is iterated over."
             )
@@ -108,9 +151,10 @@ def over_batches(
 
 def check_batches(batches: Any) -> None:
     """Raises unless `batches` can be iterated over again and again."""
-    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+    is_iterable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+    if not is_iterable or isinstance(batches, Mapping):
         raise TypeError(
-            "`batches` must be a data set in batches, such as a list, a data loader, or"
+            "`batches` must be a data set in batches, such as a list (of one: `[batch]`), a data loader, or"
             f" `optax_sam.Batches(data, batch_size)`, got {type(batches).__name__}."
         )
     if iter(batches) is batches:
@@ -132,6 +176,11 @@ def stacked(batches: Any) -> Any:
     if is_pytree and all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(batches)):
         return batches
     check_batches(batches)
+    if isinstance(batches, WeightedBatches):
+        raise TypeError(
+            "Each mini-batch is as probable as the others here, so `batches` cannot be a `WeightedBatches`."
+            " Pass the batches themselves, of the same shapes."
+        )
     each = list(batches)
     shapes = [jax.tree.map(jnp.shape, batch) for batch in each]
     if not each or any(shape != shapes[0] for shape in shapes):
@@ -190,13 +239,54 @@ def plus_batch(
     return tree_math.combine(jnp.ones_like(weight), total, weight, found)
 
 
-def count_examples(batch: Any) -> int:
-    """Returns the weight of a batch in an average: the length of the first axis of its first array with axes.
+def counted_batches(
+    batches: Iterable[Any], count: Callable[[Any], int | jax.Array]
+) -> Iterator[tuple[Any, Any]]:
+    """Yields each batch that has examples, and their number."""
+    for batch in batches:
+        number: Any = count(batch)
+        if not isinstance(number, jax.core.Tracer):
+            if np.shape(number) != () or not 0 <= number < np.inf:
+                raise ValueError(f"A batch must have a number of examples of at least 0, got {number}.")
+            number = np.asarray(number).item()
+            if number == 0:
+                continue
+        yield batch, number
 
-    A batch of scalars, such as a random key from which data are made, counts as one example.
+
+def counter(batches: Iterable[Any]) -> Callable[[Any], int | jax.Array]:
+    """Returns batch ↦ its number of examples, its weight in a mean, for the batches of one data set.
+
+    It is the length of the first axis of its arrays, but for raw random keys beside them. If they differ, it
+    is unknown, which does no harm if all batches are alike. Batches of scalars, such as random keys from
+    which data are made, count as one example each.
     """
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
-    return next((shape[0] for shape in shapes if shape), 1)
+    if isinstance(batches, WeightedBatches):
+        return batches.num_examples
+    seen: list[list[int]] = []
+
+    def count(batch: Any) -> int:
+        leaves = [leaf for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)]
+        of_examples = [leaf for leaf in leaves if not is_raw_key(leaf)] or leaves
+        lengths = [jnp.shape(leaf)[0] for leaf in of_examples]
+        seen.append(lengths)
+        if len(set(lengths)) <= 1 and len(set(seen[0])) <= 1:
+            return next(iter(lengths), 1)
+        if lengths != seen[0]:
+            raise ValueError(
+                "A batch is weighted by its number of examples, which is unknown: its arrays have first axes"
+                f" of the lengths {lengths}, those of the first batch {seen[0]}. Say how many there are:"
+                " `batches=optax_sam.WeightedBatches(batches, lambda batch: len(batch['x']))`. (If all"
+                " batches have the same shapes, nothing needs to be said.)"
+            )
+        return 1
+
+    return count
+
+
+def is_raw_key(leaf: Any) -> bool:
+    """Whether an array looks like one random key, as `jax.random.PRNGKey` makes them."""
+    return jnp.shape(leaf) in ((2,), (4,)) and getattr(leaf, "dtype", None) == jnp.uint32
 
 
 def value(loss: ValueFn, params: optax.Params) -> jax.Array:

@@ -4,11 +4,13 @@
 except for numbers that fix the shape of the program, which must be Python integers.
 """
 
+import difflib
 import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Iterable
+import warnings
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -19,6 +21,26 @@ import optax
 from optax_sam.devices import AxisName, axis_names, tracked, varies_over
 
 Number = int | float | np.number
+# The extra arguments of `update` that users pass.
+OF_UPDATE = (
+    "value_fn",
+    "grad_fn",
+    "curvature_fn",
+    "clean_value_fn",
+    "refresh",
+    "record",
+    "axis_name",
+    "m_sharpness",
+    "params_axis_name",
+    "observe",
+)
+STATE_OF_ANOTHER_CHAIN = (
+    "The optimizer's state is not that of this chain: likely it is from before a method was put in front. To"
+    " go on from there, put the method's state in front too: `state = (method.init(params), old_state)` for"
+    " `optax.chain(method, optimizer)`."
+)
+# Names that others use: Optax's line searches, and what one would call a number.
+NOT_MISSPELT = ("value", "curvature", "sharpness")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -162,6 +184,20 @@ def check_not_a_stage(extra_args: dict[str, Any]) -> None:
         )
 
 
+def check_spelling(extra_args: Collection[str]) -> None:
+    """Raises if an extra argument of `update`, of which others are ignored, is nearly one of ours."""
+    plain = lambda name: name.lower().replace("_", "").replace("function", "fn").replace("func", "fn")
+    ours = {plain(name): name for name in OF_UPDATE}
+    for name in extra_args:
+        if name in OF_UPDATE or name in NOT_MISSPELT:
+            continue
+        if meant := difflib.get_close_matches(plain(name), ours, 1, cutoff=0.82):
+            raise TypeError(
+                f"`update` got `{name}`, which no method knows, so it would be ignored. Did you mean"
+                f" `{ours[meant[0]]}`?"
+            )
+
+
 def check_interval(interval: Any, argument: str = "refresh") -> None:
     """Raises unless `interval` is an integer of at least 1, or an array. `argument` is what overrides it."""
     if not isinstance(interval, int | np.integer | jax.Array | np.ndarray):
@@ -209,6 +245,18 @@ def check_keeps_signs(name: str, stage: optax.GradientTransformation, what: str)
         )
 
 
+def check_whole(updates: optax.Updates) -> None:
+    """Raises if a stage was given a part of the gradient, because of `optax.masked` around it."""
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)
+    if any(map(is_masked, jax.tree.leaves(updates, is_leaf=is_masked))):
+        raise ValueError(
+            "`optax.masked` or `optax.partition` was put around a stage of an ascent. What they leave out"
+            " passes through, so the gradient, of any length, would be a part of the perturbation. Write"
+            " `optax_sam.masked(stage, mask)`, which perturbs the selected parameters only, or"
+            " `optax_sam.partition({label: ascent}, labels)` for a radius per group."
+        )
+
+
 def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
     """Raises unless `updates` are gradients with respect to all of `params`."""
     if params is None:
@@ -220,10 +268,9 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
     if any(map(is_masked, jax.tree.leaves((updates, params), is_leaf=is_masked))):
         raise ValueError(
             "The parameters contain `optax.MaskedNode`s, so `value_fn` cannot be evaluated at them:"
-            " `optax.masked` or `optax.partition` was put around a sharpness-aware method. Mask the"
-            " perturbation instead, `sharpness_aware(optax.chain(optax.masked(optax.set_to_zero(),"
-            " frozen), steepest_ascent(rho)))`, and put the mask or partition around the base optimizer"
-            " that follows."
+            " `optax.masked` or `optax.partition` was put around a sharpness-aware method, or a stage of it."
+            " Write `optax_sam.masked(method, mask)`, with the same mask, and put `optax.masked` or"
+            " `optax.partition` around the base optimizer that follows."
         )
     if isinstance(params, optax.LookaheadParams):
         raise ValueError(
@@ -237,6 +284,14 @@ def check_params(updates: optax.Updates, params: optax.Params | None) -> None:
 
 def check_arrays(params: optax.Params) -> None:
     """Raises unless the leaves of the parameters are arrays of real numbers that can be perturbed."""
+    is_split = lambda node: type(node).__name__ == "SplitRealAndImaginaryArrays"
+    if any(map(is_split, jax.tree.leaves(params, is_leaf=is_split))):
+        raise TypeError(
+            "`optax.contrib.split_real_and_imaginary` does not pass `value_fn` on to a method inside it, and"
+            " the loss would get real and imaginary parts. Make these the parameters,"
+            " `params = {'re': w.real, 'im': w.imag}`, with `value_fn=lambda params: loss(params['re'] + 1j *"
+            " params['im'])`."
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not hasattr(leaf, "dtype"):
             raise TypeError(
@@ -259,6 +314,24 @@ def check_arrays(params: optax.Params) -> None:
             )
 
 
+def check_state(state: Any, kind: type) -> None:
+    """Raises if a method is given the state of another transformation."""
+    if not isinstance(state, kind):
+        raise TypeError(f"A method got a {type(state).__name__}. {STATE_OF_ANOTHER_CHAIN}")
+
+
+def warn_of_16_bits(params: optax.Params) -> None:
+    """Warns if perturbations may be rounded away in the parameters."""
+    found = {str(leaf.dtype) for leaf in jax.tree.leaves(params) if jnp.finfo(leaf.dtype).bits == 16}
+    if found:
+        warnings.warn(
+            f"The parameters have 16 bits ({', '.join(sorted(found))}), in which most of a perturbation is"
+            " rounded away: an entry moves only if its perturbation is above about 1/500 (bfloat16) or 1/4000"
+            " (float16) of its size. Keep float32 parameters and cast them in the loss.",
+            stacklevel=3,
+        )
+
+
 def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
     """Raises unless `gradient` has the tree structure and shapes of `params`."""
     structures: tuple[Any, Any] = (jax.tree.structure(gradient), jax.tree.structure(params))
@@ -273,10 +346,30 @@ def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
     ):
         if jnp.shape(leaf) != jnp.shape(param):
             where = jax.tree_util.keystr(path)
+            of_examples = (
+                " Gradients of single examples, as `optax.contrib.differentially_private_aggregate` takes"
+                " them, would make the first gradient private and not the second, from which the update is"
+                " made. Take the direction of each example, `jax.vmap` over the method, and aggregate these."
+                if jnp.shape(leaf)[1:] == jnp.shape(param)
+                else ""
+            )
             raise ValueError(
                 f"{name} must have the shapes of the parameters, got {jnp.shape(leaf)} for"
-                f" `params{where}` of {jnp.shape(param)}."
+                f" `params{where}` of {jnp.shape(param)}.{of_examples}"
             )
+
+
+def check_loss(value_fn: Any, params: optax.Params) -> None:
+    """Raises unless `value_fn` is a function, and `params` what a method takes: for what measures a loss."""
+    if not callable(value_fn):
+        are_swapped = (
+            " The two first arguments are swapped: `f(value_fn, params)`." if callable(params) else ""
+        )
+        raise TypeError(
+            "`value_fn` must be a function of the parameters, `value_fn(params)`, or with `batches` of a"
+            f" batch too, `value_fn(params, batch)`, got {_kind(value_fn)}.{are_swapped}"
+        )
+    check_params(params, params)
 
 
 def check_vector(name: str, vector: Any, params: optax.Params) -> None:
@@ -294,10 +387,11 @@ def check_vector(name: str, vector: Any, params: optax.Params) -> None:
                 f"{name} must have the shapes of the parameters, got {jnp.shape(leaf)} for {where} of"
                 f" {jnp.shape(param)}."
             )
-        dtype = jax.dtypes.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
             raise TypeError(
-                f"{name} must have real floating-point numbers, like the parameters, got {dtype} for {where}."
+                f"{name} must be made of arrays of real numbers, like the parameters, got"
+                f" {type(leaf).__name__ if dtype is None else dtype} for {where}."
             )
 
 
@@ -372,7 +466,7 @@ def check_summed(name: str, gradient: Any, params: optax.Params, sharded: Iterab
         )
 
 
-def check_whole(name: str, value: jax.Array, sharded: Iterable[Hashable]) -> None:
+def check_one_loss(name: str, value: jax.Array, sharded: Iterable[Hashable]) -> None:
     """Raises if a loss varies over an axis along which the parameters are sharded."""
     wrong = varies_over(value).intersection(sharded)
     if wrong:

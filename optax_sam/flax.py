@@ -2,7 +2,8 @@
 
 import difflib
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.errors
@@ -11,11 +12,13 @@ import optax
 from flax import nnx
 from flax.training import train_state
 
+from optax_sam import checks
+
 __all__ = ["TrainState", "nnx_value_fn"]
 
 
 def nnx_value_fn(
-    loss_fn: Callable[..., Any], model: nnx.Module, *args: Any, has_aux: bool = False
+    loss_fn: Callable[..., Any], model: nnx.Module, *args: Any, has_aux: bool = False, **kwargs: Any
 ) -> Callable[[optax.Params], jax.Array]:
     """Returns the batch loss as a function of the parameters: params ↦ loss_fn(model with params, *args).
 
@@ -28,6 +31,7 @@ def nnx_value_fn(
       loss_fn: `loss_fn(model, *args)`, the function of which the clean gradient is taken.
       model: the model in its present state.
       *args: all other arguments of `loss_fn` in this step: the batch, random streams, anything else.
+      **kwargs: those that are passed by name.
       has_aux: whether `loss_fn` returns a pair of the loss and something else, which is dropped.
 
     Returns:
@@ -63,12 +67,22 @@ def nnx_value_fn(
       >>> bool(loss == optax.tree.get(optimizer.opt_state, "ascent_value")[...])  # rho = 0: the same mask
       True
     """
-    kept = nnx.clone((model, args))
+    if not callable(loss_fn) or isinstance(loss_fn, nnx.Module) or not _holds_variables(model):
+        raise TypeError(
+            "`nnx_value_fn(loss_fn, model, *args)` takes the loss function first, then the model, then all"
+            f" other arguments of the loss; got a {type(loss_fn).__name__} and a {type(model).__name__}."
+        )
+    kept = nnx.clone((model, args, kwargs))
 
+    @functools.wraps(loss_fn)
     def value_fn(params: optax.Params) -> jax.Array:
-        copy, copied_args = nnx.clone(kept)
+        copy, copied_args, copied_kwargs = nnx.clone(kept)
+        given = _by_name(params)
+        _check_known(given, _by_name(nnx.state(copy)))
         nnx.update(copy, params)
-        result = loss_fn(copy, *copied_args)
+        result = loss_fn(copy, *copied_args, **copied_kwargs)
+        after = _by_name(nnx.state(copy))
+        value_fn.writes_to = [name for name in given if after[name] is not given[name]]  # type: ignore[attr-defined]
         if isinstance(result, tuple) != has_aux:
             raise TypeError(
                 f"`loss_fn` returned a {type(result).__name__}. If it returns a pair of the loss and"
@@ -77,7 +91,39 @@ def nnx_value_fn(
             )
         return result[0] if has_aux else result
 
+    # For the check that `value_fn` takes the parameters alone, which would see those of `loss_fn`.
+    value_fn.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    )
     return value_fn
+
+
+def _holds_variables(model: Any) -> bool:
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    try:
+        return any(map(is_variable, jax.tree.leaves(nnx.state(model), is_leaf=is_variable)))
+    except (TypeError, ValueError, IndexError):  # It is neither a module nor a container of some.
+        return False
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Returns the arrays of a state of nnx, or of a dictionary, by the names on their paths."""
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    name = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+    value = lambda leaf: leaf.get_value() if is_variable(leaf) else leaf
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=is_variable)
+    return {"/".join(map(name, path)): value(leaf) for path, leaf in leaves}
+
+
+def _check_known(params: Collection[str], known: Collection[str]) -> None:
+    """Raises if there are parameters that the model does not have: `nnx.update` would add them, unused."""
+    for name in params:
+        if name not in known:
+            meant = difflib.get_close_matches(name, known, 1)
+            raise ValueError(
+                f"The parameters have `{name}`, which the model that was passed to `nnx_value_fn` has not"
+                f"{f'; it has `{meant[0]}`' if meant else ''}. They are those of another model."
+            )
 
 
 class TrainState(train_state.TrainState):
@@ -110,23 +156,99 @@ class TrainState(train_state.TrainState):
             others go to `tx.update`: `value_fn`, `grad_fn`, `refresh`, `axis_name`, ...
 
         Raises:
-          TypeError: on an argument that looks like a misspelt field.
+          TypeError: on an argument that is neither a field nor known to any transformation in `tx`.
+          ValueError: if `optax.MultiSteps` is around a method, or the optimizer's state is one without it.
         """
         fields = self.__dataclass_fields__
         extra_args = {name: value for name, value in kwargs.items() if name not in fields}
+        replaced = {name: value for name, value in kwargs.items() if name in fields}
+        checks.check_spelling(extra_args)
+        known = {*checks.OF_UPDATE, *OF_OPTAX}
         for name in extra_args:
-            if meant := difflib.get_close_matches(name, fields, 1, cutoff=0.8):
+            if name not in known and name not in _names_read_by(self.tx.update):
+                meant = difflib.get_close_matches(name, [*fields, *known], 1, cutoff=0.75)
                 raise TypeError(
-                    f"`TrainState` has no field `{name}`, so it would go to `tx.update`, which ignores what"
-                    f" it does not know. Did you mean `{meant[0]}`?"
+                    f"`apply_gradients` got `{name}`, which is no field of `{type(self).__name__}`, and no"
+                    " transformation in `tx` reads it, so it would be dropped."
+                    f"{f' Did you mean `{meant[0]}`?' if meant else ''}"
                 )
         tx = self.tx
-        update = optax.with_extra_args_support(tx).update
+        if isinstance(tx, optax.MultiSteps) or isinstance(
+            getattr(tx.update, "__self__", None), optax.MultiSteps
+        ):
+            extra_args = dict.fromkeys(extra_args.keys() & {"value_fn", "grad_fn"}, _in_multi_steps)
+            update = tx.update
+        else:
+            update = optax.with_extra_args_support(tx).update
         bound = optax.GradientTransformation(tx.init, functools.partial(update, **extra_args))
-        replaced = {name: value for name, value in kwargs.items() if name in fields}
-        # flax's own, which also knows parameters that are overwritten with their gradient (float8).
-        state = train_state.TrainState.apply_gradients(self.replace(tx=bound), grads=grads, **replaced)
-        return state.replace(tx=tx)
+        try:
+            # flax's own, which also knows parameters that are overwritten with their gradient (float8).
+            state = train_state.TrainState.apply_gradients(
+                self.replace(tx=bound), grads=grads, **{"tx": tx} | replaced
+            )
+        except ValueError as error:
+            if "Make sure you have called init first" in str(error):
+                raise ValueError(checks.STATE_OF_ANOTHER_CHAIN) from error
+            raise
+        return state
+
+
+def _in_multi_steps(params: optax.Params) -> Any:
+    raise ValueError(
+        "`optax.MultiSteps` is around a method: its gradient would be the mean over the micro-batches, and"
+        " `value_fn` the loss of the last one. Put it around the optimizer behind the method,"
+        " `optax.chain(method, optax.MultiSteps(optimizer, k))`, where each micro-batch has its perturbation;"
+        " or accumulate in the gradient and in `grad_fn`, and leave it out."
+    )
+
+
+# Extra arguments of Optax's own transformations (line searches, Polyak steps, Sophia).
+OF_OPTAX = ("value", "grad", "obj_fn", "loss", "loss_fn", "key")
+
+
+def _names_read_by(update: Callable[..., Any]) -> set[str]:
+    """Returns the names that a chain may read from its extra arguments.
+
+    A chain hands all of them on to all that it is made of. Each part is a function in a closure, and reads
+    them as named arguments or as constants, `extra_args["name"]`.
+    """
+    found: set[str] = set()
+    seen: set[int] = set()
+    waiting: list[Any] = [update]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, functools.partial):
+            waiting += [node.func, *node.args, *node.keywords.values()]
+        elif isinstance(node, list | tuple):
+            waiting += node
+        elif isinstance(node, dict):
+            waiting += node.values()
+        elif inspect.ismethod(node):
+            waiting += [node.__func__, vars(node.__self__) if hasattr(node.__self__, "__dict__") else ()]
+        elif hasattr(node, "__wrapped__"):
+            waiting.append(node.__wrapped__)
+        elif inspect.iscode(node):
+            found.update(node.co_varnames[: node.co_argcount + node.co_kwonlyargcount])
+            found.update(x for x in node.co_consts if isinstance(x, str))
+            waiting += filter(inspect.iscode, node.co_consts)
+        elif inspect.isfunction(node):
+            code = node.__code__
+            waiting += [code, *(cell.cell_contents for cell in node.__closure__ or () if _is_filled(cell))]
+            if code.co_flags & inspect.CO_VARKEYWORDS:  # It may hand them on to functions of its module.
+                waiting += [node.__globals__[x] for x in code.co_names if x in node.__globals__]
+        elif hasattr(node, "__dict__") and callable(getattr(node, "update", None)):
+            waiting += [node.update]
+    return found
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # A name that is assigned later.
+        return False
 
 
 def note(error: Exception) -> str | None:

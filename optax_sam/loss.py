@@ -12,8 +12,9 @@ the gradient is taken; the only all-reduce is then that of the mean.
 """
 
 import dataclasses
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -59,7 +60,12 @@ class BatchLoss:
             checks.check_local("the gradient passed to `update`", gradient, self.axis_name)
         else:
             checks.check_averaged(gradient, self.axis_name)
-        self._warn_of_unnamed_axes()
+        if not (axes := self._unnamed_axes()):
+            return
+        if self.axis_name is not None and self.params_axis_name is None:
+            _warn_of_shards(axes)
+        elif self.axis_name is None and self.grad_fn is None:
+            _warn_of_unnamed(axes, "value_fn")
 
     def value(self, params: optax.Params) -> jax.Array:
         """Returns L(w)."""
@@ -105,6 +111,8 @@ class BatchLoss:
         manual = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
         axes = self.axis_name or tuple(manual - varies_over(params))
         checks.check_takes_params("grad_fn", self.grad_fn)
+        if self.axis_name is None and (unnamed := self._unnamed_axes()):
+            _warn_if_local(self.grad_fn, params, unnamed, self.params_axis_name is None)
         gradient = _called(self.grad_fn, varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
         checks.check_summed("The gradient returned by `grad_fn`", gradient, params, shards.axes_here())
@@ -112,32 +120,8 @@ class BatchLoss:
             checks.check_same("The gradient returned by `grad_fn`", gradient, params)
         return None, gradient
 
-    def _warn_of_unnamed_axes(self) -> None:
-        """Warns if something is mapped over an axis that JAX does not track and no argument names."""
-        named = (*axis_names(self.axis_name), *shards.axes_named(self.params_axis_name))
-        if not (axes := unnamed_axes(named)):
-            return
-        names = ", ".join(map(repr, axes))
-        where = f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got"
-        if self.axis_name is None:
-            averaged = " (unless `grad_fn` averages it: name the axis then too)" if self.grad_fn else ""
-            warnings.warn(
-                f"{where} no `axis_name`. So the second gradient is that of each device's own part of the"
-                f" batch{averaged}, norms are those of the parameters on each device, and the devices drift"
-                " apart. Write `tx.update(grads, state, params, value_fn=value_fn,"
-                f" axis_name={names})`; along an axis along which the parameters are sharded,"
-                f" `params_axis_name={names}`. (If each device trains a model of its own:"
-                " `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
-                stacklevel=3,
-            )
-        elif self.params_axis_name is None:
-            warnings.warn(
-                f"{where} neither `axis_name` nor `params_axis_name` for it. If the parameters are sharded"
-                " along it, norms are those of a shard, and the perturbation is too long: write"
-                f" `tx.update(..., params_axis_name={names})`. If they are the same along it:"
-                " `params_axis_name=()`.",
-                stacklevel=3,
-            )
+    def _unnamed_axes(self) -> tuple[Hashable, ...]:
+        return unnamed_axes((*axis_names(self.axis_name), *shards.axes_named(self.params_axis_name)))
 
     def _varying(self, params: optax.Params) -> optax.Params:
         return varying(params, self.axis_name)
@@ -145,6 +129,13 @@ class BatchLoss:
     def _mean(self, tree: Any) -> Any:
         return tree if self.axis_name is None else jax.lax.pmean(tree, self.axis_name)
 
+
+DRAWS_KEYS = (
+    "`value_fn` or `grad_fn` changes something outside when it is called, and uses it in the next call:"
+    " likely it draws random keys from a generator that keeps the next key, such as `hk.PRNGSequence`. So the"
+    " second gradient has other dropout masks than the clean one. Draw the keys before the loss, once a step:"
+    " `key = next(generator)`, then `loss(params, batch, key)` in both."
+)
 
 # For a stage used on its own: there is no loss and nothing to average.
 NO_LOSS = BatchLoss()
@@ -159,7 +150,9 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
             f" `tx.update(grads, state, params, {name}=lambda params: loss(params, batch))`. (flax's"
             " `TrainState.apply_gradients` does not pass it on; that of `optax_sam.flax.TrainState` does."
             " `optax.lookahead` around the method does not either: call the method first, with `params.fast`,"
-            " then `lookahead.update(direction, state, params)`.)"
+            " then `lookahead.update(direction, state, params)`. Nor does"
+            " `optax.MultiSteps(...).gradient_transformation()`: write `optax.chain(method,"
+            " optax.MultiSteps(optimizer, k))`.)"
         )
     if not callable(value_fn):
         raise TypeError(
@@ -184,7 +177,7 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
         checks.check_same(f"The result of `{name}`", value, params)
-        checks.check_whole(f"The result of `{name}`", value, shards.axes_here())
+        checks.check_one_loss(f"The result of `{name}`", value, shards.axes_here())
         if jax.tree.leaves(params):
             value = _warns_if_constant(name)(value, jax.tree.leaves(params)[0])
         # If `value_fn` averages the loss itself, the loss does not vary, and its gradient with respect to
@@ -195,18 +188,46 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
     return checked
 
 
+def _warn_if_local(
+    grad_fn: GradFn, params: optax.Params, axes: tuple[Hashable, ...], may_be_shards: bool
+) -> None:
+    """Warns if `grad_fn` averages nothing over the devices, where nothing else does, or gathers shards."""
+    program = str(jax.make_jaxpr(lambda params: _called(grad_fn, params))(params))
+    if may_be_shards and re.search(r"\b(all_gather|reduce_scatter)\w*\[", program):
+        _warn_of_shards(axes)
+    if not re.search(r"\b(psum|all_gather|all_to_all|reduce_scatter|ppermute)\w*\[", program):
+        _warn_of_unnamed(axes, "grad_fn")
+
+
+def _warn_of_unnamed(axes: tuple[Hashable, ...], argument: str) -> None:
+    names = ", ".join(map(repr, axes))
+    warnings.warn(
+        f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got no `axis_name`."
+        " So the second gradient is that of each device's own part of the batch, and the devices drift apart."
+        f" Write `tx.update(grads, state, params, {argument}={argument}, axis_name={names})`. If the"
+        f" parameters are sharded along it, norms are those of a shard: write `params_axis_name={names}`. (If each"
+        " device trains a model of its own: `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
+        stacklevel=3,
+    )
+
+
+def _warn_of_shards(axes: tuple[Hashable, ...]) -> None:
+    names = ", ".join(map(repr, axes))
+    warnings.warn(
+        f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got neither"
+        " `axis_name` nor `params_axis_name` for it. If the parameters are sharded along it, norms are those of"
+        f" a shard, and ε is too long: write `tx.update(..., params_axis_name={names})`. If they are the same"
+        " along it: `params_axis_name=()`.",
+        stacklevel=3,
+    )
+
+
 def _called(function: Callable[[optax.Params], Any], params: optax.Params) -> Any:
     """Returns `function(params)`; adds the remedy to errors that do not name it."""
     try:
         return function(params)
     except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            "`value_fn` or `grad_fn` uses a value from an earlier trace: likely it draws random keys from a"
-            " generator, such as `hk.PRNGSequence`, that keeps the next key. So every call draws other"
-            " dropout masks than the clean gradient. Draw the keys before the loss, once a step:"
-            " `key = next(generator)`, then `loss(params, batch, key)` in both. (Anything else that a loss"
-            " writes to an object outside has the same effect.)"
-        ) from error
+        raise ValueError(DRAWS_KEYS) from error
     except Exception as error:
         if note := checks.note_of_flax(error):
             error.add_note(note)

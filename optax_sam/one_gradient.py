@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, order, tree_math
 from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 
 
@@ -92,6 +92,8 @@ def one_gradient(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
+        checks.check_state(state, SharpnessAwareState)
+        order.check_nothing_in_between(updates, params)
         checks.check_m_sharpness(m_sharpness, extra_args.get("axis_name"))
         remembered = state.descent[0].remembered_gradient
         direction, state = method.update(remembered, state, params, **extra_args)

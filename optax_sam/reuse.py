@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, order, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss
 from optax_sam.refresh import refreshed
@@ -115,6 +115,9 @@ def reuse(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReuseState]:
         checks.check_params(updates, params)
+        checks.check_state(state, ReuseState)
+        checks.check_spelling(extra_args)
+        order.check_nothing_in_between(updates, params)
         seen: list[Any] = []
 
         def observe_method(**what: Any) -> None:

@@ -53,7 +53,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, order, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
 from optax_sam.shards import sums_over_shards
@@ -166,6 +166,7 @@ def sharpness_aware(
 
     def init(params: optax.Params) -> SharpnessAwareState:
         checks.check_arrays(params)
+        checks.warn_of_16_bits(params)
         return SharpnessAwareState(
             step_count=jnp.zeros((), jnp.int32),
             ascent_value=jnp.zeros((), tree_math.accumulation_dtype(params)),
@@ -190,7 +191,10 @@ def sharpness_aware(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
+        checks.check_state(state, SharpnessAwareState)
         checks.check_not_a_stage(extra_args)
+        checks.check_spelling(extra_args)
+        order.check_nothing_in_between(updates, params)
         loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness, params_axis_name)
         loss.check_passed(updates, params)
         extra_args |= {"loss": loss, "grad": updates, "step_count": state.step_count}

@@ -12,6 +12,11 @@ settings.register_profile("optax_sam", deadline=None, max_examples=25, derandomi
 settings.load_profile("optax_sam")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Methods warn of 16-bit parameters, which many tests have on purpose."""
+    config.addinivalue_line("filterwarnings", "ignore:The parameters have 16 bits")
+
+
 # Without LLVM's optimizations (XLA's own stay) programs compile in half the time.
 NOT_OPTIMIZED = "jax_disable_most_optimizations"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import optax_sam
-from optax_sam import curvature, diagnostics
+from optax_sam import curvature, diagnostics, sde
 from tests.problems import network
 
 NETWORK = network()
@@ -125,3 +125,118 @@ def test_a_jitted_loss_that_is_dropped_takes_its_data_along():
     gc.collect()
     assert value_fn() is None
     assert freed() is None
+
+
+ERRORS = lambda w, x: (jnp.tanh(x @ w["a"]) @ w["b"] - x[:, 0]) ** 2
+W = {
+    "a": 0.4 * jax.random.normal(jax.random.key(3), (8, 6)),
+    "b": 0.4 * jax.random.normal(jax.random.key(4), (6,)),
+}
+X = np.random.default_rng(0).normal(size=(103, 8)).astype(np.float32)
+PARTS = [X[:96], X[96:]]
+PADDED = np.concatenate([X, np.zeros((25, 8), np.float32)])
+IS_REAL = np.arange(128) < 103
+
+
+def masked_mean(w, batch):
+    return jnp.sum(batch["mask"] * ERRORS(w, batch["x"])) / jnp.sum(batch["mask"])
+
+
+RIGHT = {
+    "arrays": (lambda w, x: ERRORS(w, x).mean(), PARTS),
+    "dictionaries with a raw key": (
+        lambda w, batch: ERRORS(w, batch["x"]).mean(),
+        [{"key": jax.random.PRNGKey(0), "x": x, "y": x[:, 0]} for x in PARTS],
+    ),
+    "tokens that look like raw keys": (
+        lambda w, batch: jnp.mean(ERRORS(w, jnp.asarray(X)[batch])),
+        [np.arange(i, min(i + 4, 103), dtype=np.uint32) for i in range(0, 103, 4)],
+    ),
+    "weighted": (
+        lambda w, batch: ERRORS(w, batch["x"]).mean(),
+        optax_sam.WeightedBatches(
+            [{"class_weights": np.ones(10), "x": x} for x in PARTS], lambda batch: len(batch["x"])
+        ),
+    ),
+    "padded": (
+        masked_mean,
+        optax_sam.WeightedBatches(
+            optax_sam.Batches({"x": PADDED, "mask": IS_REAL}, 32), lambda batch: jnp.sum(batch["mask"])
+        ),
+    ),
+    "with a batch of padding": (
+        masked_mean,
+        optax_sam.WeightedBatches(
+            [{"x": x, "mask": mask} for x, mask in ((X, np.ones(103)), (PADDED, np.zeros(128)))],
+            lambda batch: batch["mask"].sum(),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_every_example_has_the_same_weight(name):
+    """In products, losses and groups, whatever else is in a batch."""
+    loss, batches = RIGHT[name]
+    whole = {"batches": [{"x": X, "mask": np.ones(103)}]}
+    found = curvature.trace(loss, W, num_samples=2, batches=batches).estimate
+    np.testing.assert_allclose(
+        found, curvature.trace(masked_mean, W, num_samples=2, **whole).estimate, rtol=1e-4
+    )
+    found = diagnostics.sharpness(loss, W, 0.1, batches=batches).sharpness
+    np.testing.assert_allclose(
+        found, diagnostics.sharpness(masked_mean, W, 0.1, **whole).sharpness, rtol=1e-4
+    )
+    groups = diagnostics.m_sharpness(loss, W, 0.1, batches=batches)
+    sizes = {26: [4] * 25 + [3], 2: [96, 7], 4: [32, 32, 32, 7], 1: [103]}[len(groups.groups)]
+    np.testing.assert_allclose(groups.sharpness, np.average(groups.groups, weights=sizes), rtol=1e-5)
+
+
+def test_a_weight_that_would_be_guessed_is_refused():
+    loss = lambda w, batch: ERRORS(w, batch["x"]).mean()
+    batches = [{"class_weights": np.ones(10), "x": x} for x in PARTS]
+    message = r"its arrays have first axes of the lengths \[10, 7\].*\[10, 96\].*WeightedBatches"
+    for measure in (curvature.trace, lambda *args, **data: diagnostics.m_sharpness(*args, 0.1, **data)):
+        with pytest.raises(ValueError, match=message):
+            measure(loss, W, batches=batches)
+        measure(loss, W, batches=[batches[0], batches[0]])  # All alike: any weight is right.
+
+
+def test_weights_under_jit():
+    batches = [{"x": X, "mask": jnp.arange(103) < n} for n in (40, 90)]
+    found = jax.jit(
+        lambda w, batches: (
+            diagnostics.sharpness(
+                masked_mean,
+                w,
+                0.1,
+                batches=optax_sam.WeightedBatches(batches, lambda batch: batch["mask"].sum()),
+            ).sharpness
+        )
+    )(W, batches)
+    every = {"x": np.concatenate([X, X]), "mask": np.concatenate([batch["mask"] for batch in batches])}
+    expected = diagnostics.sharpness(masked_mean, W, 0.1, batches=[every]).sharpness
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: optax_sam.WeightedBatches(iter(PARTS), len), TypeError, "is empty after the first"),
+        (lambda: optax_sam.WeightedBatches(PARTS, [96, 7]), TypeError, "`num_examples` must be a function"),
+        (lambda: optax_sam.WeightedBatches(PARTS, lambda x: -1), ValueError, "at least 0, got -1"),
+        (lambda: optax_sam.WeightedBatches(PARTS, lambda x: x[0]), ValueError, "a number of examples"),
+        (lambda: optax_sam.WeightedBatches(PARTS, lambda x: 0), ValueError, "`batches` has no examples"),
+        (lambda: {"x": X}, TypeError, r"must be a data set in batches.*`\[batch\]`.*got dict"),
+        (lambda: 3, TypeError, r"must be a data set in batches.*got int"),
+    ],
+)
+def test_errors_of_batches(make, error, message):
+    with pytest.raises(error, match=message):
+        curvature.trace(lambda w, x: ERRORS(w, x).mean(), W, batches=make())
+
+
+def test_a_weighted_data_set_has_no_place_in_the_sde():
+    batches = optax_sam.WeightedBatches([X, X], len)
+    with pytest.raises(TypeError, match="as probable as the others here"):
+        sde.drift(lambda w, x: ERRORS(w, x).mean(), W, batches, rho=0.1)

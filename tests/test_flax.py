@@ -1,5 +1,6 @@
 """`optax_sam.flax`: what its functions promise one by one; tests/clients has whole training loops."""
 
+import functools
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from flax import nnx
 
 import optax_sam
+from optax_sam import diagnostics
 from optax_sam.flax import TrainState, nnx_value_fn
+from tests.clients.by_hand import silence, warning
 
 X, Y = jnp.arange(12.0).reshape(4, 3) ** 0.5, jnp.ones(4)
 
@@ -117,5 +120,136 @@ def test_train_state_with_an_optimizer_of_optax():
 
 def test_misspelt_field():
     state = State.create(apply_fn=None, params=jnp.ones(2), tx=optax_sam.sam())
-    with pytest.raises(TypeError, match=r"no field `batch_stat`.*Did you mean `batch_stats`"):
+    with pytest.raises(TypeError, match=r"no field of `State`.*Did you mean `batch_stats`"):
         state.apply_gradients(grads=jnp.ones(2), value_fn=jnp.sum, batch_stat=3)
+
+
+def stage(update):
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def named(updates, state, params=None, *, temperature=1.0, **extra_args):
+    return jax.tree.map(lambda u: u * temperature, updates), state
+
+
+def by_key(updates, state, params=None, **extra_args):
+    return jax.tree.map(lambda u: u * extra_args.get("temperature", 1.0), updates), state
+
+
+def handing_on(updates, state, params=None, **extra_args):
+    return by_key(updates, state, params, **extra_args)
+
+
+SAM = optax.chain(optax_sam.sam(), optax.sgd(0.1))
+PARAMS = {"w": jnp.ones(2)}
+
+
+def squares(params):
+    return jnp.sum(params["w"] ** 2)
+
+
+def trained(tx, **arguments):
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+    return state.apply_gradients(grads=jax.grad(squares)(PARAMS), value_fn=squares, **arguments)
+
+
+@pytest.mark.parametrize("name", ["batch_stats", "dropout_rng", "temperature"])
+@pytest.mark.parametrize("tx", [SAM, optax.sgd(0.1), optax.MultiSteps(optax.sgd(0.1), 2)])
+def test_what_neither_the_state_nor_the_chain_knows_is_an_error(tx, name):
+    with pytest.raises(TypeError, match=f"`{name}`, which is no field of `TrainState`.*would be dropped"):
+        trained(tx, **{name: 2.0})
+
+
+@pytest.mark.parametrize("update", [named, by_key, handing_on, functools.partial(named)])
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda tx: tx,
+        lambda tx: optax.chain(optax_sam.sam(), optax.chain(tx, optax.identity())),
+        lambda tx: optax.apply_if_finite(tx, 2),
+        lambda tx: optax.masked(tx, lambda params: jax.tree.map(lambda _: True, params)),
+    ],
+)
+def test_an_argument_of_a_stage_of_the_user(update, around):
+    new = trained(optax.chain(around(stage(update)), optax.sgd(0.1)), temperature=0.0)
+    assert jnp.array_equal(new.params["w"], PARAMS["w"])
+
+
+@pytest.mark.parametrize("name", ["refesh", "axis_names", "curvature_function", "msharpness"])
+def test_misspelt_argument_of_update(name):
+    with pytest.raises(TypeError, match=f"`update` got `{name}`.*Did you mean"):
+        trained(SAM, **{name: None})
+
+
+def test_another_transformation():
+    other = optax.sgd(1.0)
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=SAM)
+    assert state.apply_gradients(grads=PARAMS, value_fn=squares, tx=other).tx is other
+    assert state.apply_gradients(grads=PARAMS, value_fn=squares).tx is SAM
+
+
+def test_multi_steps_around_a_method():
+    for around in (optax.MultiSteps(SAM, 2), optax.MultiSteps(SAM, 2).gradient_transformation()):
+        with pytest.raises(ValueError, match=r"`optax.MultiSteps` is around a method.*optimizer, k"):
+            trained(around)
+    with pytest.raises(ValueError, match=r"`optax.MultiSteps\(...\).gradient_transformation\(\)`: write"):
+        trained(optax.chain(optax.MultiSteps(SAM, 2).gradient_transformation(), optax.identity()))
+    assert jnp.array_equal(trained(optax.MultiSteps(optax.sgd(0.1), 2)).params["w"], PARAMS["w"])
+    behind = optax.chain(optax_sam.sam(), optax.MultiSteps(optax.sgd(0.1), 1))
+    assert jnp.array_equal(trained(behind).params["w"], trained(SAM).params["w"])
+
+
+@pytest.mark.parametrize("base", [optax.sgd(0.1), optax.adam(0.1), optax.adamw(0.1)])
+def test_state_of_the_optimizer_from_before(base):
+    tx = optax.chain(optax_sam.sam(), base)
+    old = TrainState.create(apply_fn=None, params=PARAMS, tx=base)
+    state = old.replace(tx=tx)
+    with pytest.raises((ValueError, TypeError), match=r"`state = \(method.init\(params\), old_state\)`"):
+        state.apply_gradients(grads=PARAMS, value_fn=squares)
+    state = state.replace(opt_state=(optax_sam.sam().init(PARAMS), old.opt_state))
+    state.apply_gradients(grads=PARAMS, value_fn=squares)
+
+
+def test_value_fn_with_keyword_arguments():
+    model = Network(nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    value_fn = nnx_value_fn(loss_fn, model, x=X, y=Y, options="pair", has_aux=True)
+    assert value_fn(params) == nnx_value_fn(loss_fn, model, X, Y)(params)
+
+
+def test_value_fn_of_parameters_that_the_model_does_not_have():
+    model = Network(nnx.Rngs(0))
+    value_fn = nnx_value_fn(loss_fn, model, X, Y)
+    with pytest.raises(ValueError, match=r"`linear/kernell`, which the model .*it has `linear/kernel`"):
+        value_fn({"linear": {"kernell": jnp.ones((3, 4))}})
+    for swapped in ((model, loss_fn, X, Y), (loss_fn, X, Y), (model, X)):
+        with pytest.raises(TypeError, match="takes the loss function first, then the model"):
+            nnx_value_fn(*swapped)
+
+
+@pytest.mark.parametrize("norm", [nnx.SpectralNorm, nnx.WeightNorm])
+def test_parameters_to_which_the_forward_pass_writes(norm):
+    """The clean pass leaves other parameters than those of its gradient, unless they are put back."""
+
+    def mismatch(put_back):
+        rngs = nnx.Rngs(0)
+        model = nnx.Sequential(norm(nnx.Linear(3, 4, rngs=rngs), rngs=rngs), nnx.Linear(4, 1, rngs=rngs))
+        loss_of = lambda model: jnp.mean((model(X)[:, 0] - Y) ** 2)
+        tx = optax.chain(diagnostics.wiring_check(), SAM)
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+        @nnx.jit
+        def train_step(model, optimizer):
+            value_fn, before = nnx_value_fn(loss_of, model), nnx.clone(nnx.state(model, nnx.Param))
+            grads = nnx.grad(loss_of)(model)
+            if put_back:
+                nnx.update(model, before)
+            optimizer.update(model, grads, value_fn=value_fn)
+
+        train_step(model, optimizer)
+        return optax.tree.get(optimizer.opt_state, "mismatch")[...]
+
+    with silence():
+        assert mismatch(put_back=True) < 1e-5
+    with warning("The forward pass writes to the parameters", "kernel", r"nnx.update\(model, before\)"):
+        assert mismatch(put_back=False) > 0.01

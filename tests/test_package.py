@@ -67,7 +67,10 @@ def test_sources_are_those_of_the_repository(built):
 def test_first_script_runs_where_only_the_package_is_installed(archive, built, tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     run("uv", "venv", "--quiet", "--python", sys.executable, tmp_path / "venv", env=UV)
-    run("uv", "pip", "install", "--quiet", "--python", python, built[archive], "flax", "scikit-learn", env=UV)
+    commands = [[built[archive]], ["flax", "scikit-learn"]]
+    for packages in commands if archive == 0 else reversed(commands):  # A user may take either order.
+        run("uv", "pip", "install", "--quiet", "--python", python, *packages, env=UV)
+    run("uv", "pip", "check", "--python", python, env=UV)
     script = tmp_path / "script.py"
     script.write_text(FIRST_SCRIPT, encoding="utf-8")
     assert run(python, script, cwd=tmp_path).startswith("test accuracy 0.8")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optax_sam import tree_math
-from optax_sam.diagnostics import ball, directions
+from optax_sam.diagnostics import ball, planes
 from optax_sam.tree_math import random_vector
 
 
@@ -49,7 +49,7 @@ def test_mixed_dtypes_without_implicit_promotion():
         lambda tree: tree_math.vdot(tree, tree),
         ball.NORMS[np.inf].norm,
         lambda tree: tree_math.inner_products(tree, tree),
-        lambda tree: directions._orthonormal(tree, tree),
+        lambda tree: planes._orthonormal(tree, tree),
     ],
     ids=["total", "norm", "vdot", "largest", "products", "orthonormal"],
 )

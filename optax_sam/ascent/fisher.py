@@ -58,6 +58,7 @@ def fisher_information(eta: float = 1.0) -> optax.GradientTransformationExtraArg
         grad: optax.Updates | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
+        checks.check_whole(updates)
         gradient = updates if grad is None else grad
         return jax.tree.map(lambda g: _inverse_root(g, eta), gradient), state
 

@@ -118,6 +118,7 @@ def gradient_noise(
         ascent_step: int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNoiseState]:
+        checks.check_whole(updates)
         if ascent_step == 0:
             mean = loss.average(updates)
             variance = variance_across_devices(updates, mean, loss) if across_devices else None

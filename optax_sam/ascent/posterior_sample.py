@@ -103,6 +103,7 @@ def posterior_sample(
         step_count: jax.Array | int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, PosteriorSampleState]:
+        checks.check_whole(updates)
         precision = state.precision
         key_now = jax.random.fold_in(tree_math.random_key(key), step_count)
         gradient = loss.ascent_gradient(_sample(key_now, params, precision, num_examples))
@@ -147,7 +148,7 @@ def sample_params(
     checks.check_params(params, params)
     checks.check_vector("`precision`", precision, params)
     checks.check_number("num_examples", num_examples, low=1)
-    return _sample(tree_math.random_key(key), params, precision, num_examples)
+    return _sample(tree_math.random_key(key), params, tree_math.full_precision(precision), num_examples)
 
 
 def _sample(key: jax.Array, params: optax.Params, precision: optax.Params, num_examples: int) -> optax.Params:

@@ -137,6 +137,7 @@ def _stage(
         ascent_step: int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, RunningMeanState]:
+        checks.check_whole(updates)
         mapped = direction(updates, state)
         if ascent_step == 0:
             state = _observed(loss.average(updates), state, decay)

@@ -183,6 +183,7 @@ def _masked(
         refresh: bool | jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SparseMaskState]:
+        checks.check_whole(updates)
         gradient = tree_math.full_precision(loss.average(updates if grad is None else grad))
 
         def chosen() -> optax.Params:

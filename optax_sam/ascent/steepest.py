@@ -114,6 +114,7 @@ def steepest_ascent(
         step_count: jax.Array | int = 0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SteepestAscentState]:
+        checks.check_whole(updates)
         extra_args["step_count"] = step_count
         c, objective_state = objective.update(updates, state.objective, params, **extra_args)
         t, constraint_state = constraint.update(updates, state.constraint, params, **extra_args)

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
+from optax_sam.curvature.eigenpairs import improved_eigenpair, start_vector
 from optax_sam.curvature.krylov import SOLVERS
 from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
@@ -45,12 +45,15 @@ class TiltToTopEigenvectorState(NamedTuple):
 
     Attributes:
       eigenvalue: estimate λ of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
+      failed_refreshes: number of refreshes in which ε₀ was finite and no eigenvector was found, because the
+        Hessian is not; int32. The last v is kept; if there was none, the method is SAM.
       eigenvector: unit vector v; like the parameters, float32 or wider. Before the first refresh, the random
         vector with which it begins, so short (about 1e-18) that a tilt to it is lost in rounding. To start
         from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
     """
 
     eigenvalue: jax.Array
+    failed_refreshes: jax.Array
     eigenvector: optax.Params
 
 
@@ -119,6 +122,7 @@ def tilt_to_top_eigenvector(
     def init(params: optax.Params) -> TiltToTopEigenvectorState:
         return TiltToTopEigenvectorState(
             eigenvalue=jnp.zeros((), tree_math.accumulation_dtype(params)),
+            failed_refreshes=jnp.zeros((), jnp.int32),
             eigenvector=start_vector(params, key),
         )
 
@@ -133,19 +137,21 @@ def tilt_to_top_eigenvector(
         grad: optax.Updates | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, TiltToTopEigenvectorState]:
-        kept = (state.eigenvalue, state.eigenvector)
-        track = lambda: track_eigenpair(
-            kept,
-            loss.curvature_gradient,
-            params,
-            solver=solver,
-            num_iters=num_iters,
-            decay=decay,
-        )
-        eigenvalue, eigenvector = refreshed(refresh, step_count, interval, track, kept)
+        checks.check_whole(updates)
 
-        epsilon = _tilted(updates, eigenvector, alpha, updates if grad is None else grad)
-        return epsilon, TiltToTopEigenvectorState(eigenvalue=eigenvalue, eigenvector=eigenvector)
+        def track() -> TiltToTopEigenvectorState:
+            last = (state.eigenvalue, state.eigenvector)
+            found, is_usable = improved_eigenpair(
+                last, loss.curvature_gradient, params, solver=solver, num_iters=num_iters, decay=decay
+            )
+            eigenvalue, eigenvector = tree_math.where(is_usable, found, last)
+            has_failed = ~is_usable & jnp.isfinite(tree_math.norm(loss.average(updates)))
+            return TiltToTopEigenvectorState(
+                eigenvalue, state.failed_refreshes + has_failed.astype(jnp.int32), eigenvector
+            )
+
+        state = refreshed(refresh, step_count, interval, track, state)
+        return _tilted(updates, state.eigenvector, alpha, updates if grad is None else grad), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -15,17 +15,16 @@ References:
   networks <https://arxiv.org/abs/2102.11600>`_, 2021
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optax_sam import checks, tree_math
+from optax_sam.masks import Mask, resolved
 
-Mask = Any | Callable[[optax.Params], Any]
+REMEDY = " With `optax.inject_hyperparams` name `mask` in `static_args`."
 
 
 def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.GradientTransformationExtraArgs:
@@ -36,7 +35,7 @@ def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.Gr
       mask: a pytree of bools with the structure of the parameters or a prefix of it, or a function from
         the parameters to one. True: T = |w| + η; False: T = 1. None: true everywhere. The authors select all
         but the biases (in PyTorch, scales of normalisation layers are named "weight" too). For weight
-        matrices only: `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
+        matrices only: `mask_by_name("kernel")`.
 
     Returns:
       A gradient transformation without state, for `steepest_ascent(rho, constraint=...)`. The diagonal has
@@ -66,39 +65,15 @@ def weight_magnitude(eta: float = 0.01, *, mask: Mask | None = None) -> optax.Gr
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         checks.check_params(updates, params)
-        magnitudes = lambda adaptive, params: jax.tree.map(
-            lambda w: _magnitude(w, eta) if adaptive else jnp.ones_like(_magnitude(w, eta)), params
-        )
         if mask is None:
-            return magnitudes(True, params), state
-        selected = mask(params) if callable(mask) else mask
-        _check_mask(selected, params)
-        return jax.tree.map(magnitudes, selected, params), state
+            return jax.tree.map(lambda w: _magnitude(w, eta), params), state
+        selected = resolved(mask, params, REMEDY)
+        if not any(jax.tree.leaves(selected)):
+            raise ValueError(f"`mask` selects no parameter, so T = 1 everywhere and ASAM is SAM.{REMEDY}")
+        diagonal = lambda w, adaptive: _magnitude(w, eta) if adaptive else jnp.ones_like(_magnitude(w, eta))
+        return jax.tree.map(diagonal, params, selected), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _check_mask(mask: Any, params: optax.Params) -> None:
-    """Raises unless `mask` is a prefix tree of bools, one of them true."""
-    remedy = (
-        " Write `mask=lambda params: jax.tree.map(lambda w: w.ndim > 1, params)` for all weight matrices,"
-        " and with `optax.inject_hyperparams` name `mask` in `static_args`."
-    )
-    leaves = jax.tree.leaves(mask)
-    if not all(isinstance(leaf, bool | np.bool_) for leaf in leaves):
-        raise TypeError(
-            "`mask` must be a pytree of bools, one for each parameter array, or a function from the"
-            f" parameters to one; got {mask!r}.{remedy}"
-        )
-    try:
-        jax.tree.map(lambda leaf, subtree: None, mask, params)
-    except ValueError as error:
-        raise ValueError(
-            "`mask` must have the tree structure of the parameters or a prefix of it, but"
-            f" {checks.first_difference(mask, params, prefix=True)}.{remedy}"
-        ) from error
-    if not any(leaves):
-        raise ValueError(f"`mask` selects no parameter, so T = 1 everywhere and ASAM is SAM.{remedy}")
 
 
 def _magnitude(w: jax.Array, eta: float) -> jax.Array:

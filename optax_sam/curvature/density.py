@@ -62,7 +62,7 @@ def spectral_density(
       params: parameters w, a pytree.
       num_iters: number m of Hessian-vector products for each random vector: the resolution.
       num_samples: number of random vectors; the noise falls with its square root.
-      num_points: length of the grid.
+      num_points: length of the grid, at least 8.
       width: standard deviation of the Gaussians; None is 1 % of the range of the eigenvalues.
       key: of the random vectors, a random key or an integer. They are those of `trace`: with the same key and
         number of samples, the mean of the nodes, weighted, is the estimate of `trace` divided by the number
@@ -75,7 +75,7 @@ def spectral_density(
       a share of one over the number of parameters.
 
     Raises:
-      ValueError: if `width` is not positive.
+      ValueError: if `width` is not positive, or `num_points` below 8.
 
     Cost: `num_iters` times `num_samples` Hessian-vector products, of about two gradients each; `num_iters`
     vectors of memory.
@@ -88,13 +88,20 @@ def spectral_density(
       >>> [round(float(x), 3) for x in found.nodes[0]]
       [-4.0, 1.0, 9.0]
     """
+    checks.check_loss(value_fn, params)
     checks.check_count("num_iters", num_iters)
     checks.check_count("num_samples", num_samples)
     checks.check_count("num_points", num_points)
-    if width is not None and not width > 0:
+    if num_points < 8:
         raise ValueError(
-            f"`width` is the standard deviation of a Gaussian and must be positive, got {width}."
+            f"`num_points` must be at least 8, or the grid misses the Gaussians, got {num_points}."
         )
+    if width is not None:
+        checks.check_number("width", width)
+        if not isinstance(width, jax.core.Tracer) and width == 0:
+            raise ValueError(
+                f"`width` is the standard deviation of a Gaussian and must be positive, got {width}."
+            )
     num_iters = min(num_iters, optax.tree.size(params))
     matvec = hessian_operator(value_fn, params, batches=batches)
     quadratures = []

@@ -14,7 +14,7 @@ import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, ritz_pairs, tridiagonalise
-from optax_sam.curvature.products import hessian_operator, hessian_vector_product
+from optax_sam.curvature.products import check_second_derivative, hessian_operator, hessian_vector_product
 from optax_sam.progress import counted
 
 # Of the start vector. A power of two, so that the vector is the same but for its length.
@@ -69,11 +69,11 @@ def top_eigenpairs(
       progress: whether to show a progress bar; needs tqdm.
 
     Returns:
-      `Eigenpairs`.
+      `Eigenpairs`. All is NaN if a product with the Hessian is not finite.
 
     Raises:
-      ValueError: if k is larger than `num_iters` or than the number of parameters, or on a negative
-        `tolerance`.
+      ValueError: if k is larger than `num_iters` or than the number of parameters, on a negative `tolerance`,
+        or if `start` is not like `params`, zero, or not finite.
 
     Cost: `num_iters` Hessian-vector products, of about two gradients each; as many vectors of memory.
 
@@ -87,6 +87,7 @@ def top_eigenpairs(
       >>> float(curvature.top_eigenpairs(loss, jnp.ones(3), smallest=True).eigenvalues[0].round(3))
       -4.0
     """
+    checks.check_loss(value_fn, params)
     checks.check_count("k", k)
     checks.check_count("num_iters", num_iters)
     num_iters = min(num_iters, optax.tree.size(params))
@@ -99,6 +100,8 @@ def top_eigenpairs(
     start_key, restart_key = jax.random.split(tree_math.random_key(key))
     if start is None:
         start = tree_math.random_vector(start_key, tree_math.zeros_like(params))
+    else:
+        start = _checked_start(start, params)
     if tolerance is not None:
         checks.check_number("tolerance", tolerance)
     is_done = None if tolerance is None else functools.partial(_is_converged, k=k, tolerance=tolerance)
@@ -108,6 +111,19 @@ def top_eigenpairs(
         found = tridiagonalise(matvec, start, num_iters, restart_key, is_done=is_done)
     pairs = _top(found, k)
     return pairs._replace(eigenvalues=-pairs.eigenvalues) if smallest else pairs
+
+
+def _checked_start(start: optax.Params, params: optax.Params) -> optax.Params:
+    """Returns the start vector, of unit length. Under `jit`, where its length is unknown, zero gives NaN."""
+    checks.check_vector("`start`", start, params)
+    start = tree_math.full_precision(start)
+    length = tree_math.norm(start)
+    if not isinstance(length, jax.core.Tracer) and not 0 < length < jnp.inf:
+        raise ValueError(
+            "`start` must be a vector whose length is finite and not 0, because its direction is what the"
+            f" search begins with, got the length {length}. Leave it out for a random one."
+        )
+    return tree_math.scale(1 / length, start)
 
 
 def _is_converged(diagonal: jax.Array, off_diagonal: jax.Array, k: int, tolerance: float) -> bool:
@@ -169,6 +185,23 @@ def track_eigenpair(
     Returns:
       Eigenvalue and unit eigenvector; `last` if nothing finite was found.
     """
+    found, is_usable = improved_eigenpair(
+        last, gradient_fn, params, solver=solver, num_iters=num_iters, decay=decay
+    )
+    return tree_math.where(is_usable, found, last)
+
+
+def improved_eigenpair(
+    last: tuple[jax.Array, optax.Params],
+    gradient_fn: Callable[[optax.Params], optax.Updates],
+    params: optax.Params,
+    *,
+    solver: str,
+    num_iters: int,
+    decay: float | jax.Array = 0.0,
+) -> tuple[tuple[jax.Array, optax.Params], jax.Array]:
+    """Returns what `track_eigenpair` looks for, and whether it is finite and a vector."""
+    check_second_derivative(gradient_fn, params, last[1])
     product = matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
     if not isinstance(decay, Number) or decay != 0:
         # Before the first refresh, and with a start vector of one's own, λ is 0: there is no mean yet.
@@ -178,5 +211,4 @@ def track_eigenpair(
     longer = tree_math.scale(jnp.where(length < 1e-6, 1 / START_SCALE, 1), last[1])
     start = tree_math.where(length == 0, jax.tree.map(jnp.ones_like, last[1]), longer)
     found = SOLVERS[solver](matvec, start, num_iters)
-    is_usable = jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)
-    return tree_math.where(is_usable, found, last)
+    return found, jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)

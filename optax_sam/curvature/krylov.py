@@ -202,7 +202,8 @@ def orthogonalise(
     for _ in range(2):
         product = project(product)
     residual = tree_math.norm(product)
-    return product, residual, residual > 100 * jnp.finfo(residual.dtype).eps * length
+    # What is not a number is new: it stays in the result, where a new start would hide it.
+    return product, residual, ~(residual <= 100 * jnp.finfo(residual.dtype).eps * length)
 
 
 def ritz_pairs(diagonal: jax.Array, off_diagonal: jax.Array | None) -> tuple[jax.Array, jax.Array]:

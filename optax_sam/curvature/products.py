@@ -10,18 +10,28 @@ every function of `optax_sam.curvature` measures G. If ℓ is the cross-entropy 
 is also the Fisher information matrix of the model.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import tree_math
+from optax_sam import checks, tree_math
 from optax_sam.batches import over_batches
 from optax_sam.curvature.krylov import MatVec
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, ValueFn
+
+NO_SECOND_DERIVATIVE = (
+    "The loss has a gradient but no second derivative in forward mode, of which Hessian-vector products"
+    " are made (`eigen_sam`, `gradient_norm_penalty`, `monitor` with curvature, `optax_sam.curvature`). It"
+    " contains a function with a derivative rule of its own: `jax.custom_vjp`, an attention kernel of"
+    " Pallas, an adjoint of an ODE solver. Use the curvature of a loss without it, in plain JAX:"
+    " `tx.update(grads, state, params, value_fn=value_fn, curvature_fn=reference)`. If the rule can be"
+    ' differentiated in reverse mode, see "Losses without a second derivative" in the documentation,'
+    " docs/recipes/second_derivatives.md."
+)
 
 
 def hvp(
@@ -42,6 +52,9 @@ def hvp(
     Returns:
       A pytree like `params`, float32 or wider.
 
+    Raises:
+      ValueError: if `vector` is not like `params`.
+
     Cost: about two gradients, and no more memory than two.
 
     Example:
@@ -50,7 +63,11 @@ def hvp(
       >>> curvature.hvp(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()
       [4.0, 2.0]
     """
-    return hessian_vector_product(BatchLoss(value_fn, axis_name=axis_name).gradient, params, vector)
+    checks.check_loss(value_fn, params)
+    checks.check_vector("`vector`", vector, params)
+    gradient = BatchLoss(value_fn, axis_name=axis_name).gradient
+    check_second_derivative(gradient, params, vector)
+    return hessian_vector_product(gradient, params, vector)
 
 
 def hessian_vector_product(
@@ -65,6 +82,33 @@ def hessian_vector_product(
     """
     _, product = jax.jvp(gradient_fn, (params,), (tree_math.cast_like(vector, params),))
     return jax.tree.map(lambda x: x.astype(tree_math.accumulation_dtype(x)), product)
+
+
+def check_second_derivative(
+    gradient_fn: Callable[[optax.Params], optax.Updates], params: optax.Params, vector: optax.Params
+) -> None:
+    """Raises if a gradient has no derivative in forward mode. It is traced once more, and not computed."""
+    product = lambda v: jax.jvp(gradient_fn, (params,), (tree_math.cast_like(v, params),))[1]
+    try:
+        program = jax.make_jaxpr(product)(vector)
+    except Exception as error:
+        try:
+            jax.eval_shape(gradient_fn, params)
+        except Exception:
+            return  # The gradient itself fails, and says why.
+        raise TypeError(NO_SECOND_DERIVATIVE) from error
+    # So JAX marks where a `custom_vjp` is met; the error would come when the step is compiled.
+    if "custom_lin" in _primitives(program.jaxpr):
+        raise TypeError(NO_SECOND_DERIVATIVE)
+
+
+def _primitives(program: Any) -> Iterator[str]:
+    """Yields the names of all operations of a program."""
+    is_program = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    for equation in program.eqns:
+        yield equation.primitive.name
+        for inner in filter(is_program, jax.tree.leaves(equation.params, is_leaf=is_program)):
+            yield from _primitives(getattr(inner, "jaxpr", inner))
 
 
 def third_derivative(
@@ -88,6 +132,9 @@ def third_derivative(
     Returns:
       A pytree like `params`, float32 or wider.
 
+    Raises:
+      ValueError: if `vector` is not like `params`.
+
     Cost: about four gradients, and no more memory than four.
 
     Example: the eigenvalue 2 w₁ of the Hessian of w₀² w₁ at w₀ = 0.
@@ -97,7 +144,10 @@ def third_derivative(
       >>> curvature.third_derivative(value_fn, jnp.array([0.0, 3.0]), jnp.array([1.0, 0.0])).tolist()
       [0.0, 2.0]
     """
+    checks.check_loss(value_fn, params)
+    checks.check_vector("`vector`", vector, params)
     gradient = BatchLoss(value_fn, axis_name=axis_name).gradient
+    check_second_derivative(gradient, params, vector)
     return derivatives_along(gradient, params, vector)[2]
 
 
@@ -128,8 +178,9 @@ def hessian_operator(
         of the examples of a batch, `value_fn(params, batch)`.
       params: parameters w, a pytree.
       batches: the data set, iterated over once for each product: a list, a data loader, `Batches`, or an
-        array of which each entry is a batch. A batch is weighted by its number of examples, the length
-        of the first axis of its first array that has one: put a raw key (an array) after the examples.
+        array of which each entry is a batch. A batch is weighted by its number of examples, the length of
+        the first axis of its arrays. If they do not tell it (class weights beside the examples, a last batch
+        that is padded), pass `optax_sam.WeightedBatches(batches, num_examples)`.
 
     Returns:
       v ↦ H v; H v is like `params`, float32 or wider.
@@ -149,6 +200,7 @@ def hessian_operator(
       >>> round(float(matvec(jnp.ones(()))), 4)  # 2 (1 + 4 + 9) / 3
       9.3333
     """
+    checks.check_loss(value_fn, params)
     product = over_batches(hvp, value_fn, batches, zeros=lambda: tree_math.zeros_like(params))
     return lambda vector: product(params, vector)
 
@@ -177,6 +229,9 @@ def gauss_newton_loss(
       >>> bool(jnp.allclose(product, 2 * jnp.cos(w) ** 2))
       True
     """
+    for name, function in {"model_fn": model_fn, "loss_fn": loss_fn}.items():
+        if not callable(function):
+            raise TypeError(f"`{name}` must be a function, got {type(function).__name__}.")
 
     def value_fn(params: optax.Params, *batch: Any) -> jax.Array:
         point = jax.lax.stop_gradient(params)

@@ -74,6 +74,7 @@ def trace(
       >>> {name: float(part) for name, part in layers.items()}
       {'a': 2.0, 'b': 6.0}
     """
+    checks.check_loss(value_fn, params)
     checks.check_count("num_samples", num_samples)
     if num_samples < 2:
         raise ValueError("`num_samples` must be at least 2, because one sample has no standard error.")

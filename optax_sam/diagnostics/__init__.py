@@ -14,14 +14,7 @@ alone.
 """
 
 from optax_sam.diagnostics.average_case import AverageCaseSharpness, average_case_sharpness
-from optax_sam.diagnostics.directions import (
-    Plane,
-    filter_normalised,
-    gradient_plane,
-    path_plane,
-    plane_through,
-    random_directions,
-)
+from optax_sam.diagnostics.directions import filter_normalised, random_directions
 from optax_sam.diagnostics.m_sharpness import MSharpness, m_sharpness
 from optax_sam.diagnostics.monitor import MonitorState, monitor
 from optax_sam.diagnostics.perturbations import (
@@ -31,6 +24,7 @@ from optax_sam.diagnostics.perturbations import (
     effective_perturbation,
     perturbation_gain,
 )
+from optax_sam.diagnostics.planes import Plane, gradient_plane, path_plane, plane_through
 from optax_sam.diagnostics.sharpness import Sharpness, sharpness
 from optax_sam.diagnostics.slices import LossSurface, loss_surface
 from optax_sam.diagnostics.wiring_check import WiringCheckState, wiring_check

@@ -69,7 +69,8 @@ def average_case_sharpness(
         single samples.
       key: of the noise, a random key or an integer.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
-      progress: whether to show a progress bar, which counts the batches; needs tqdm.
+      progress: whether to show a progress bar, which counts the batches; needs tqdm. Without
+        `batches` all samples are computed at once, as one.
 
     Returns:
       `AverageCaseSharpness`, with the standard error.
@@ -88,6 +89,7 @@ def average_case_sharpness(
       >>> bool(abs(found.estimate - 1000 * (jnp.exp(-0.1**2 / 2) - 1)) < 3 * found.standard_error)
       True
     """
+    checks.check_loss(value_fn, params)
     checks.check_number("sigma", sigma)
     check_ball(0, 2, constraint)
     checks.check_count("num_samples", num_samples)

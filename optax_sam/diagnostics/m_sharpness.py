@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import tree_math
-from optax_sam.batches import compiled, count_examples, of_batch, value_and_gradient
+from optax_sam import checks, tree_math
+from optax_sam.batches import compiled, counted_batches, counter, of_batch, value_and_gradient
 from optax_sam.diagnostics.ball import check_ball
 from optax_sam.diagnostics.worst_case import check_ascents, search_around
 from optax_sam.progress import with_bar
@@ -32,7 +32,7 @@ class MSharpness(NamedTuple):
     """Result of `m_sharpness`.
 
     Attributes:
-      sharpness: the mean over all groups, each counted by its number of examples; a scalar.
+      sharpness: the mean over all groups, each weighted by its number of examples; a scalar.
       groups: the sharpness of each group, (number of groups,).
     """
 
@@ -87,6 +87,7 @@ def m_sharpness(
       ...  for m in (4, 2, 1)]
       [0.0, 2.0, 2.0]
     """
+    checks.check_loss(value_fn, params)
     check_ball(rho, ord, constraint)
     check_ascents(num_iters, num_ascents)
     num_ascents = 1 if num_iters == 1 else num_ascents
@@ -94,12 +95,12 @@ def m_sharpness(
     params = tree_math.full_precision(params)
     of_group = compiled(of_batch, value_and_gradient, value_fn)
     rises, sizes = [], []
-    for group in with_bar(batches, "group", show=progress):
+    for group, size in counted_batches(with_bar(batches, "group", show=progress), counter(batches)):
         search = search_around(params, functools.partial(of_group, group), rho, ord, constraint)
         first = search.center if num_iters == 1 else search.with_nonzero_gradient(search.center, key)
         starts = itertools.chain([first], search.random_points(key))
         rises.append(search.worst_of(starts, num_iters, num_ascents).sharpness)
-        sizes.append(count_examples(group))
+        sizes.append(size)
     if not rises:
         raise ValueError("`batches` has no groups: pass `optax_sam.Batches(data, m)`, or a list.")
     groups = jnp.stack(rises)

@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import optax
 
@@ -34,6 +33,7 @@ from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
 from optax_sam.devices import AxisName
 from optax_sam.diagnostics.perturbations import alignment
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
+from optax_sam.order import current_trace
 from optax_sam.refresh import refreshed
 from optax_sam.shards import sums_over_shards
 
@@ -46,8 +46,8 @@ NOTHING = optax.EmptyState()
 class MonitorState(NamedTuple):
     """State of `monitor`: the latest recording.
 
-    Scalars are float32 or wider, and 0 before the first recording. A quantity that is not asked for is
-    `optax.EmptyState()`.
+    Scalars are float32 or wider, 0 before the first recording, and NaN if they could not be measured. A
+    quantity that is not asked for is `optax.EmptyState()`.
 
     Attributes:
       monitor_count: number of updates made; int32.
@@ -96,7 +96,8 @@ def monitor(
       A gradient transformation with `MonitorState`, to use in place of `method`. Its `update` also takes the
       extra argument `record`, a bool, see above; and, for curvature, `curvature_fn`, as in
       `optax_sam.tilt_to_top_eigenvector`. If each device has its own ε, means over the devices are
-      recorded. If a result is not finite, the last one is kept, and so are quantities of ε on steps in which
+      recorded. Where the Hessian is not finite, `top_eigenvalue` and `alignment` are NaN. If the gradient or
+      a loss is not finite either, the last recording is kept, and so are quantities of ε on steps in which
       the method computes none, as `look_sam` on most steps.
 
     Raises:
@@ -168,7 +169,7 @@ def monitor(
             )
         loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness, params_axis_name)
         seen: dict[str, Any] = {}
-        observe = lambda **what: seen.update(what, trace=_current_trace())
+        observe = lambda **what: seen.update(what, trace=current_trace())
         direction, inner_state = method.update(
             updates, state.inner_state, params, observe=observe, **extra_args | vars(loss)
         )
@@ -180,12 +181,16 @@ def monitor(
 
         def measure() -> tuple[dict[str, jax.Array], optax.Params]:
             old, vector = kept
-            value = old.get("top_eigenvalue", jnp.zeros(()))
+            # It stays so if no product with the Hessian is finite.
+            value = jnp.full((), -jnp.inf, tree_math.accumulation_dtype(params))
             if asked & OF_CURVATURE:
                 value, vector = track((value, vector), loss.curvature_gradient, params)
             found = _quantities(loss, params, updates, seen, value, vector)
-            new = {name: tree_math.finite_or(found[name](), old[name]) for name in known}
-            return old | new, vector
+            new = {name: found[name]().astype(old[name].dtype) for name in known}
+            # Where the loss or its gradient is not finite, all of the step is broken: nothing is recorded.
+            first_order = [found["gradient_norm"](), *(new[name] for name in known - OF_CURVATURE)]
+            is_sound = jnp.all(jnp.isfinite(jnp.stack(first_order)))
+            return tree_math.where(is_sound, old | new, old), vector
 
         recorded, eigenvector = refreshed(record, state.monitor_count, interval, measure, kept)
         return direction, state._replace(
@@ -208,12 +213,13 @@ def _quantities(
 ) -> dict[str, Callable[[], jax.Array]]:
     """Returns how each quantity is computed."""
     epsilon, ascent_value = seen.get("perturbation"), seen.get("ascent_value")
+    if_measured = lambda x: jnp.where(jnp.isfinite(eigenvalue), x, jnp.nan)
     return {
         "gradient_norm": lambda: tree_math.norm(loss.average(gradient)),
         "perturbation_norm": lambda: loss.average(tree_math.norm(epsilon)),
         "sharpness": lambda: _rise(loss, params, epsilon, ascent_value),
-        "alignment": lambda: loss.average(alignment(epsilon, eigenvector)),
-        "top_eigenvalue": lambda: eigenvalue,
+        "alignment": lambda: loss.average(if_measured(alignment(epsilon, eigenvector))),
+        "top_eigenvalue": lambda: if_measured(eigenvalue),
     }
 
 
@@ -233,7 +239,7 @@ def _check_seen(seen: dict[str, Any], names: frozenset[str]) -> None:
             " a perturbation. Write `monitor(optax_sam.sam(0.05))`, or ask for other quantities:"
             ' `monitor(method, quantities=("gradient_norm",))`.'
         )
-    if seen["trace"] != _current_trace():
+    if seen["trace"] != current_trace():
         raise ValueError(
             "`monitor` cannot observe a method that runs inside a `lax.cond`. `optax.apply_if_finite` and"
             " `optax.conditionally_transform` belong around the base optimizer:"
@@ -241,13 +247,6 @@ def _check_seen(seen: dict[str, Any], names: frozenset[str]) -> None:
             " `reuse` decide in a `cond` under `jit`, unless `update` gets a Python bool:"
             " `refresh=step % 5 == 0`, with `refresh` among the `static_argnames` of the step."
         )
-
-
-def _current_trace() -> Any:
-    """Returns a value that is equal as long as JAX traces the same function."""
-    has_moved = hasattr(jax.extend.core, "get_opaque_trace_state")  # in jax 0.10
-    core: Any = jax.extend.core if has_moved else jax.core
-    return core.get_opaque_trace_state(convention="optax_sam")
 
 
 def _checked_quantities(quantities: Collection[str]) -> frozenset[str]:

@@ -56,7 +56,8 @@ def alignment(perturbation: optax.Params, eigenvector: optax.Params) -> jax.Arra
       >>> [round(float(x), 3) for x in found]
       [0.6, 0.8]
     """
-    checks.check_gradient("`eigenvector`", eigenvector, perturbation)
+    checks.check_params(perturbation, perturbation)
+    checks.check_vector("`eigenvector`", eigenvector, perturbation)
     inverses = tree_math.reciprocal_or_zero(tree_math.norm(perturbation)) * tree_math.reciprocal_or_zero(
         tree_math.norm(eigenvector)
     )
@@ -128,9 +129,10 @@ def perturbation_gain(
       >>> [round(float(x), 3) for x in found[:3]]
       [0.105, 0.505, 0.208]
     """
+    checks.check_loss(value_fn, params)
     check_ball(0, ord, constraint)
     check_ascents(num_iters, num_ascents)
-    checks.check_gradient("`perturbation`", perturbation, params)
+    checks.check_vector("`perturbation`", perturbation, params)
     params, perturbation = tree_math.full_precision(params), tree_math.full_precision(perturbation)
     key = tree_math.random_key(key)
     evaluate = value_and_gradient_over(value_fn, params, batches)
@@ -196,7 +198,8 @@ def effective_perturbation(
       >>> float(found.moved), float(found.perturbation[0])  # the first one does not move
       (0.5, 0.0)
     """
-    checks.check_gradient("`perturbation`", perturbation, params)
+    checks.check_params(params, params)
+    checks.check_vector("`perturbation`", perturbation, params)
     w, epsilon = tree_math.full_precision(params), tree_math.full_precision(perturbation)
     rounded = lambda tree: jax.tree.map(lambda x: _round(x, dtype), tree)
     effective = jax.tree.map(jnp.subtract, rounded(tree_math.add(w, epsilon)), rounded(w))

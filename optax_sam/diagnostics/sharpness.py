@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from optax_sam import tree_math
+from optax_sam import checks, tree_math
 from optax_sam.batches import value_and_gradient_over, value_over
 from optax_sam.diagnostics.ball import check_ball, make_ball
 
@@ -78,6 +78,7 @@ def sharpness(
       >>> [round(float(x), 4) for x in found[:2]]  # ((5 + 0.1)² − 5²) / 2, 0.1 · 5
       [0.505, 0.5]
     """
+    checks.check_loss(value_fn, params)
     check_ball(rho, ord, constraint)
     params = tree_math.full_precision(params)
     value, gradient = value_and_gradient_over(value_fn, params, batches)(params)

@@ -51,7 +51,8 @@ def loss_surface(
       coordinates: the values of a and of b: an array for both, or a sequence of one for each direction. None
         is 51 values from −1 to 1, as in Li et al., in units of the directions.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
-      progress: whether to show a progress bar, which counts the batches; needs tqdm.
+      progress: whether to show a progress bar, which counts the batches; needs tqdm. Without
+        `batches` all points are computed at once, as one.
 
     Returns:
       `LossSurface`. Losses that are not finite are returned as they are.
@@ -70,6 +71,7 @@ def loss_surface(
       >>> line.values.tolist()
       [0.0, 4.5, 18.0]
     """
+    checks.check_loss(value_fn, params)
     directions = _checked_directions(directions, params)
     axes = _checked_coordinates(coordinates, len(directions), tree_math.accumulation_dtype(params))
     points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
@@ -100,7 +102,7 @@ def _checked_directions(directions: Sequence[optax.Params], params: optax.Params
             " a line write `loss_surface(value_fn, params, [direction])`."
         )
     for direction in directions:
-        checks.check_gradient("Each of `directions`", direction, params)
+        checks.check_vector("Each of `directions`", direction, params)
     return tuple(directions)
 
 

@@ -10,20 +10,22 @@ A sharpness-aware method takes its second gradient from `value_fn`, so at the pa
 
 is 0, up to rounding. If it is not, the losses differ: another batch, another dropout key, a state from after
 the clean pass, another scale. Such a program runs, and trains something else. The mismatch of the last update
-is in the state; one above the tolerance is reported, with the cause that the numbers suggest:
+is in the state; one above the tolerance is reported, with the cause that the numbers suggest: the table is in
+`optax_sam.diagnostics.wiring_causes`.
 
-    the gradient of `value_fn` is 0, in all parameters or in some      they do not come from its argument
-    both gradients have the same direction                             a factor: loss scale, sum for mean
-    the difference is proportional to w                                an L2 penalty in one of the two
-    inside `jax.pmap`, and no `axis_name`                              the loss of one device
-    none of these                                                      another batch, key or state
+Not reported is a difference that the last digit of the parameters makes too, as near a minimum, where the
+terms of g cancel. An array in which one of the two gradients is exactly 0 always is.
+
+What stands between the check and the method would change the clean gradient alone. The method behind it
+says so when the step is traced: `optax_sam.order`.
 """
 
 import functools
+import inspect
 import math
-import re
 import warnings
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.extend
@@ -31,13 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import checks, shards, tree_math
-from optax_sam.devices import AxisName, unnamed_axes, varying
+from optax_sam import checks, order, shards
+from optax_sam.devices import AxisName, axis_names, unnamed_axes, varies_over
+from optax_sam.diagnostics import wiring_measure
 from optax_sam.diagnostics.wiring_causes import Comparison, likely_cause
-from optax_sam.loss import BatchLoss, GradFn, ValueFn
+from optax_sam.loss import DRAWS_KEYS, BatchLoss, GradFn, ValueFn
 from optax_sam.refresh import refreshed
 
 Action = Literal["warn", "raise", "record"]
+T = TypeVar("T")
 
 
 class WiringCheckState(NamedTuple):
@@ -74,19 +78,22 @@ def wiring_check(
     Args:
       tolerance: the largest mismatch that is not reported. None: 0.01, and 0.2 where anything is computed in
         16 bits or fewer, which leaves room for rounding that differs between two compiled programs.
-      action: "warn": a `UserWarning`, once for each cause. "raise": a `ValueError`. Under `jit` both come
-        from a callback on the host: the warning when the step has run, the error, as a
-        `jax.errors.JaxRuntimeError`, when its result is waited for. "record": neither, and no callback in
-        the program (for `jax.export`, and for devices that have none).
+      action: "warn": a `UserWarning`, once for each cause in a compiled program (without `jit`, for a
+        `value_fn`). "raise": a `ValueError`. Under `jit` both come from a callback on the host: the warning
+        when the step has run, the error, as a `jax.errors.JaxRuntimeError`, when its result is waited for.
+        "record": neither, and no callback in the program (for `jax.export`, and for devices that have none);
+        only what is known when the step is traced is warned of.
 
     Returns:
       A gradient transformation with `WiringCheckState`. Its result is `updates`.
 
     Raises:
-      ValueError: on an unknown `action` or a negative tolerance.
+      ValueError: on an unknown `action` or a negative tolerance; when the step is traced, if a call of
+        `value_fn` changes what the next one computes, as one that draws keys from a generator.
 
     Cost: a gradient in each update that is checked, at most: XLA computes only once what is the same in both.
-      Under `pmap` and `shard_map` an all-reduce for it, and one of a few numbers.
+      Where they differ one more, in a `lax.cond`, to tell rounding from a cause. Under `pmap` and `shard_map`
+      an all-reduce for each, and one of a few numbers.
 
     Example: `value_fn` of another batch.
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -107,23 +114,10 @@ def wiring_check(
         checks.check_number("tolerance", tolerance)
     if action not in get_args(Action):
         raise ValueError(f"`action` must be one of {get_args(Action)}, got {action!r}.")
-    reported: set[str] = set()
-
-    def report(limit: float, comparison: Comparison, mismatch: np.ndarray, products: np.ndarray) -> None:
-        if not mismatch > limit:
-            return
-        cause = likely_cause(comparison, np.asarray(products, np.float64))
-        message = (
-            f"The gradient passed to `update` is not that of `{comparison.name}` at `params`: relative"
-            f" mismatch {mismatch:.3g}, {cause.numbers}. {cause.explanation}"
-        )
-        if action == "raise":
-            raise ValueError(message)
-        if cause.kind not in reported:
-            reported.add(cause.kind)
-            warnings.warn(message, stacklevel=2)
+    reported = Reported()
 
     def init(params: optax.Params) -> WiringCheckState:
+        reported.forget()
         return WiringCheckState(mismatch=jnp.zeros((), jnp.float32))
 
     @shards.sums_over_shards
@@ -141,58 +135,133 @@ def wiring_check(
         params_axis_name: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WiringCheckState]:
+        checks.check_spelling(extra_args)
+        functions = {"clean_value_fn": clean_value_fn, "grad_fn": grad_fn, "value_fn": value_fn}
+        name = next((name for name, function in functions.items() if function is not None), "value_fn")
+
         def measure() -> jax.Array:
             checks.check_params(updates, params)
-            functions = (value_fn, grad_fn) if clean_value_fn is None else (clean_value_fn, None)
-            loss = BatchLoss(*functions, None, axis_name, m_sharpness, params_axis_name)
+            clean = (value_fn, grad_fn) if clean_value_fn is None else (clean_value_fn, None)
+            loss = BatchLoss(*clean, None, axis_name, m_sharpness, params_axis_name)
             loss.check_passed(updates, params)
-            traced = jax.make_jaxpr(loss.ascent_gradient)(params)
-            limit = _default_tolerance(str(traced)) if tolerance is None else tolerance
-            gradient = jax.extend.core.jaxpr_as_fun(traced)(*jax.tree.leaves(params))
-            products = _products(gradient, updates, params)
-            if axis_name is not None:  # The state is the same on all devices.
-                products = jax.lax.pmean(varying(products, axis_name), axis_name)
-            mismatch = _mismatch(products)
-            if action != "record":
-                named = "clean_value_fn" if clean_value_fn else "grad_fn" if grad_fn else "value_fn"
-                paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
-                axes = unnamed_axes() if axis_name is None else ()
-                comparison = Comparison(named, tuple(paths), _num_devices(axis_name), axes)
-                jax.debug.callback(functools.partial(report, limit, comparison), mismatch, products)
+            axes = shards.axes_of(params)
+            program = _traced(loss, params)
+            eps = wiring_measure.precision(program)
+            gradient_at = jax.extend.core.jaxpr_as_fun(program)
+            passed, leaves = jax.tree.leaves(updates), jax.tree.leaves(params)
+            gradient = gradient_at(*leaves)
+            numbers = wiring_measure.products(gradient, passed, leaves, axis_name, axes)
+            mismatch = wiring_measure.mismatch(numbers)
+            if action == "record":
+                return jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32))
+
+            def details() -> wiring_measure.Details:
+                changed = gradient_at(*wiring_measure.last_digit_changed(leaves, eps))
+                return wiring_measure.details(gradient, passed, changed, numbers, axis_name, axes)
+
+            limit = tolerance
+            if limit is None:
+                limit = 0.2 if wiring_measure.is_16_bit(eps) else 0.01
+            differ = (mismatch > limit) | jnp.any(jnp.stack(wiring_measure.zero_in_one(numbers.largest, eps)))
+            found = _where(differ, details) if _is_the_same_everywhere(numbers, axis_name) else None
+            comparison = Comparison(
+                name,
+                tuple(jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)),
+                tuple(leaf.size for leaf in leaves),
+                _num_devices(axis_name),
+                axis_name is not None,
+                unnamed_axes() if axis_name is None else (),
+                tuple(getattr(functions[name], "writes_to", ())),
+                eps,
+            )
+            once = reported.in_this_program((passed, leaves), functions[name])
+            report = functools.partial(_report, comparison, action, once)
+            jax.debug.callback(report, limit, mismatch, numbers, found)
             return jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32))
 
         count = jnp.zeros((), jnp.int32)  # `record=None`: in every update
-        return updates, WiringCheckState(refreshed(record, count, 1, measure, state.mismatch))
+        mismatch = refreshed(record, count, 1, measure, state.mismatch)
+        if record is not False:
+            order.hand_on(updates, params, raises=action == "raise")
+        return updates, WiringCheckState(mismatch)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _default_tolerance(program: str) -> float:
-    return 0.2 if re.search(r"\b(b?f16|f8\w*)\[", program) else 0.01
+class Reported:
+    """The kinds of causes reported so far: in a compiled program, or without `jit` for one `value_fn`.
+
+    A step that is traced again is another program: who edits the loop and runs it again is told again.
+    """
+
+    def __init__(self) -> None:
+        self.without_jit: dict[Any, set[str]] = {}
+
+    def forget(self) -> None:
+        """Begins another run."""
+        self.without_jit.clear()
+
+    def in_this_program(self, arrays: Any, function: Callable[..., Any] | None) -> set[str]:
+        """Returns the kinds that were reported in the program that is being traced, to be added to."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
+            return set()
+        while isinstance(function, functools.partial):
+            function = function.func
+        function = inspect.unwrap(function) if function is not None else None
+        # A lambda is another object in every step, but its code is the same until it is written again.
+        return self.without_jit.setdefault(getattr(function, "__code__", None), set())
 
 
-def _products(gradient: list[jax.Array], updates: optax.Updates, params: optax.Params) -> jax.Array:
-    """Returns ‖v‖², ‖g‖², ⟨v, g⟩, ‖v − g‖², ⟨v − g, w⟩ and ‖w‖² of each array, shape (arrays, 6)."""
-    dtype = tree_math.accumulation_dtype(gradient, updates, params)
-
-    def leaf(v: jax.Array, g: jax.Array, w: jax.Array, axes: shards.Axes) -> jax.Array:
-        v, g, w = (jax.lax.stop_gradient(x).astype(dtype) for x in (v, g, w))
-        d = v - g
-        row = jnp.stack([jnp.sum(x * y) for x, y in ((v, v), (g, g), (v, g), (d, d), (d, w), (w, w))])
-        return jax.lax.psum(row, axes) if axes else row
-
-    rows = list(
-        map(leaf, gradient, jax.tree.leaves(updates), jax.tree.leaves(params), shards.axes_of(params))
+def _report(
+    comparison: Comparison,
+    action: Action,
+    reported: set[str],
+    limit: Any,
+    mismatch: Any,
+    numbers: wiring_measure.Products,
+    details: wiring_measure.Details | None,
+) -> None:
+    """Runs on the host, where JAX must not compute: NumPy alone."""
+    limit, mismatch, numbers, details = jax.tree.map(
+        lambda x: np.asarray(x, np.float64), (limit, mismatch, numbers, details)
     )
-    return jnp.stack(rows) if rows else jnp.zeros((0, 6), dtype)
+    if np.isnan(mismatch):
+        return
+    cause = likely_cause(comparison, numbers, details, bool(mismatch > limit))
+    if cause is None:
+        return
+    message = (
+        f"The gradient passed to `update` is not that of `{comparison.name}` at `params`: relative mismatch"
+        f" {mismatch:.3g}, {cause.numbers}. {cause.explanation}"
+    )
+    if action == "raise":
+        raise ValueError(message)
+    if cause.kind not in reported:
+        reported.add(cause.kind)
+        warnings.warn(message, stacklevel=2)
 
 
-def _mismatch(products: jax.Array) -> jax.Array:
-    """Returns ‖v − g‖ / ‖g‖, and NaN if g is not finite, so that there is nothing to compare with."""
-    _, passed, _, difference, _, _ = jnp.sum(products, 0)
-    ratio = jnp.sqrt(difference / jnp.where(passed == 0, 1, passed))
-    ratio = jnp.where((passed == 0) & (difference > 0) | ~jnp.isfinite(difference), jnp.inf, ratio)
-    return jnp.where(jnp.isfinite(passed), ratio, jnp.nan)
+def _traced(loss: BatchLoss, params: optax.Params) -> jax.extend.core.ClosedJaxpr:
+    """Returns the program of the gradient; raises if a call of the loss changes what the next computes."""
+    program = jax.make_jaxpr(loss.ascent_gradient)(params)
+    again = jax.make_jaxpr(loss.gradient if loss.value_fn is None else loss.value)(params)
+    closed_over = set(map(id, program.consts))
+    if any(isinstance(x, jax.core.Tracer) and id(x) not in closed_over for x in again.consts):
+        raise ValueError(DRAWS_KEYS)
+    return program
+
+
+def _where(condition: jax.Array, compute: Callable[[], T]) -> T:
+    """Returns `compute()` where the condition is true, and zeros otherwise."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+    return refreshed(condition, jnp.zeros((), jnp.int32), 1, compute, zeros)
+
+
+def _is_the_same_everywhere(numbers: wiring_measure.Products, axis_name: AxisName) -> bool:
+    """Returns whether all devices take the same branch of a `cond` on these numbers: it may communicate."""
+    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+    known = {*axis_names(axis_name), *shards.axes_here()}
+    return manual <= known and not varies_over(numbers)
 
 
 def _num_devices(axis_name: AxisName) -> int:

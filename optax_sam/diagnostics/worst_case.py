@@ -107,12 +107,13 @@ def worst_case_sharpness(
       >>> round(float(found.sharpness), 4)  # ½ ρ² λ_max
       0.045
     """
+    checks.check_loss(value_fn, params)
     check_ball(rho, ord, constraint)
     check_ascents(num_iters, num_ascents)
     key = tree_math.random_key(key)
     params = tree_math.full_precision(params)
     if start is not None:
-        checks.check_gradient("`start`", start, params)
+        checks.check_vector("`start`", start, params)
     evaluate = value_and_gradient_over(value_fn, params, batches)
     total = num_ascents * (num_iters + 1) + (start is not None)
     with counted(evaluate, total, "gradient", show=progress) as evaluate:

@@ -4,7 +4,8 @@ import optax
 
 from optax_sam import checks
 from optax_sam.ascent.steepest import steepest_ascent
-from optax_sam.ascent.weight_magnitude import Mask, weight_magnitude
+from optax_sam.ascent.weight_magnitude import weight_magnitude
+from optax_sam.masks import Mask
 from optax_sam.sharpness_aware import sharpness_aware
 
 
@@ -31,9 +32,9 @@ def asam(
     only, which is `mask` here, and adds 1e-16 to the norm.
 
     Example:
-      >>> import jax, optax, optax_sam
-      >>> weight_matrices = lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
-      >>> tx = optax.chain(optax_sam.asam(rho=0.5, mask=weight_matrices), optax.sgd(0.1))
+      >>> import optax, optax_sam
+      >>> kernels = optax_sam.mask_by_name("kernel")
+      >>> tx = optax.chain(optax_sam.asam(rho=0.5, mask=kernels), optax.sgd(0.1))
 
     References:
       Kwon et al., `ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep

@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.ascent.posterior_sample import posterior_sample
+from optax_sam.descent.posterior_momentum import posterior_momentum
 from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 
 
@@ -74,7 +74,6 @@ def bayesian_sam(
     References:
       Möllenhoff and Khan, `SAM as an optimal relaxation of Bayes <https://arxiv.org/abs/2210.01620>`_, 2023
     """
-    checks.check_number("decay", decay, below=1.0)
     ascent = posterior_sample(
         rho,
         num_examples=num_examples,
@@ -85,18 +84,7 @@ def bayesian_sam(
         key=key,
     )
 
-    def momentum(
-        updates: optax.Updates, state: optax.TraceState, params: optax.Params, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.TraceState]:
-        gradient = jax.tree.map(
-            lambda m, g, w: g.astype(m.dtype) + weight_decay * w.astype(m.dtype), state.trace, updates, params
-        )
-        is_finite = jnp.isfinite(tree_math.norm(gradient))
-        mean = tree_math.mix(jnp.asarray(decay), state.trace, gradient)
-        return mean, optax.TraceState(tree_math.where(is_finite, mean, state.trace))
-
-    init_momentum = lambda params: optax.TraceState(tree_math.zeros_like(params))
-    method = sharpness_aware(ascent, optax.GradientTransformationExtraArgs(init_momentum, momentum))
+    method = sharpness_aware(ascent, posterior_momentum(decay, weight_decay=weight_decay))
 
     def update(
         updates: optax.Updates,

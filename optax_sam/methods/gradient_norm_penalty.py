@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
-from optax_sam.curvature.products import hessian_vector_product
+from optax_sam import checks, order, tree_math
+from optax_sam.curvature.products import check_second_derivative, hessian_vector_product
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
 from optax_sam.schedules import radius_at
@@ -83,11 +83,15 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNormPenaltyState]:
         checks.check_params(updates, params)
+        checks.check_state(state, GradientNormPenaltyState)
+        checks.check_spelling(extra_args)
+        order.check_nothing_in_between(updates, params)
         loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness, params_axis_name)
         loss.check_passed(updates, params)
         if observe is not None:
             observe(perturbation=None, ascent_value=None)
         gradient = loss.average(updates)
+        check_second_derivative(loss.gradient, params, gradient)
         product = hessian_vector_product(loss.gradient, params, tree_math.unit(gradient))
         one = jnp.ones((), tree_math.accumulation_dtype(updates))
         direction = tree_math.combine(one, gradient, radius_at(rho, state.step_count) * one, product)

@@ -37,7 +37,11 @@ def test_a_sample_follows_the_key_and_is_like_the_parameters():
         ({"num_examples": -5}, ValueError, "`num_examples` must be at least 1, got -5"),
         ({"precision": jnp.ones(())}, ValueError, "`precision` must have the tree structure"),
         ({"precision": PRECISION | {"b": jnp.ones(())}}, ValueError, r"`precision` must have the shapes"),
-        ({"precision": PRECISION | {"b": jnp.ones(4, int)}}, TypeError, r"`precision` must have real"),
+        (
+            {"precision": PRECISION | {"b": 1j * jnp.ones(4)}},
+            TypeError,
+            r"`precision` must be made of arrays",
+        ),
         ({"params": PARAMS | {"b": 1.0}}, TypeError, "must be a pytree of arrays"),
         ({"key": 0.5}, TypeError, "`key` must be an integer or a single random key"),
     ],

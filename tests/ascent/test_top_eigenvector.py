@@ -247,7 +247,7 @@ def test_non_finite_refresh_keeps_the_last_good_eigenvector(solver, bad):
     good = track(solver=solver, num_iters=2)
     broken = lambda params: bad * PROBLEM.value_fn(params)
     after = track(broken, solver=solver, num_iters=2, state=good)
-    chex.assert_trees_all_equal(after, good)
+    chex.assert_trees_all_equal(after._replace(failed_refreshes=good.failed_refreshes), good)
     recovered = track(solver=solver, num_iters=2, state=after)
     assert not np.array_equal(flat(recovered.eigenvector), flat(good.eigenvector))
 
@@ -255,7 +255,7 @@ def test_non_finite_refresh_keeps_the_last_good_eigenvector(solver, bad):
 @pytest.mark.parametrize("solver", ["power", "lanczos"])
 def test_non_finite_first_refresh_leaves_sam(solver):
     state = track(lambda params: jnp.nan * PROBLEM.value_fn(params), solver=solver, num_iters=2)
-    chex.assert_trees_all_equal(state, tilt_init())
+    chex.assert_trees_all_equal(state, tilt_init()._replace(failed_refreshes=state.failed_refreshes))
     later = track(solver=solver, num_iters=SIZE if solver == "lanczos" else 14, state=state)
     np.testing.assert_allclose(later.eigenvalue, 9.0 if solver == "lanczos" else -40.0, rtol=1e-9)
 
@@ -325,3 +325,36 @@ def test_several_ascents_refresh_once_and_use_the_new_eigenvector():
         g = PROBLEM.hessian @ path
         path = path + 0.1 * (unit(g) + 0.5 * np.sign(g @ v) * (v - unit(g) @ v * unit(g)))
     np.testing.assert_allclose(flat(epsilon), path - np.arange(1.0, 6.0), rtol=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["power", "lanczos"])
+def test_refreshes_that_find_no_eigenvector_are_counted(solver):
+    """A focal loss: the gradient is finite, the Hessian is not, and Eigen-SAM was SAM without a word."""
+    focal = lambda w: jnp.sum(w["a"]) + jnp.sum(w["b"] ** 1.5)
+    w = {"a": jnp.ones(2), "b": jnp.zeros(2)}
+    assert np.isfinite(optax.tree.norm(jax.grad(focal)(w)))
+    tx = optax_sam.eigen_sam(0.1, solver=solver, num_iters=2)
+    state = tx.init(w)
+    for refresh in (True, False, True):
+        _, state = gradient_and_update(tx, state, w, focal, refresh=refresh)
+    assert optax.tree.get(state, "failed_refreshes") == 2
+    # A step that is broken as a whole says nothing about the Hessian.
+    nans = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), w)
+    _, state = tx.update(nans, state, w, value_fn=focal, refresh=True)
+    assert optax.tree.get(state, "failed_refreshes") == 2
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_the_derivative_at_a_radius_of_0_is_the_one_from_the_right(alpha):
+    """sign⟨ε₀, v⟩ is 0 there, so the tilt was missing."""
+    w = w64()
+
+    def squared_direction(rho):
+        tx = optax_sam.eigen_sam(rho, alpha, num_iters=3)
+        direction, _ = gradient_and_update(tx, tx.init(w), w, PROBLEM.value_fn, refresh=True)
+        return jnp.sum(flat(direction) ** 2)
+
+    with jax.enable_x64(True):
+        from_the_right = (squared_direction(1e-7) - squared_direction(0.0)) / 1e-7
+        np.testing.assert_allclose(jax.grad(squared_direction)(0.0), from_the_right, rtol=1e-4)
+        np.testing.assert_allclose(jax.jvp(squared_direction, (0.0,), (1.0,))[1], from_the_right, rtol=1e-4)

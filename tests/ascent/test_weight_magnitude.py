@@ -38,7 +38,7 @@ FIRST = {"layer1": {"weight": True, "bias": True}, "layer2": {"weight": False, "
         (MATRICES, MATRICES),
         (LAYERS, FIRST),
         (lambda params: LAYERS, FIRST),
-        (lambda params: jax.tree.map(lambda w: w.ndim > 1, params), MATRICES),
+        (lambda params: MATRICES, MATRICES),
         (jax.tree.map(np.bool_, MATRICES), MATRICES),
     ],
     ids=["none", "all", "tree", "prefix", "callable prefix", "callable tree", "numpy bools"],

@@ -143,3 +143,26 @@ def test_stops_at_a_tolerance():
     found, expected = find(num_iters=40, tolerance=1e-2), find(num_iters=count)
     np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-5)
     np.testing.assert_allclose(found.residuals, expected.residuals, rtol=1e-3)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-30, np.nan, np.inf], ids=str)
+def test_a_start_vector_without_a_direction_is_refused(start):
+    """It gave an eigenvalue of 0 with residual 0, "there is an eigenvalue within that distance"."""
+    loss = lambda w: -jnp.sum(jnp.arange(2.0, 6.0) * w**2)
+    find = lambda start: curvature.top_eigenpairs(loss, jnp.ones(4), start=start)
+    with pytest.raises(ValueError, match="`start` must be a vector whose length is finite and not 0"):
+        find(jnp.full(4, start))
+    found = jax.jit(find)(jnp.full(4, start))  # Not known when it is traced.
+    assert np.all(np.isnan(found.eigenvalues))
+    assert np.all(np.isnan(found.residuals))
+    np.testing.assert_allclose(find(jnp.full(4, 1e-15)).eigenvalues, [-4.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_where_products_are_not_finite_nothing_looks_measured(k):
+    loss = lambda w: jnp.sum(w["a"] ** 2) + jnp.sum(jnp.sqrt(w["b"] - 1))  # infinite at 1
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    for num_iters in (2, 5):
+        found = curvature.top_eigenpairs(loss, params, k, num_iters=num_iters)
+        for part in jax.tree.leaves(found):
+            assert np.all(np.isnan(part))

@@ -206,7 +206,7 @@ def test_parameters_and_batch_along_one_axis(way, words):
 def test_without_a_word_where_nothing_is_tracked_a_warning_says_that_norms_are_local(way):
     """And no sum that was traced for shards is used again."""
     fsdp(way, params_axis_name="fsdp")
-    with pytest.warns(UserWarning, match=r"norms are those.*`params_axis_name='fsdp'`"):
+    with pytest.warns(UserWarning, match=r"norms are those of a shard.*params_axis_name='fsdp'"):
         found = fsdp(way)
     local = lambda g: jnp.repeat(jnp.linalg.norm(g.reshape(4, 2), axis=1), 2)
     assert max_difference(fsdp_by_hand(local), found) <= TOLERANCE

@@ -244,8 +244,10 @@ def test_under_debug_nans():
 
 def test_in_front_of_plain_sgd():
     tx = monitored(optax.identity(), quantities=("gradient_norm", "top_eigenvalue"))
-    direction, state = update(tx)
-    chex.assert_trees_all_close(direction, jax.grad(loss)(PROBLEM.params), rtol=1e-5)
+    params, gradient = PROBLEM.params, jax.grad(loss)(PROBLEM.params)
+    step = jax.jit(lambda gradient: tx.update(gradient, tx.init(params), params, value_fn=loss))
+    direction, state = step(gradient)
+    chex.assert_trees_all_equal(direction, gradient)
     np.testing.assert_allclose(state.gradient_norm, tree_math.norm(direction), rtol=1e-6)
     assert state.top_eigenvalue > 0
 
@@ -257,6 +259,25 @@ def test_a_result_that_is_not_finite_leaves_the_last_one():
     _, after = update(tx, state, value_fn=broken, record=True)
     assert recorded(after) == recorded(state)
     chex.assert_trees_all_equal(after.top_eigenvector, state.top_eigenvector)
+
+
+@pytest.mark.parametrize("quantities", [QUANTITIES, ("top_eigenvalue",), ("alignment",)], ids=str)
+def test_where_the_hessian_is_not_finite_curvature_does_not_look_measured(quantities):
+    """The gradient of |w|^1.5 at 0 is 0, its Hessian infinite: the eigenvalue was 0, or the last one."""
+    kink = lambda params: loss(params) + jnp.abs(params["layer1"]["bias"][0]) ** 1.5
+    params = PROBLEM.params | {"layer1": PROBLEM.params["layer1"] | {"bias": jnp.zeros(8)}}
+    grads = jax.grad(kink)(params)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    tx = monitored(quantities=quantities)
+    step = lambda state, value_fn: tx.update(grads, state, params, value_fn=value_fn, record=True)[1]
+    state = jax.jit(lambda state: step(state, kink))(tx.init(params))
+    for name in quantities:
+        is_curvature = name in ("top_eigenvalue", "alignment")
+        assert jnp.isnan(getattr(state, name)) == is_curvature, name
+    chex.assert_tree_all_finite(state.top_eigenvector)
+    again = step(state, loss)
+    chex.assert_tree_all_finite([getattr(again, name) for name in quantities])
+    chex.assert_trees_all_equal(step(state, kink).top_eigenvector, state.top_eigenvector)
 
 
 @pytest.mark.parametrize("local", [True, False], ids=["m-sharpness", "averaged"])

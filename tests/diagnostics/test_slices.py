@@ -47,13 +47,16 @@ def test_coordinates_left_out_are_those_of_the_paper():
 
 
 def test_with_a_progress_bar_the_values_are_the_same(capsys):
-    """It counts batches: the data set is iterated over once."""
+    """It counts batches: the data set is iterated over once, and a single loss is one of them."""
     grid = np.linspace(-1, 1, 71)
     arguments = LOSS, NETWORK.params, DIRECTIONS[:1], grid
     silent = diagnostics.loss_surface(*arguments, batches=[DATA])
     assert capsys.readouterr().err == ""
     shown = diagnostics.loss_surface(*arguments, batches=[DATA], progress=True)
     assert "1/1" in capsys.readouterr().err
+    alone = diagnostics.loss_surface(loss, *arguments[1:], progress=True)
+    assert "1/1" in capsys.readouterr().err
+    np.testing.assert_allclose(alone.values, silent.values, rtol=1e-5)
     np.testing.assert_array_equal(shown.values, silent.values)
     assert shown.values.shape == (71,)
 

@@ -154,15 +154,158 @@ def test_tolerance_leaves_room_for_16_bits_alone():
         check(noisy(gradient, 0.05), tx=tx, value_fn=half_precision_loss)
 
 
-def test_one_warning_for_each_cause():
+def caught_in(*calls):
+    """The warnings of each call."""
+    texts = []
+    for call in calls:
+        with warnings.catch_warnings(record=True) as caught, finished():
+            warnings.simplefilter("always")
+            call()
+        texts.append([str(one.message) for one in caught])
+    return texts
+
+
+def test_one_warning_for_each_cause_in_a_program():
     tx = diagnostics.wiring_check()
-    repeated = lambda factor: lambda params: factor * loss(params)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for factor in (2, 3, -1, -2, 2):
-            check(tx=tx, value_fn=repeated(factor))
-            jax.effects_barrier()
-    assert [("opposite" in str(one.message)) for one in caught] == [False, True]
+
+    @jax.jit
+    def step(factor):
+        return tx.update(GRADS, KEPT, PARAMS, value_fn=lambda params: factor * loss(params))[1]
+
+    steps = [functools.partial(step, float(factor)) for factor in (2, 3, -1, -2, 2)]
+    assert list(map(len, caught_in(*steps))) == [1, 0, 1, 0, 0]
+
+
+def test_another_program_with_the_same_transformation_is_told_again():
+    """Who edits the step and runs it again must not take silence for success."""
+    tx = diagnostics.wiring_check()
+    jitted = lambda factor: lambda: check(tx=tx, value_fn=lambda params: factor * loss(params))
+    assert list(map(len, caught_in(jitted(2), jitted(5)))) == [1, 1]
+
+    def run(factor, steps=3):  # Without `jit`: each step has a lambda of its own.
+        state = tx.init(PARAMS)
+        for _ in range(steps):
+            _, state = tx.update(GRADS, state, PARAMS, value_fn=lambda params: factor * loss(params))
+
+    edited = lambda: tx.update(GRADS, KEPT, PARAMS, value_fn=lambda params: 7 * loss(params))
+    assert list(map(len, caught_in(lambda: run(2), lambda: run(5), edited, edited))) == [1, 1, 1, 0]
+
+
+def test_tolerance_as_a_hyperparameter():
+    build = optax.inject_hyperparams(diagnostics.wiring_check, static_args=("action",))
+    with warning("is 3 times the other"):
+        check(tx=(tx := build(tolerance=0.5)), state=tx.init(PARAMS), value_fn=lambda w: 3 * loss(w))
+    with silence():
+        check(tx=(tx := build(tolerance=2.5)), state=tx.init(PARAMS), value_fn=lambda w: 3 * loss(w))
+
+
+def test_nothing_is_moved_to_the_host_or_computed_there_by_jax():
+    tx = optax.chain(diagnostics.wiring_check(), optax_sam.sam(0.05))
+    params, state = jax.device_put((PARAMS, tx.init(PARAMS)))
+    for factor, expected in ((1, silence), (3, functools.partial(warning, "is 3 times the other"))):
+        value_fn = lambda params, factor=factor: factor * loss(params)
+        step = jax.jit(lambda w, s, value_fn=value_fn: tx.update(jax.grad(loss)(w), s, w, value_fn=value_fn))
+        step = step.lower(params, state).compile()
+        with expected(), jax.transfer_guard("disallow"):
+            jax.block_until_ready(step(params, state))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 1.0, 1000.0])
+@pytest.mark.parametrize("start", ["near", "far", "at"])
+def test_rounding_near_a_minimum(noise, start):
+    """The terms of the gradient cancel; a mean over micro-batches differs by much of what is left."""
+    x = jnp.asarray(RNG.normal(size=(200, 50)), jnp.float32)
+    y = x @ jnp.ones(50) + noise * jnp.asarray(RNG.normal(size=200), jnp.float32)
+    loss = lambda w, x=x, y=y: jnp.mean((x @ w - y) ** 2)
+    micro = lambda w: sum(jax.grad(loss)(w, x[i::4], y[i::4]) for i in range(4)) / 4
+    steps = {"near": 3000, "far": 30, "at": 0}[start]
+    w = jnp.ones(50) if start == "at" else jnp.zeros(50)
+    w = jax.lax.fori_loop(0, steps, lambda _, w: w - 0.1 * jax.grad(loss)(w), w)
+    with silence():
+        check(jax.jit(micro)(w), tx=diagnostics.wiring_check(), params=w, value_fn=loss)
+    # What is wrong is still seen, if it can be seen above rounding.
+    wrong = [(lambda w: 0 * jnp.sum(w), "ignores its argument")]
+    wrong += [(lambda w: 3 * loss(w), "3 times the other")] if start == "far" else []
+    wrong += [(lambda w: loss(w, x[:100], y[:100]), "another batch")] if noise else []
+    for value_fn, cause in wrong:
+        if noise or start == "far":
+            with warning("`value_fn`", cause):
+                check(jax.jit(micro)(w), tx=diagnostics.wiring_check(), params=w, value_fn=value_fn)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30])
+def test_gradients_whose_squares_leave_float32(size):
+    scale = jnp.asarray(size, jnp.float32)
+    right = lambda params: scale * loss(params)
+    grads = scaled(scale)
+    with silence():
+        assert check(grads, tx=diagnostics.wiring_check(), value_fn=right) < 1e-5
+    with warning("is 3 times the other"):
+        found = check(grads, tx=diagnostics.wiring_check(), value_fn=lambda params: 3 * right(params))
+    assert found == pytest.approx(2, rel=1e-4)
+    with warning("times the parameters"):
+        penalty = lambda params: right(params) + scale / 5 * optax.tree.norm(params, squared=True)
+        check(grads, tx=diagnostics.wiring_check(), value_fn=penalty)
+
+
+SMALL = PARAMS | {"small": jnp.ones(3)}
+
+
+def loss_with_small(params):
+    return loss({name: params[name] for name in PARAMS}) + 1e-3 * jnp.sum(params["small"] ** 2)
+
+
+def test_an_array_that_is_exactly_zero_in_one_gradient_is_reported_however_small_it_is():
+    grads, tx = jax.grad(loss_with_small)(SMALL), diagnostics.wiring_check()
+    outside = lambda params: loss_with_small(params | {"small": SMALL["small"]})
+    with warning("mismatch 0.00", r"zero in `params\['small'\]`", "a model outside"):
+        assert check(grads, tx=tx, params=SMALL, value_fn=outside) < 0.01
+    with warning("mismatch 0.00", r"zero in `params\['small'\]`", "to freeze them", "behind the method"):
+        grads = grads | {"small": jnp.zeros(3)}
+        assert check(grads, tx=tx, params=SMALL, value_fn=loss_with_small) < 0.01
+    with silence():  # Zero in both, and the same.
+        check(grads, tx=tx, params=SMALL, value_fn=outside)
+
+
+def front(*stages):
+    """Gradients passed in as these transformations leave them."""
+    tx = optax.chain(*stages)
+    return tx.update(GRADS, tx.init(PARAMS), PARAMS)[0]
+
+
+def smoothed(params, amount=0.1):
+    return (1 - amount) * loss(params) + amount * loss(params, X, 0 * Y)
+
+
+IS_OUTER = {"inner": False, "outer": True}
+
+
+@pytest.mark.parametrize(
+    ("grads", "value_fn", "parts"),
+    [
+        (
+            front(optax.masked(optax.set_to_zero(), IS_OUTER)),
+            loss,
+            (r"zero in `params\['outer'\]`", "freeze"),
+        ),
+        (front(optax.clip(0.02)), loss, ("one number", "elementwise clipping", "behind the method")),
+        (front(optax.adaptive_grad_clip(0.02)), loss, ("each column", "adaptive_grad_clip", "behind the")),
+        (front(optax.clip_by_block_rms(0.01)), loss, ("In each array", "clipping by array", "behind the")),
+        (front(optax.scale_by_adam()), loss, ("nearly of one size", "Adam", "behind the method")),
+        (front(optax.adam(1e-3)), loss, ("nearly of one size", "Adam", "behind the method")),
+        (
+            front(optax.add_decayed_weights(0.1, IS_OUTER)),
+            loss,
+            (r"-0\.1 times the parameters, or zero, in each array", "weight decay"),
+        ),
+        (GRADS, smoothed, ("label smoothing",)),
+        (front(optax.sgd(0.1)), loss, ("opposite", "an optimizer goes behind")),
+    ],
+    ids=["frozen", "clip", "adaptive", "by array", "adam", "adam with rate", "decay", "smoothing", "sgd"],
+)
+def test_likely_cause_in_front(grads, value_fn, parts):
+    with warning("`value_fn`", *parts):
+        check(grads, tx=diagnostics.wiring_check(), value_fn=value_fn)
 
 
 def test_raise():
@@ -207,13 +350,16 @@ def costs(tx, value_fn=loss, **arguments):
 
 def test_cost(optimized):
     """Off, the program is that of the method alone; on, one gradient more, or none if it is the same one."""
-    method, checked = optax_sam.sam(0.05), optax.chain(diagnostics.wiring_check(), optax_sam.sam(0.05))
-    assert costs(checked, record=False) == costs(method)
+    method, checked = optax_sam.sam(0.05), optax.chain(RECORDING, optax_sam.sam(0.05))
+    reporting = optax.chain(diagnostics.wiring_check(), optax_sam.sam(0.05))
+    assert costs(checked, record=False) == costs(reporting, record=False) == costs(method)
     gradient = jax.jit(jax.grad(loss)).lower(PARAMS).compile().cost_analysis()["flops"]
     products = 20 * sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
     assert costs(checked) < costs(method) + products
     another = lambda params: loss(params, X + 1)
     assert costs(checked, another) < costs(method, another) + gradient + X.size + products
+    # What tells rounding from a cause is computed in a branch, and only where the two differ.
+    assert costs(reporting) < costs(checked) + gradient + 4 * products
 
 
 def test_record():
