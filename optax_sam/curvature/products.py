@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import optax
 
@@ -97,9 +98,17 @@ def check_second_derivative(
         except Exception:
             return  # The gradient itself fails, and says why.
         raise TypeError(NO_SECOND_DERIVATIVE) from error
-    # So JAX marks where a `custom_vjp` is met; the error would come when the step is compiled.
-    if "custom_lin" in _primitives(program.jaxpr):
-        raise TypeError(NO_SECOND_DERIVATIVE)
+    # So JAX marks where it meets a `custom_vjp`. It is an error if the result depends on it, when compiled.
+    if "custom_lin" not in _primitives(program.jaxpr):
+        return
+    constants = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in program.consts]
+    evaluate = lambda constants, vector: jax.extend.core.jaxpr_as_fun(
+        jax.extend.core.ClosedJaxpr(program.jaxpr, constants)
+    )(*jax.tree.leaves(vector))
+    try:
+        jax.jit(evaluate).lower(constants, jax.eval_shape(lambda: vector))
+    except TypeError as error:
+        raise TypeError(NO_SECOND_DERIVATIVE) from error
 
 
 def _primitives(program: Any) -> Iterator[str]:
