@@ -205,8 +205,8 @@ def _warn_of_unnamed(axes: tuple[Hashable, ...], argument: str) -> None:
         f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got no `axis_name`."
         " So the second gradient is that of each device's own part of the batch, and the devices drift apart."
         f" Write `tx.update(grads, state, params, {argument}={argument}, axis_name={names})`. If the"
-        f" parameters are sharded along it, norms are those of a shard: write `params_axis_name={names}`. (If each"
-        " device trains a model of its own: `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
+        f" parameters are sharded along it, norms are those of a shard: write `params_axis_name={names}`. (If"
+        " each device trains a model of its own: `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
         stacklevel=3,
     )
 
@@ -215,8 +215,8 @@ def _warn_of_shards(axes: tuple[Hashable, ...]) -> None:
     names = ", ".join(map(repr, axes))
     warnings.warn(
         f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got neither"
-        " `axis_name` nor `params_axis_name` for it. If the parameters are sharded along it, norms are those of"
-        f" a shard, and ε is too long: write `tx.update(..., params_axis_name={names})`. If they are the same"
+        " `axis_name` nor `params_axis_name` for it. If the parameters are sharded along it, norms are those"
+        f" of a shard, and ε is too long: write `tx.update(..., params_axis_name={names})`. If they are the same"
         " along it: `params_axis_name=()`.",
         stacklevel=3,
     )
