@@ -79,13 +79,14 @@ class BatchLoss:
         """Returns ∇L(w)."""
         return self.value_and_gradient(params)[1]
 
-    def ascent_gradient(self, params: optax.Params) -> optax.Updates:
-        """Returns the gradient for a later ascent: ∇L(w), with m-sharpness that of this device's part."""
-        if not self.m_sharpness:
-            return self.gradient(params)
-        _, gradient = self._own_value_and_gradient(params)
-        checks.check_local("the result of `grad_fn`", gradient, self.axis_name)
-        return gradient
+    def own_gradient(self, params: optax.Params) -> optax.Updates:
+        """Returns ∇L(w), with m-sharpness that of this device's part alone, as the one passed to `update`."""
+        return self._value_and_own_gradient(params)[1]
+
+    def value_and_own_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+        """Returns L(w), of all devices, and what `own_gradient` returns."""
+        value, gradient = self._value_and_own_gradient(params)
+        return self.average(value), gradient
 
     def curvature_gradient(self, params: optax.Params) -> optax.Updates:
         """Returns the gradient whose Jacobian is the Hessian."""
@@ -100,6 +101,13 @@ class BatchLoss:
         That is `tree` itself, unless each device passed its own gradient.
         """
         return self._mean(tree) if self.m_sharpness else tree
+
+    def _value_and_own_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+        if not self.m_sharpness:
+            return self.value_and_gradient(params)
+        value, gradient = self._own_value_and_gradient(params)
+        checks.check_local("the result of `grad_fn`", gradient, self.axis_name)
+        return value, gradient
 
     def _own_value_and_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
         if self.grad_fn is None:
@@ -205,8 +213,9 @@ def _warn_of_unnamed(axes: tuple[Hashable, ...], argument: str) -> None:
         f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got no `axis_name`."
         " So the second gradient is that of each device's own part of the batch, and the devices drift apart."
         f" Write `tx.update(grads, state, params, {argument}={argument}, axis_name={names})`. If the"
-        f" parameters are sharded along it, norms are those of a shard: write `params_axis_name={names}`. (If"
-        " each device trains a model of its own: `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
+        f" parameters are sharded along it, norms are those of a shard: write `params_axis_name={names}`."
+        " (If each device trains a model of its own:"
+        " `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
         stacklevel=3,
     )
 
@@ -215,9 +224,9 @@ def _warn_of_shards(axes: tuple[Hashable, ...]) -> None:
     names = ", ".join(map(repr, axes))
     warnings.warn(
         f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got neither"
-        " `axis_name` nor `params_axis_name` for it. If the parameters are sharded along it, norms are those"
-        f" of a shard, and ε is too long: write `tx.update(..., params_axis_name={names})`. If they are the same"
-        " along it: `params_axis_name=()`.",
+        " `axis_name` nor `params_axis_name` for it. If the parameters are sharded along it, norms are"
+        f" those of a shard, and ε is too long: write `tx.update(..., params_axis_name={names})`. If they"
+        " are the same along it: `params_axis_name=()`.",
         stacklevel=3,
     )
 

@@ -69,7 +69,8 @@ def reuse(
     Cost: that of the method on refresh steps, otherwise that of the base optimizer and, with α > 0, a norm.
     Memory for u, one copy of the parameters, with α > 0. A step compiled with `refresh=False` contains
     no second gradient; with `refresh=None` the second gradient is inside a `lax.cond`, which is slow for
-    convolutions on CPU. With `m_sharpness=True` the clean gradient is averaged too: one all-reduce more.
+    convolutions on CPU. With `m_sharpness=True` u, ‖g‖ and d come from the averages of the method's direction
+    and of the clean gradient, since u is kept: one all-reduce more.
 
     Example: SAM on every 5th step.
       >>> import jax, jax.numpy as jnp, optax, optax_sam

@@ -42,8 +42,7 @@ def lookbehind(alpha: float | None = 0.5) -> optax.GradientTransformationExtraAr
     Raises:
       ValueError: if alpha is negative.
 
-    Cost: no gradient: the ascent has computed them. Memory for their sum. With `m_sharpness=True` one
-    more all-reduce for each.
+    Cost: no gradient: the ascent has computed them. Memory for their sum.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

@@ -243,7 +243,7 @@ def _report(
 
 def _traced(loss: BatchLoss, params: optax.Params) -> jax.extend.core.ClosedJaxpr:
     """Returns the program of the gradient; raises if a call of the loss changes what the next computes."""
-    program = jax.make_jaxpr(loss.ascent_gradient)(params)
+    program = jax.make_jaxpr(loss.own_gradient)(params)
     again = jax.make_jaxpr(loss.gradient if loss.value_fn is None else loss.value)(params)
     closed_over = set(map(id, program.consts))
     if any(isinstance(x, jax.core.Tracer) and id(x) not in closed_over for x in again.consts):

@@ -150,6 +150,22 @@ def test_every_method_is_that_on_one_device(name, way):
     assert max_difference(expected, found) <= TOLERANCE
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["sam", "gsam", "gradient_norm_penalty", "lookbehind_agreement"])
+def test_m_sharpness_along_the_other_axis(name, way):
+    """Two devices share a model and a perturbation, and there are four such pairs."""
+    tx, params = MAKE[name](RHO), jax.tree.map(jnp.asarray, layouts.parameters())
+
+    def alone(part):
+        value_fn = lambda params: loss(params, part)
+        return tx.update(jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn)[0]
+
+    pairs = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batches()[0])
+    mean = jax.tree.map(lambda d: d.mean(0), jax.jit(jax.vmap(alone))(pairs))
+    found, _ = on_shards(tx, way, num_steps=1, m_sharpness=True)
+    assert max_difference(optax.apply_updates(params, mean), found) <= TOLERANCE
+
+
 # One axis for parameters and batch, all parameters sharded: nothing but `axis_name` can go wrong.
 
 VECTOR = np.linspace(-1, 1, 8)
