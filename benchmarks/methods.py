@@ -1,6 +1,7 @@
-"""The table of methods that the benchmarks compare: name, constructor, what to tune.
+"""The table of methods: constructor, label, price, what is searched, colour and marker.
 
-A method goes in front of the base optimizer; `sgd` puts nothing there.
+Every experiment, cost table and picture reads it. A method goes in front of the base optimizer; `sgd` puts
+nothing there.
 """
 
 import inspect
@@ -17,6 +18,8 @@ import optax_sam
 from benchmarks.errors import UsageError
 from optax_sam import tree_math
 
+NOTHING: Mapping[str, float] = {}
+
 
 class Method(NamedTuple):
     """One row of the table.
@@ -24,20 +27,28 @@ class Method(NamedTuple):
     Attributes:
         make: constructor; its keyword arguments are the method's options.
         label: its name in tables and figures.
-        search: values to choose from on validation data, for each option that is tuned.
+        price: gradients of a step between refreshes, in steps of SGD.
+        options: the radius in the middle of the radii that are tried, with what belongs to it; costs are
+            measured there, too.
+        other: another value of the method's own hyper-parameter that is tried.
+        colour: in pictures. Wong, "Points of view: Color blindness", Nature Methods 2011, and for the wider
+            family the wine red of Tol's palette.
+        marker: in pictures.
+        line: in pictures.
         occasional: whether every `interval`-th step does more work than the others.
         one_gradient: whether the clean gradient is not used, so that a step need not compute it.
     """
 
     make: Callable[..., optax.GradientTransformation]
     label: str
-    search: Mapping[str, tuple[float, ...]]
+    price: float
+    options: Mapping[str, float]
+    other: Mapping[str, float]
+    colour: str
+    marker: str
+    line: str = "-"
     occasional: bool = False
     one_gradient: bool = False
-
-
-RADII = (0.2, 0.3, 0.4, 0.5)
-XSAM_RADII = {"rho": (0.1, 0.2), "rho_max": (0.2, 0.4)}
 
 
 def asam_xsam(rho: float = 1.0, rho_max: float = 0.2) -> optax.GradientTransformationExtraArgs:
@@ -78,46 +89,67 @@ def random_direction(rho: float = 0.2) -> optax.GradientTransformationExtraArgs:
     return optax_sam.sharpness_aware(optax.GradientTransformationExtraArgs(init, update))
 
 
-# Equal budgets: every method has four settings of its own to choose from.
+SMALL, USUAL, LARGE = {"rho": 0.02}, {"rho": 0.1}, {"rho": 1.0}
+BOTH = {"rho": 0.1, "rho_max": 0.2}  # rho_max is twice rho, as in XSAM's paper
+OTHER_RHO, OTHER_MAX = {"rho": 0.15}, {"rho_max": 0.15}
+EXAMPLES = {"rho": 0.1, "num_examples": 1000}
+BLACK, GREY, BLUE, SKY, ORANGE = "#000000", "#7F7F7F", "#0072B2", "#56B4E9", "#E69F00"
+GREEN, PINK, RED, WINE = "#009E73", "#CC79A7", "#D55E00", "#882255"
+
+occasional = partial(Method, occasional=True)
+one_gradient = partial(Method, one_gradient=True)
 METHODS = {
-    "sgd": Method(optax.identity, "SGD", {}),
-    "sam": Method(optax_sam.sam, "SAM", {"rho": RADII}),
-    "asam": Method(optax_sam.asam, "ASAM", {"rho": (2.0, 3.0, 4.0, 5.0)}),
-    "fisher_sam": Method(optax_sam.fisher_sam, "Fisher SAM", {"rho": RADII}),
-    "info_sam": Method(optax_sam.info_sam, "infoSAM", {"rho": (0.2, 0.3), "power": (0.5, 1.0)}),
-    "eigen_sam": Method(
-        optax_sam.eigen_sam, "Eigen-SAM", {"rho": (0.2, 0.3), "alpha": (0.1, 0.2)}, occasional=True
+    "sgd": Method(optax.identity, "SGD", 1, NOTHING, NOTHING, BLACK, "o"),
+    "sam": Method(optax_sam.sam, "SAM", 2, USUAL, OTHER_RHO, BLUE, "s"),
+    "asam": Method(optax_sam.asam, "ASAM", 2, LARGE, {"eta": 0.1}, ORANGE, "D"),
+    "fisher_sam": Method(optax_sam.fisher_sam, "Fisher SAM", 2, USUAL, {"eta": 0.1}, SKY, "X"),
+    "presam": Method(optax_sam.presam, "preSAM", 2, USUAL, NOTHING, SKY, "d"),
+    "info_sam": Method(optax_sam.info_sam, "infoSAM", 2, USUAL, {"power": 0.5}, GREEN, "^"),
+    "eigen_sam": occasional(optax_sam.eigen_sam, "Eigen-SAM", 2, USUAL, {"alpha": 0.5}, PINK, "v"),
+    "xsam": occasional(optax_sam.xsam, "XSAM", 2, BOTH, OTHER_MAX, RED, "P"),
+    "asam_xsam": occasional(
+        *(asam_xsam, "ASAM with XSAM's search", 2, {"rho": 1.0, "rho_max": 0.2}, OTHER_MAX, ORANGE, "p", "--")
     ),
-    "xsam": Method(optax_sam.xsam, "XSAM", XSAM_RADII, occasional=True),
-    "asam_xsam": Method(
-        asam_xsam, "ASAM with XSAM's search", {"rho": (1.0, 2.0), "rho_max": (0.2, 0.4)}, occasional=True
+    "xsam3": occasional(
+        *(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", 4, BOTH, OTHER_MAX, RED, "*", "--")
     ),
-    "xsam3": Method(partial(optax_sam.xsam, num_steps=3), "XSAM, 3 steps", XSAM_RADII, occasional=True),
     # The wider family.
-    "vasso": Method(optax_sam.vasso, "VaSSO", {"rho": RADII}),
-    "friendly_sam": Method(optax_sam.friendly_sam, "Friendly SAM", {"rho": RADII}),
-    "sparse_sam": Method(sparse_sam, "Sparse SAM", {"rho": RADII}, occasional=True),
-    "gsam": Method(optax_sam.gsam, "GSAM", {"rho": RADII}),
-    "wsam": Method(optax_sam.wsam, "WSAM", {"rho": RADII}),
-    "stable_sam": Method(optax_sam.stable_sam, "StableSAM", {"rho": RADII}),
-    "lookbehind_sam": Method(optax_sam.lookbehind_sam, "Lookbehind-SAM", {"rho": RADII}),
-    # At the price of less than two gradients.
-    "look_sam": Method(optax_sam.look_sam, "LookSAM", {"rho": RADII}, occasional=True),
-    "momentum_sam": Method(
-        optax_sam.momentum_sam, "Momentum-SAM", {"rho": (0.5, 1.0, 2.0, 3.0)}, one_gradient=True
+    "vasso": Method(optax_sam.vasso, "VaSSO", 2, USUAL, {"theta": 0.4}, WINE, "o", "-."),
+    "friendly_sam": Method(optax_sam.friendly_sam, "Friendly SAM", 2, USUAL, {"decay": 0.6}, WINE, "s", "-."),
+    "sparse_sam": occasional(sparse_sam, "Sparse SAM", 2, USUAL, {"sparsity": 0.8}, WINE, "P", "-."),
+    "gsam": Method(optax_sam.gsam, "GSAM", 2, USUAL, {"alpha": 0.1}, WINE, "^", "-."),
+    # The weight of the sharpness is nine times SAM's at gamma 0.9, so the radii are smaller.
+    "wsam": Method(optax_sam.wsam, "WSAM", 2, SMALL, {"gamma": 0.7}, WINE, "v", "-."),
+    "stable_sam": Method(optax_sam.stable_sam, "StableSAM", 2, USUAL, OTHER_RHO, WINE, "D", "-."),
+    # Two ascents of this radius each.
+    "lookbehind_sam": Method(
+        *(optax_sam.lookbehind_sam, "Lookbehind-SAM", 3, {"rho": 0.05}, {"alpha": 0.8}, WINE, "*", "-.")
     ),
-    "one_gradient": Method(one_gradient_sam, "One gradient, uphill", {"rho": RADII}, one_gradient=True),
+    "bayesian_sam": Method(optax_sam.bayesian_sam, "Bayesian SAM", 2, EXAMPLES, NOTHING, WINE, "X", "-."),
+    # At the price of less than two gradients.
+    "look_sam": occasional(optax_sam.look_sam, "LookSAM", 1.2, USUAL, {"alpha": 0.5}, GREEN, ">"),
+    "momentum_sam": one_gradient(*(optax_sam.momentum_sam, "Momentum-SAM", 1, LARGE, {"rho": 1.5}, RED, "v")),
+    "one_gradient": one_gradient(
+        *(one_gradient_sam, "One gradient, uphill", 1, USUAL, {"decay": 0.8}, RED, "^")
+    ),
     # Controls and alternatives to SAM: see experiments/claims/alternatives.py.
-    "reverse_sam": Method(optax_sam.reverse_sam, "Reverse-SAM", {"rho": RADII}),
-    "random_direction": Method(random_direction, "Random direction", {"rho": RADII}),
-    "reflected_sam": Method(reflected_sam, "Reflected SAM", {"rho": RADII}),
-    "gradient_norm_penalty": Method(optax_sam.gradient_norm_penalty, "Gradient norm penalty", {"rho": RADII}),
+    "reverse_sam": Method(optax_sam.reverse_sam, "Reverse-SAM", 2, USUAL, NOTHING, RED, "P"),
+    "random_direction": Method(random_direction, "Random direction", 2, USUAL, {"rho": 0.5}, GREY, "d"),
+    "reflected_sam": Method(reflected_sam, "Reflected SAM", 2, USUAL, NOTHING, GREEN, "^"),
+    "gradient_norm_penalty": Method(
+        *(optax_sam.gradient_norm_penalty, "Gradient norm penalty", 3, USUAL, NOTHING, ORANGE, "D")
+    ),
 }
 
 
 def combinations(search: Mapping[str, tuple[float, ...]]) -> list[dict[str, float]]:
     """All combinations of the values that a search offers for each name."""
     return [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
+
+
+def radii(options: Mapping[str, float], *factors: float) -> list[dict[str, float]]:
+    """Multiples of a method's options."""
+    return [{name: round(factor * value, 6) for name, value in options.items()} for factor in factors]
 
 
 def build(name: str, options: Mapping[str, Any]) -> optax.GradientTransformation:

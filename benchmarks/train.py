@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.data import arrays, label_noise
-from benchmarks.errors import UsageError
+from benchmarks.data import arrays
+from benchmarks.data.label_noise import add_noise
+from benchmarks.errors import DivergenceError, UsageError
 from benchmarks.training.checkpoints import open_checkpoints, restore, save
 from benchmarks.training.config import Config, parse
 from benchmarks.training.interrupt import ask_for_interrupt
@@ -138,7 +139,7 @@ def train_steps(
         if order is None or index == 0:
             order = program.layout.everywhere(epoch_order(seed, epoch, len(train.labels)))
             key = program.layout.everywhere(augment_key(seed, epoch))
-        refresh = program.refresh_every is not None and step % program.refresh_every == 0
+        refresh = program.interval is not None and step % program.interval == 0
         record = program.record_every is not None and step % program.record_every == 0
         state, loss = program.step(state, train, order, index, key, refresh=refresh, record=record)
         yield step + 1, state, loss
@@ -180,12 +181,12 @@ def check_finite(losses: Sequence[jax.Array | float], last_step: int, config: Co
         config: of the run.
 
     Raises:
-        UsageError: if one of the losses is not finite.
+        DivergenceError: if one of the losses is not finite.
     """
     finite = np.isfinite(np.asarray(losses, np.float32))
     if not finite.all():
         step = last_step - len(losses) + 1 + int(np.argmin(finite))
-        raise UsageError(
+        raise DivergenceError(
             f"diverged: the training loss is not finite at step {step} "
             f"(method {config.method}, seed {config.seed}). "
             "Try a smaller --learning-rate (or --rho), in a new --output folder."
@@ -199,8 +200,6 @@ def load_dataset(config: Config) -> arrays.Dataset:
         config.data_dir,
         download_dir=config.download_dir,
         download=config.download,
-        image_folder=config.image_folder,
-        image_size=config.image_size,
         train_size=config.train_size,
         validation_size=config.validation_size,
     )
@@ -209,11 +208,7 @@ def load_dataset(config: Config) -> arrays.Dataset:
 def add_label_noise(train: arrays.Split, config: Config, num_classes: int) -> arrays.Split:
     """Puts the training data on the device, with the wrong labels of this run's seed."""
     key = jax.random.fold_in(jax.random.key(config.seed), NOISE_STREAM)
-    if config.noise_kind == "symmetric":
-        labels = label_noise.symmetric(train.labels, key, config.label_noise, num_classes)
-    else:
-        wrong = label_noise.mistaken_for(config.dataset, num_classes)
-        labels = label_noise.asymmetric(train.labels, key, config.label_noise, wrong)
+    labels = add_noise(train.labels, key, config.label_noise, num_classes)
     return arrays.Split(jnp.asarray(train.images), labels)
 
 

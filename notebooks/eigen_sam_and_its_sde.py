@@ -209,4 +209,4 @@ axes.legend(frameon=False)
 
 # %% [markdown]
 # With the exact eigenvector the share grows with the tilt; beyond 1 because ε also gets longer. In training the tracked eigenvector lags behind; what is left
-# of the gain there is measured on MNIST by `python -m benchmarks.experiments.theory third_order`.
+# of the gain there is measured on MNIST by `python -m benchmarks third_order`.

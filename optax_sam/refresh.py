@@ -15,7 +15,7 @@ Without `jit`, the decision is made in Python as well. Under `vmap` over an ense
 branches: pass a `refresh` that is not mapped, or every step costs as much as a refresh.
 
 Why to decide on the host: on XLA:CPU the weight gradient of a convolution inside `cond`, `while` or
-`scan` runs far slower than outside (jax-ml/jax#12868; `python -m benchmarks.cost.step_cost` measures it),
+`scan` runs far slower than outside (jax-ml/jax#12868; `python -m benchmarks step_cost` measures it),
 and on every device a program with a `cond` reserves the memory of its largest branch on every step.
 """
 

@@ -25,10 +25,18 @@ def step(tx):
     return lambda loss, params: tx.update(params, tx.init(params), params, value_fn=loss)
 
 
+def every_leaf(params):
+    return jax.tree.map(lambda _: True, params)
+
+
 METHODS = {name: step(BY_NAME[name].make(0.05)) for name in PUBLIC if name in BY_NAME} | {
     "sharpness_aware": step(optax_sam.sharpness_aware(optax_sam.steepest_ascent(0.05))),
     "one_gradient": step(optax_sam.one_gradient(optax_sam.steepest_ascent(0.05))),
     "reuse": step(optax_sam.reuse(optax_sam.sam(0.05), interval=2)),
+    "masked": step(optax_sam.masked(optax_sam.sam(0.05), every_leaf)),
+    "partition": step(
+        optax_sam.sharpness_aware(optax_sam.partition({True: optax_sam.steepest_ascent(0.05)}, every_leaf))
+    ),
     "diagnostics.monitor": step(diagnostics.monitor(optax_sam.sam(0.05))),
     "diagnostics.wiring_check": step(diagnostics.wiring_check()),
 }
@@ -81,6 +89,8 @@ TAKE_NONE = {
     "extrapolation",
     "gradient_length",
     "lookbehind",
+    "posterior_momentum",
+    "mask_by_name",
     "curvature.gauss_newton_loss",
 }
 FUNCTIONS = METHODS | MEASURES

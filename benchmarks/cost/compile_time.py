@@ -1,8 +1,5 @@
 """How long a step takes to compile if the network has many small parameter arrays.
 
-    python -m benchmarks.cost.compile_time                   measures; fills the table of docs/cost.md
-    python -m benchmarks.cost.compile_time --report-only     the table alone
-
 The network has layers of two units: many arrays, and little else to compile. Steps are those
 between refreshes (`refresh=False`). The time is processor time to trace, lower and compile, so that it means
 something on a busy machine too; in each repeat the methods take turns.
@@ -11,50 +8,60 @@ something on a busy machine too; in each repeat the methods take turns.
 import dataclasses
 import itertools
 import re
-import statistics
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import tyro
-from tqdm import tqdm
+import pandas as pd
 
 import optax_sam
-from benchmarks.reports.pages import DOCS, fill_tables, table
-from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
+from benchmarks.experiment import Experiment, Job, Tables
+from benchmarks.methods import METHODS
+from benchmarks.records import Record
+from benchmarks.tables import table, where
 
-METHODS = ("sam", "eigen_sam", "xsam", "info_sam")
-OTHERS = (
-    *("asam", "fisher_sam", "presam", "vasso", "friendly_sam", "sparse_sam", "gsam", "wsam", "stable_sam"),
-    *("lookbehind_sam", "bayesian_sam", "look_sam", "momentum_sam", "reverse_sam", "gradient_norm_penalty"),
-)
+FIRST = ("sam", "eigen_sam", "xsam", "info_sam")
+OTHERS = tuple(name for name in METHODS if name in optax_sam.__all__ and name not in (*FIRST, "one_gradient"))
 NUM_ARRAYS_OF_OTHERS = 100
-ARGUMENTS = {"bayesian_sam": {"num_examples": 1000}}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class CompileTime(Experiment):
     """Compile times."""
 
-    sizes: tuple[int, ...] = (50, 200, 1000)
-    """Numbers of parameter arrays."""
-    repeats: int = 5
-    """Measurements of each."""
-    others: bool = True
-    """Also measure the methods of the second table, with 100 arrays."""
-    report_only: bool = False
-    """Measure nothing."""
-    results: Path = RESULTS
-    """Folder of the result file."""
-    docs: Path = DOCS
-    """Folder of cost.md."""
+    name: str = "compile_time"
+    is_alone: bool = True
+    sizes: tuple[int, ...] = (50, 200, 1000)  # numbers of parameter arrays
+    repeats: int = 5  # measurements of each
+
+    def jobs(self, records: list[Record]) -> list[Job]:
+        """The first methods with each number of arrays, all others with one."""
+        return [{"arrays": size} for size in (*self.sizes, NUM_ARRAYS_OF_OTHERS)]
+
+    def measure(self, job: Job, data_dir: Path) -> list[Record]:
+        """The methods take turns."""
+        compile_step("sam", 4)  # What JAX does once.
+        names = ("sam", *OTHERS) if job["arrays"] == NUM_ARRAYS_OF_OTHERS else FIRST
+        return [compile_step(name, job["arrays"]) for _ in range(self.repeats) for name in names]
+
+    def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
+        """The first methods with every number of arrays, and the others."""
+        sizes = sorted(where(frame, method="eigen_sam")["arrays"].unique())
+        own = {size: cells(where(frame, arrays=size)) for size in (*sizes, NUM_ARRAYS_OF_OTHERS)}
+        rows = [(name, *(cell for size in sizes for cell in own[size][name])) for name in FIRST]
+        found = {"compile_time": table(("", *(text for size in sizes for text in head(size))), rows)}
+        if others := own[NUM_ARRAYS_OF_OTHERS]:
+            rows = [(name, *others[name]) for name in ("sam", *OTHERS) if name in others]
+            found["compile_time_others"] = table(("", *head(NUM_ARRAYS_OF_OTHERS)), rows)
+        return {"docs/cost.md": found}
 
 
-def measure(name: str, size: int) -> Record:
+def compile_step(name: str, size: int) -> Record:
     """Times of the phases, in seconds, and the size of the compiled step."""
     params = [(jnp.ones((2, 2)), jnp.ones(2)) for _ in range(size // 2)]
-    tx = getattr(optax_sam, name)(0.1, **ARGUMENTS.get(name, {}))
+    more = {key: value for key, value in METHODS[name].options.items() if key != "rho"}
+    tx = getattr(optax_sam, name)(0.1, **more)
 
     def value_fn(params):
         x = jnp.ones((2, 2))
@@ -79,68 +86,32 @@ def measure(name: str, size: int) -> Record:
     entry = program[program.index("\nENTRY") :]
     return {
         "method": name,
-        "arrays": size,
         "trace": trace,
         "lower": lower,
         "compile": compile_,
         "lines": program.count("\n"),
         "kernels": len(re.findall(r" (?:fusion|dot|copy)\(", entry)),
-        "versions": versions_and_device(),
     }
 
 
-def cells(records: list[Record], name: str, size: int) -> list[str]:
-    """Time, ratio to sam's, and size of the program, of one method."""
-    times = {
-        method: [
-            r["trace"] + r["lower"] + r["compile"]
-            for r in records
-            if (r["method"], r["arrays"]) == (method, size)
+def cells(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """Medians of the time and of its ratio to sam's in the same repeat, and the size of the program."""
+    if frame.empty:
+        return {}
+    frame = frame.assign(seconds=frame["trace"] + frame["lower"] + frame["compile"])
+    frame = frame.assign(turn=frame.groupby("method").cumcount())
+    sam = where(frame, method="sam").set_index("turn")["seconds"]
+    found = {}
+    for name, own in frame.groupby("method"):
+        ratio = (own.set_index("turn")["seconds"] / sam).median()
+        size, first = own["arrays"].iloc[0], own.iloc[0]
+        found[name] = [
+            *(f"{own['seconds'].median():.1f} s", f"{ratio:.2f}"),
+            *(f"{first['kernels'] / size:.1f}", f"{first['lines'] / size:.0f}"),
         ]
-        for method in (name, "sam")
-    }
-    ratios = [own / sam for own, sam in zip(times[name], times["sam"], strict=True)]
-    last = next(r for r in records if (r["method"], r["arrays"]) == (name, size))
-    seconds, ratio = statistics.median(times[name]), statistics.median(ratios)
-    return [
-        *(f"{seconds:.1f} s", f"{ratio:.2f}"),
-        *(f"{last['kernels'] / size:.1f}", f"{last['lines'] / size:.0f}"),
-    ]
+    return found
 
 
 def head(size: int) -> list[str]:
     """Titles of the columns of `cells`."""
     return [f"{size} arrays", "of sam's", "kernels per array", "lines per array"]
-
-
-def tables(records: list[Record]) -> dict[str, str]:
-    """The tables of the page."""
-    sizes = sorted({r["arrays"] for r in records if r["method"] == "eigen_sam"})
-    rows = [(name, *(cell for size in sizes for cell in cells(records, name, size))) for name in METHODS]
-    found = {"compile_time": table(("", *(text for size in sizes for text in head(size))), rows)}
-    if others := [name for name in OTHERS if any(r["method"] == name for r in records)]:
-        size = NUM_ARRAYS_OF_OTHERS
-        rows = [(name, *cells(records, name, size)) for name in ("sam", *others)]
-        found["compile_time_others"] = table(("", *head(size)), rows)
-    return found
-
-
-def main() -> None:
-    """The command line."""
-    options = tyro.cli(Options, prog="python -m benchmarks.cost.compile_time", description=__doc__)
-    file = options.results / "compile_time.jsonl"
-    records = read_records(file)
-    if not options.report_only:
-        measure("sam", 4)  # What JAX does once.
-        parts = [(size, METHODS) for size in options.sizes]
-        parts += [(NUM_ARRAYS_OF_OTHERS, ("sam", *OTHERS))] if options.others else []
-        for size, names in parts:
-            records = [r for r in records if r["arrays"] != size]
-            for _ in tqdm(range(options.repeats), desc=f"{size} arrays"):
-                records += [measure(name, size) for name in names]
-            write_records(file, records)
-    fill_tables(options.docs / "cost.md", tables(records))
-
-
-if __name__ == "__main__":
-    main()

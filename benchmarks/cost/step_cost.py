@@ -1,15 +1,9 @@
-"""What a step of every method costs, compared with SAM by hand, `optax.contrib.sam` and PyTorch's SAM.
-
-    python -m benchmarks.cost.step_cost             # the whole table
-    python -m benchmarks.cost.step_cost --quick     # a part of it, nothing is stored
-    python -m benchmarks.cost.step_cost --models mlp --batch-sizes 512
-    python -m benchmarks.cost.step_cost --resume    # only what the result file lacks
-    python -m benchmarks.cost.step_cost --reuse     # writes docs/cost.md from the result file
+"""What a step of every method costs, compared with SAM by hand and `optax.contrib.sam`.
 
 All rows of a network and batch size are measured in one run, taking turns, on `jax.devices()[0]`. Flops,
 bytes and temporary memory are counted by the compiler and are the same on every run. Times are medians over
-the rounds, and their ratios are taken within a round. Rows of PyTorch appear if it is installed:
-`pip install torch==2.13.0 pytorch_optimizer==4.1.0` (`torch_rows.py`).
+the rounds, and their ratios are taken within a round. The records of PyTorch were made by a program that git
+keeps (`benchmarks/cost/torch_rows.py`, until November 2026).
 
 - "by hand" is SAM in one jitted function, the least that SAM can cost: two gradients, one norm.
 - Rows without a remark are steps with `refresh=False`, that is, nearly all steps. "refresh" rows are steps
@@ -21,38 +15,29 @@ the rounds, and their ratios are taken within a round. Rows of PyTorch appear if
 
 import dataclasses
 import functools
-import importlib.util
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.cost.steps import (
     FOR_ACCELERATORS,
-    LEARNING_RATE,
-    MOMENTUM,
-    NETWORKS,
-    RHO,
     SLOW,
     compile_step,
     counts,
     make_loss,
     make_steps,
 )
-from benchmarks.reports import step_cost_table
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, Record, read_records, versions, write_records
+from benchmarks.experiment import Experiment, Job, Tables
+from benchmarks.records import Record, device_and_machine, versions
+from benchmarks.tables import aligned, table
 
-RESULT_FILE = RESULTS / "step_cost.jsonl"
-DOCUMENT = DOCS / "cost.md"
 BATCH_SIZES = {
     "mlp": (32, 128, 512),
     "strided_cnn": (32, 128, 512),
@@ -63,76 +48,95 @@ BATCH_SIZES = {
 # Refreshes are measured with this batch size only.
 REFRESH_BATCH_SIZE = 128
 SGD = {"jax": "sgd", "torch": "torch.optim.SGD"}
-PACKAGES = {
-    "jax": ("jax", "jaxlib", "flax", "optax", "optax_sam"),
-    "torch": ("torch", "pytorch_optimizer"),
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "optax_sam")
+TITLES = {
+    "mlp": "MLP, 784-256-256-10",
+    "strided_cnn": "Strided CNN, 16-32-32 channels, 28 x 28 x 1",
+    "resnet8": "ResNet-8, 16-32-64 channels, group normalisation, 32 x 32 x 3",
+    "transformer": "Transformer, 2 blocks of width 64, sequences of 64 of 256 tokens",
+    "resnet18": "ResNet-18, BatchNorm, bfloat16, 32 x 32 x 3",
 }
-QUICK_MODELS = ("mlp", "strided_cnn", "transformer")
-QUICK_ROWS = ("sgd", "sam by hand", "optax.contrib.sam", "sam", "info_sam", "eigen_sam", "xsam")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class StepCost(Experiment):
     """The measurement."""
 
-    models: tuple[Literal[*NETWORKS], ...] = tuple(name for name in NETWORKS if name not in FOR_ACCELERATORS)
-    """Networks: on images of 28 x 28 (resnets: 32 x 32 x 3) in 10 classes, or sequences of 64 tokens. Left
-    out: all but resnet18, which is for accelerators."""
-    rows: tuple[str, ...] = ()
-    """The lines of the table. Left out: all."""
-    batch_sizes: tuple[int, ...] = ()
-    """Examples per step. Left out: 32, 128 and, for the first two networks, 512."""
-    rounds: int = 30
-    """How often every row is timed, at most; refreshes three times. 0: only counts, no times."""
+    name: str = "step_cost"
+    is_alone: bool = True
+    # Examples per step, for each network.
+    batch_sizes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=lambda: BATCH_SIZES)
+    rows: tuple[str, ...] = ()  # the lines of the tables; empty: all
+    rounds: int = 30  # how often every row is timed, at most; refreshes three times. 0: only counts, no times
+    # Time after which no further round of a network and batch size begins, except the first seven.
     seconds: float = 25.0
-    """Time after which no further round of a network and batch size begins, except the first seven."""
-    num_iters: int = 5
-    """Hessian-vector products in a refresh of Eigen-SAM."""
-    num_alphas: int = 21
-    """Losses in a refresh of XSAM."""
-    torch: bool = True
-    """Measure PyTorch as well, if it is installed."""
-    quick: bool = False
-    """Three networks, one batch size, the most important rows, five rounds; nothing is stored."""
-    resume: bool = False
-    """Skip what the result file already has from this device and these versions."""
-    reuse: bool = False
-    """Measure nothing: write the tables of the result file."""
-    output: Path = RESULT_FILE
-    """Result file, one line of JSON per row, written after each network and batch size; its lines of other
-    devices, networks and batch sizes are kept."""
+    num_iters: int = 5  # Hessian-vector products in a refresh of Eigen-SAM
+    num_alphas: int = 21  # losses in a refresh of XSAM
+
+    def jobs(self, records: list[Record]) -> list[Job]:
+        """One for each network and batch size on this device; large networks only on accelerators."""
+        is_cpu = jax.devices()[0].platform == "cpu"
+        return [
+            {"model": model, "batch_size": batch_size} | device_and_machine()
+            for model, sizes in self.batch_sizes.items()
+            if not (is_cpu and model in FOR_ACCELERATORS)
+            for batch_size in sizes
+        ]
+
+    def measure(self, job: Job, data_dir: Path) -> list[Record]:
+        """One record per row."""
+        model, batch_size = job["model"], job["batch_size"]
+        rows = compiled_rows(self, model, batch_size)
+        title = f"{model}, {batch_size}"
+        times = take_turns(rows, self.rounds, self.seconds, title) if self.rounds else {}
+        return [
+            {
+                "row": name,
+                "framework": "jax",
+                **row.counts,
+                **(seconds(times[name], times["sgd"]) if times else {"rounds": 0}),
+                "versions": versions(*PACKAGES),
+            }
+            for name, row in rows.items()
+        ]
+
+    def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
+        """One table per device and network."""
+        parts = []
+        order = frame["model"].map(list(TITLES).index)
+        for (device, machine, _), group in frame.groupby(["device", "machine", order]):
+            title = TITLES[group["model"].iloc[0]]
+            parts += [f"### {title}", f"On {device} ({machine}); {provenance(group)}.", cost_table(group)]
+        return {"docs/cost.md": {"step_cost": "\n\n".join(parts)}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One line of the table, with a function that makes steps and waits for them."""
 
-    framework: str
     run: Callable[[int], None]
     counts: dict[str, Any]
     is_refresh: bool = False
 
 
-def is_chosen(config: Config, row: str, model: str, batch_size: int) -> bool:
+def is_chosen(cost: StepCost, row: str, model: str, batch_size: int) -> bool:
     """Whether this row is measured with this network and batch size."""
-    if config.quick:
-        return row in QUICK_ROWS
-    if config.rows and row not in config.rows:
+    if cost.rows and row not in cost.rows:
         return False
     if "refresh" in row or "automatic" in row:
         return batch_size == REFRESH_BATCH_SIZE and (row, model) != (SLOW, "resnet8")
     return True
 
 
-def jax_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
+def compiled_rows(cost: StepCost, model: str, batch_size: int) -> dict[str, Row]:
     """Compiles the steps of every method."""
     loss, params, batch = make_loss(model, batch_size)
     steps = {
         name: step
         for name, step in make_steps(
-            loss, params, num_iters=config.num_iters, num_alphas=config.num_alphas
+            loss, params, num_iters=cost.num_iters, num_alphas=cost.num_alphas
         ).items()
-        if is_chosen(config, name, model, batch_size)
+        if is_chosen(cost, name, model, batch_size)
     }
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     rows = {}
@@ -142,42 +146,22 @@ def jax_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
         first_call = {"first_call_seconds": time.perf_counter() - began}
         state = {"state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(carry[1]))}
         rows[name] = Row(
-            "jax",
-            functools.partial(run_jax, compiled, [jax.tree.map(jnp.copy, carry)], batch),
+            functools.partial(run, compiled, [jax.tree.map(jnp.copy, carry)], batch),
             {**counts(compiled), **state, **first_call, "parameter_bytes": size},
             "refresh" in name,
         )
     if "xsam, refresh" in rows:  # XLA counts one pass of its loop over the losses.
         without, once = rows["xsam"].counts, rows["xsam, refresh"].counts
         for key in ("flops", "bytes_accessed"):
-            once[key] = without[key] + config.num_alphas * (once[key] - without[key])
+            once[key] = without[key] + cost.num_alphas * (once[key] - without[key])
     return rows
 
 
-def run_jax(compiled: jax.stages.Compiled, carry: list[Any], batch: Any, steps: int) -> None:
+def run(compiled: jax.stages.Compiled, carry: list[Any], batch: Any, steps: int) -> None:
     """Makes steps from the only element of `carry`, which it replaces."""
     for _ in range(steps):
         carry[0] = compiled(carry[0], batch)
     jax.block_until_ready(carry[0])
-
-
-def torch_rows(config: Config, model: str, batch_size: int) -> dict[str, Row]:
-    """The same network and batch in PyTorch, if it is installed and has the same device."""
-    if not config.torch or any(importlib.util.find_spec(p) is None for p in ("torch", "pytorch_optimizer")):
-        return {}
-    from benchmarks.cost import torch_rows as in_torch
-
-    if not in_torch.has_device(jax.devices()[0].platform):
-        return {}
-    loss, params, batch = make_loss(model, batch_size)
-    made = in_torch.make_rows(
-        model,
-        jax.device_get(params),
-        jax.device_get(batch),
-        float(loss(params, batch)),
-        in_torch.Settings(RHO, LEARNING_RATE, MOMENTUM, jax.devices()[0].platform),
-    )
-    return {name: Row("torch", *row) for name, row in made.items()}
 
 
 def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: str) -> dict[str, list[float]]:
@@ -188,13 +172,9 @@ def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: s
     for i in tqdm(range(rounds + 1), desc=description, unit="round"):
         if i > 7 and time.perf_counter() - began > seconds:
             break
-        framework = ""
         for name, row in rows.items():
             if row.is_refresh and i > 3:
                 continue
-            if row.framework != framework:  # Lets the threads of the other framework go idle.
-                framework = row.framework
-                time.sleep(0.05)
             start = time.perf_counter()
             row.run(steps[name])
             elapsed = (time.perf_counter() - start) / steps[name]
@@ -203,25 +183,6 @@ def take_turns(rows: dict[str, Row], rounds: int, seconds: float, description: s
             elif not row.is_refresh:  # The first round warms up and sets the number of steps per turn.
                 steps[name] = min(max(round(0.05 / elapsed), 1), 20)
     return times
-
-
-def measure(config: Config, model: str, batch_size: int) -> list[Record]:
-    """One record per row."""
-    rows = {**jax_rows(config, model, batch_size), **torch_rows(config, model, batch_size)}
-    times = take_turns(rows, config.rounds, config.seconds, f"{model}, {batch_size}") if config.rounds else {}
-    return [
-        {
-            "model": model,
-            "batch_size": batch_size,
-            "row": name,
-            "framework": row.framework,
-            **row.counts,
-            **(seconds(times[name], times[SGD[row.framework]]) if times else {"rounds": 0}),
-            **place(),
-            "versions": versions(*PACKAGES[row.framework]),
-        }
-        for name, row in rows.items()
-    ]
 
 
 def seconds(own: list[float], sgd: list[float]) -> dict[str, Any]:
@@ -238,63 +199,67 @@ def spread(values: list[float]) -> list[float]:
     return np.percentile(values, (25, 50, 75)).tolist()
 
 
-def place() -> dict[str, str]:
-    """The device and machine of the measurement."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+def provenance(frame: pd.DataFrame) -> str:
+    """Returns the versions, and the rounds measured."""
+    found: dict[str, set[str]] = {}
+    for packages in frame["versions"]:
+        for package, version in packages.items():
+            found.setdefault(package, set()).add(version)
+    rounds = frame[~frame["row"].str.contains("refresh")]["rounds"]
+    names = ", ".join(f"{package} {' and '.join(sorted(own))}" for package, own in found.items())
+    few, many = rounds.min(), rounds.max()
+    if many == 0:
+        return f"{names}; counts alone"
+    return f"{names}; {few if few == many else f'{few} to {many}'} rounds"
 
 
-def combinations(config: Config) -> Iterator[tuple[str, int]]:
-    """Yields (network, batch size)."""
-    for model in config.models:
-        yield from ((model, batch_size) for batch_size in config.batch_sizes or BATCH_SIZES[model])
+def cost_table(frame: pd.DataFrame) -> str:
+    """Returns the table of one network on one device: counts, then the time with every batch size."""
+    sizes = sorted(frame["batch_size"].unique())
+    own = {(record["row"], record["batch_size"]): record for record in frame.to_dict("records")}
+    # Counts are shown for the batch size that has every row.
+    shown = max(sizes, key=lambda size: ((frame["batch_size"] == size).sum(), -size))
+    rows = frame.sort_values("batch_size", key=lambda size: size != shown, kind="stable")["row"].unique()
+    units = {name: own[row, shown] for name, row in SGD.items() if (row, shown) in own}
+    titles = ["", "flops", "bytes", "memory", "state", "first call", *(f"{size} examples" for size in sizes)]
+    lines = []
+    for row in rows:
+        record = own[row, shown]
+        unit = units[record["framework"]]
+        lines.append(
+            [
+                f"**{row}**" if row == "sgd" else row,
+                "–" if "automatic" in row else ratio(record, unit, "flops"),
+                "–" if "automatic" in row else ratio(record, unit, "bytes_accessed"),
+                ratio(record, unit, "temporary_bytes"),
+                state(record),
+                ratio(record, unit, "first_call_seconds"),
+                *(time_of(own.get((row, size))) for size in sizes),
+            ]
+        )
+    return aligned(table(titles, lines))
 
 
-def identity(record: Record) -> tuple[Any, ...]:
-    """What identifies a run."""
-    return tuple(record[key] for key in ("device", "machine", "model", "batch_size"))
+def ratio(record: Record, unit: Record, key: str) -> str:
+    """Returns a count relative to SGD's; PyTorch counts only flops."""
+    value = record[key] / unit[key]
+    return f"{value:.2f}" if np.isfinite(value) else "–"
 
 
-def write(records: list[Record], path: Path) -> None:
-    """Replaces the lines of these devices, networks and batch sizes, and keeps all others."""
-    new = {identity(record) for record in records}
-    kept = [record for record in read_records(path) if identity(record) not in new]
-    write_records(path, kept + records)
+def state(record: Record) -> str:
+    """Returns the optimizer's state in copies of the parameters."""
+    value = record["state_bytes"] / record["parameter_bytes"]
+    return "–" if np.isnan(value) or record["row"] in ("forward pass", "gradient") else f"{value:.2f}"
 
 
-def is_stored(model: str, batch_size: int, path: Path) -> bool:
-    """Whether the result file has times from this device and these versions."""
-    wanted = {"model": model, "batch_size": batch_size, **place()}
-    return any(
-        identity(record) == identity(wanted)
-        and record["versions"] == versions(*PACKAGES["jax"])
-        and "seconds" in record
-        for record in read_records(path)
-    )
+def duration(seconds: float) -> str:
+    """Three digits, in milliseconds below a second."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-def main() -> None:
-    """The command line."""
-    config = tyro.cli(Config, prog="python -m benchmarks.cost.step_cost", description=__doc__)
-    if config.quick:
-        config = dataclasses.replace(config, models=QUICK_MODELS, batch_sizes=(128,), rounds=5)
-    records = []
-    for model, batch_size in () if config.reuse else combinations(config):
-        if config.resume and is_stored(model, batch_size, config.output):
-            continue
-        new = measure(config, model, batch_size)
-        records += new
-        if not config.quick:
-            write(new, config.output)
-    if not config.quick:
-        records = read_records(config.output)
-    print(step_cost_table.markdown(records))
-    if config.output == RESULT_FILE and not config.quick:
-        fill_tables(DOCUMENT, {"step_cost": step_cost_table.markdown(records)})
-        print(f"Every number: {config.output}\nThese tables: {DOCUMENT}")
-
-
-if __name__ == "__main__":
-    main()
+def time_of(record: Record | None) -> str:
+    """Returns the ratio to SGD with its quartiles, and milliseconds."""
+    if record is None or not isinstance(record["seconds"], list):
+        return ""
+    low, median, high = record["seconds_relative_to_sgd"]
+    return f"{median:.2f} ({low:.2f}–{high:.2f}), {duration(record['seconds'][1])}"

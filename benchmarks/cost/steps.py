@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-import optax_sam
+from benchmarks.methods import METHODS
 from benchmarks.models.cost_networks import ResNet8, Transformer
 from benchmarks.models.resnets import ResNet
 from benchmarks.models.small import MLP, StridedCNN
@@ -31,45 +31,44 @@ PART = "ascent on this fraction of the batch"
 TRACED = "a refresh that is true, which the compiler cannot know"
 
 
-def methods(
-    num_iters: int, num_alphas: int
-) -> dict[str, tuple[optax.GradientTransformation, dict[str, Any]]]:
+# What a row of the table has beside its method: options of the method, arguments of `update`.
+VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "sam, 3 steps": ("sam", {"num_steps": 3}, {}),
+    "eigen_sam, refresh": ("eigen_sam", {}, {"refresh": True}),
+    "eigen_sam, refresh by lanczos": ("eigen_sam", {"solver": "lanczos"}, {"refresh": True}),
+    "eigen_sam, automatic": ("eigen_sam", {}, {"refresh": None}),
+    SLOW: ("eigen_sam", {}, {"refresh": TRACED}),
+    "xsam, refresh": ("xsam", {}, {"refresh": True}),
+    "xsam, automatic": ("xsam", {}, {"refresh": None}),
+    "sparse_sam, refresh": ("sparse_sam", {}, {"refresh": True}),
+    "sam, ascent on 1/4": ("sam", {}, {PART: 4}),
+    "sam, ascent on 1/8": ("sam", {}, {PART: 8}),
+    "sam, ascent on 1/16": ("sam", {}, {PART: 16}),
+    "look_sam, refresh": ("look_sam", {}, {"refresh": True}),
+}
+LEFT_OUT = ("presam", "asam_xsam", "xsam3", "one_gradient", "random_direction", "reflected_sam")
+# "reverse_sam" is SAM with another sign.
+MEASURED = tuple(name for name in METHODS if name not in (*LEFT_OUT, "reverse_sam"))
+
+
+def rows(num_iters: int, num_alphas: int) -> dict[str, tuple[optax.GradientTransformation, dict[str, Any]]]:
     """Name -> (what goes in front of SGD, further arguments of `update`)."""
-    eigen_sam = optax_sam.eigen_sam(RHO, num_iters=num_iters)
-    lanczos = optax_sam.eigen_sam(RHO, num_iters=num_iters, solver="lanczos")
-    xsam = optax_sam.xsam(RHO, 2 * RHO, num_alphas=num_alphas)
-    return {
-        "sgd": (optax.identity(), {}),
-        "sam": (optax_sam.sam(RHO), {}),
-        "sam, 3 steps": (optax_sam.sam(RHO, num_steps=3), {}),
-        "asam": (optax_sam.asam(1.0), {}),
-        "fisher_sam": (optax_sam.fisher_sam(RHO), {}),
-        "info_sam": (optax_sam.info_sam(RHO), {}),
-        "eigen_sam": (eigen_sam, {"refresh": False}),
-        "eigen_sam, refresh": (eigen_sam, {"refresh": True}),
-        "eigen_sam, refresh by lanczos": (lanczos, {"refresh": True}),
-        "eigen_sam, automatic": (eigen_sam, {"refresh": None}),
-        SLOW: (eigen_sam, {"refresh": TRACED}),
-        "xsam": (xsam, {"refresh": False}),
-        "xsam, refresh": (xsam, {"refresh": True}),
-        "xsam, automatic": (xsam, {"refresh": None}),
-        "vasso": (optax_sam.vasso(RHO), {}),
-        "friendly_sam": (optax_sam.friendly_sam(RHO), {}),
-        "gsam": (optax_sam.gsam(RHO), {}),
-        "wsam": (optax_sam.wsam(RHO), {}),
-        "stable_sam": (optax_sam.stable_sam(RHO), {}),
-        "sparse_sam": (optax_sam.sparse_sam(RHO), {"refresh": False}),
-        "sparse_sam, refresh": (optax_sam.sparse_sam(RHO), {"refresh": True}),
-        "lookbehind_sam": (optax_sam.lookbehind_sam(RHO), {}),
-        "bayesian_sam": (optax_sam.bayesian_sam(RHO, num_examples=1000), {}),
-        "gradient_norm_penalty": (optax_sam.gradient_norm_penalty(RHO), {}),
-        "sam, ascent on 1/4": (optax_sam.sam(RHO), {PART: 4}),
-        "sam, ascent on 1/8": (optax_sam.sam(RHO), {PART: 8}),
-        "sam, ascent on 1/16": (optax_sam.sam(RHO), {PART: 16}),
-        "look_sam": (optax_sam.look_sam(RHO), {"refresh": False}),
-        "look_sam, refresh": (optax_sam.look_sam(RHO), {"refresh": True}),
-        "momentum_sam": (optax_sam.momentum_sam(RHO), {}),
-    }
+    special = {"eigen_sam": {"num_iters": num_iters}, "xsam": {"num_alphas": num_alphas}}
+    found = {}
+    for name, (method, options, arguments) in (
+        {name: (name, {}, {}) for name in MEASURED} | VARIANTS
+    ).items():
+        row = METHODS[method]
+        refresh = {"refresh": False} if row.occasional else {}
+        options = {**row.options, **special.get(method, {}), **options}
+        if method in ONE_RADIUS:
+            options["rho"] = RHO
+        found[name] = (row.make(**options), refresh | arguments)
+    return found
+
+
+# Their radius does not matter for what a step costs.
+ONE_RADIUS = ("wsam", "lookbehind_sam", "momentum_sam")
 
 
 def make_loss(model: str, batch_size: int) -> tuple[Callable[..., jax.Array], Any, tuple[Any, Any]]:
@@ -146,7 +145,7 @@ def make_steps(
         "sam by hand": (by_hand, (params, base.init(params))),
         "optax.contrib.sam": (functools.partial(with_contrib, contrib), (params, contrib.init(params))),
     }
-    for name, (method, kwargs) in methods(num_iters, num_alphas).items():
+    for name, (method, kwargs) in rows(num_iters, num_alphas).items():
         tx = optax.chain(method, base)
         steps[name] = functools.partial(with_method, tx, kwargs), (params, tx.init(params))
     return steps

@@ -10,7 +10,7 @@ What is held out:
   Published accuracies come from networks trained on the whole training split: once hyper-parameters are
   chosen, `validation_size=0` holds nothing out.
 
-A data set has to fit into memory as float32: CIFAR takes 0.7 GB, Tiny-ImageNet 5 GB.
+A data set has to fit into memory as float32: CIFAR takes 0.7 GB.
 """
 
 from pathlib import Path
@@ -71,8 +71,6 @@ def load(
     *,
     download_dir: Path | None = None,
     download: bool = False,
-    image_folder: Path | None = None,
-    image_size: int = 64,
     train_size: int | None = None,
     validation_size: int | None = None,
 ) -> Dataset:
@@ -83,8 +81,6 @@ def load(
         data_dir: see `prepare`.
         download_dir: see `prepare`.
         download: see `prepare`.
-        image_folder: see `prepare`.
-        image_size: see `prepare`.
         train_size: keep only this many training images (a fixed random choice). None keeps all.
         validation_size: how many images are held out of the training split. None: the default in `SOURCES`.
 
@@ -94,25 +90,20 @@ def load(
     Raises:
         UsageError: as in `prepare`, or if one of the sizes is too large.
     """
-    builder = prepare(name, data_dir, download_dir, download, image_folder, image_size)
+    builder = prepare(name, data_dir, download_dir, download)
     whole, test = read(builder, "train"), read(builder, "test")
     order = np.random.default_rng(0).permutation(len(whole.labels))
-    if "validation" in builder.info.splits:
-        if validation_size is not None:
-            raise UsageError(f"{name!r} has a validation split of its own; leave out validation_size")
-        kept, validation = order, read(builder, "validation")
-    else:
-        if validation_size is None:
-            validation_size = SOURCES[name].num_validation
-        if validation_size is None:
-            validation_size = len(order) // 10
-        if not 0 <= validation_size < len(order):
-            raise UsageError(
-                f"validation_size={validation_size}, but {name!r} has {len(order)} training images; "
-                f"choose 0 to {len(order) - 1}, or leave it out"
-            )
-        held_out, kept = np.split(order, [validation_size])
-        validation = Split(whole.images[held_out], whole.labels[held_out])
+    if validation_size is None:
+        validation_size = SOURCES[name].num_validation
+    if validation_size is None:
+        validation_size = len(order) // 10
+    if not 0 <= validation_size < len(order):
+        raise UsageError(
+            f"validation_size={validation_size}, but {name!r} has {len(order)} training images; "
+            f"choose 0 to {len(order) - 1}, or leave it out"
+        )
+    held_out, kept = np.split(order, [validation_size])
+    validation = Split(whole.images[held_out], whole.labels[held_out])
     if train_size is not None and not 0 < train_size <= len(kept):
         raise UsageError(
             f"train_size={train_size}, but {name!r} has {len(kept)} training images beside its "

@@ -34,7 +34,6 @@ class Augmentation(NamedTuple):
 
 AUGMENTATIONS = {
     "none": Augmentation(),
-    "crop": Augmentation(padding=4),
     "crop_flip": Augmentation(padding=4, flip=True),
     # XSAM's and VaSSO's.
     "crop_flip_cutout": Augmentation(padding=4, flip=True, cutout_size=16),

@@ -1,7 +1,7 @@
-"""TFDS's own CIFAR-10 and CIFAR-100 builders, but without TensorFlow, and a part of CIFAR-10.
+"""TFDS's own CIFAR-100 builder, but without TensorFlow, and a part of CIFAR-10.
 
-TFDS uses TensorFlow there only to unpack the archive and to encode the images. These subclasses use tarfile,
-NumPy and PIL instead; names, versions, features, URLs, checksums and the result are those of TFDS.
+TFDS uses TensorFlow there only to unpack the archive and to encode the images. This subclass uses tarfile,
+NumPy and PIL instead; name, version, features, URLs, checksums and the result are those of TFDS.
 """
 
 import hashlib
@@ -48,20 +48,14 @@ class ReadsArchiveWithNumpy:
             yield index, example | dict(zip(keys, label, strict=True))
 
 
-# The registry of TFDS already holds builders of these names.
+# The registry of TFDS already holds a builder of this name.
 with tfds.core.registered.skip_registration():
-
-    class CIFAR10(ReadsArchiveWithNumpy, cifar.Cifar10):
-        """CIFAR-10, as in TFDS."""
-
-        name = "cifar10"
-        url_infos = cifar.Cifar10.url_infos  # TFDS's checksums, which it looks for beside the class
 
     class CIFAR100(ReadsArchiveWithNumpy, cifar.Cifar100):
         """CIFAR-100, as in TFDS."""
 
         name = "cifar100"
-        url_infos = cifar.Cifar100.url_infos
+        url_infos = cifar.Cifar100.url_infos  # TFDS's checksums, which it looks for beside the class
 
 
 class CIFAR10Subset(tfds.core.GeneratorBasedBuilder):

@@ -12,10 +12,8 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from benchmarks.data import svhn
-from benchmarks.data.cifar import CIFAR10, CIFAR100, CIFAR10Subset
+from benchmarks.data.cifar import CIFAR100, CIFAR10Subset
 from benchmarks.data.digits import Digits
-from benchmarks.data.image_folder import ImageFolder
 from benchmarks.data.mnist import MNIST, FashionMNIST
 from benchmarks.errors import UsageError
 
@@ -45,21 +43,13 @@ SOURCES = {
     "digits": Source(Digits, num_validation=297),
     "mnist": Source(MNIST, num_validation=10_000, files=IDX_FILES),
     "fashion_mnist": Source(FashionMNIST, num_validation=10_000, files=IDX_FILES),
-    "cifar10": Source(CIFAR10, files=("cifar-10-binary.tar.gz",)),
     "cifar10_subset": Source(CIFAR10Subset, files=(CIFAR10Subset.FILE,), downloadable=False),
     "cifar100": Source(CIFAR100, files=("cifar-100-binary.tar.gz",)),
-    "svhn_cropped": Source(svhn.SVHNCropped, files=svhn.FILES),
-    "image_folder": Source(ImageFolder),
 }
 
 
 def prepare(
-    name: str,
-    data_dir: Path = DEFAULT_DATA_DIR,
-    download_dir: Path | None = None,
-    download: bool = False,
-    image_folder: Path | None = None,
-    image_size: int = 64,
+    name: str, data_dir: Path = DEFAULT_DATA_DIR, download_dir: Path | None = None, download: bool = False
 ) -> tfds.core.DatasetBuilder:
     """Prepares a data set in `data_dir`, unless it is already there.
 
@@ -72,8 +62,6 @@ def prepare(
         download_dir: folder of raw files, in `<download_dir>/<name>`; they are only read, and their
             checksums are compared with TFDS's.
         download: let TFDS download raw files that are missing.
-        image_folder: the folder for the data set `image_folder`, see `image_folder.py`.
-        image_size: height and width of its images, in pixels.
 
     Returns:
         The builder, ready for `as_data_source`.
@@ -87,10 +75,6 @@ def prepare(
     source = SOURCES[name]
     data_dir = Path(data_dir).expanduser()
     make_builder = partial(source.builder, data_dir=data_dir, file_format="array_record")
-    if name == "image_folder":
-        if image_folder is None:
-            raise UsageError("which folder? Name the one that holds train/<class>/ with --image-folder")
-        make_builder = partial(make_builder, Path(image_folder).expanduser().absolute(), image_size)
     builder = make_builder()
     if builder.data_path.exists():
         return builder

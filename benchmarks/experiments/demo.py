@@ -11,52 +11,41 @@ seeds each, then prints a table and draws a picture.
 - Settings come from `results/demo_tuning.jsonl`: sixteen trials for every tuned row, compared by
   accuracy on validation images, with seeds that the demonstration does not use. SGD spends its trials on
   learning rates and weight decays, the others on fewer of those and on four settings of their own.
-  `python -m benchmarks.experiments.demo --tune` repeats this, with one process per core.
 - "Over tuned SGD" is the mean of the differences seed by seed (rows share initial weights, wrong labels and
   the order of the batches) with its standard error.
 - λ_max is the largest eigenvalue of the Hessian of the loss on the training data, wrong labels included.
-- Time per step is measured in the same run, with the rows taking turns, and includes a share of the refreshes
-  of Eigen-SAM and XSAM.
+- Time per step is measured with the rows taking turns, and includes a share of the refreshes of Eigen-SAM and
+  XSAM.
 """
 
 import dataclasses
-import itertools
-import os
 import statistics
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import tyro
-from tqdm import tqdm
+import pandas as pd
 
-from benchmarks import methods
-from benchmarks.data import sources
-from benchmarks.data.arrays import Dataset, load
-from benchmarks.errors import UsageError
-from benchmarks.reports.demo_report import draw, page_table, print_table
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, Record, read_records, versions, write_records
-from benchmarks.train import add_label_noise, evaluate
+from benchmarks import figures
+from benchmarks.errors import DivergenceError
+from benchmarks.experiment import Experiment, Job, Tables
+from benchmarks.experiments import networks
+from benchmarks.experiments.networks import Network
+from benchmarks.methods import METHODS, combinations
+from benchmarks.records import Record
+from benchmarks.tables import mean_and_error, paired, table, where
+from benchmarks.train import evaluate
 from benchmarks.training.config import Config
-from benchmarks.training.program import Program, make_program
 from benchmarks.training.sharpness import largest_hessian_eigenvalue
-from benchmarks.training.trials import time_per_step, train_once, train_to_the_end, with_settings
-from benchmarks.training.workers import on_each_core, quiet
 
-TUNING_FILE = RESULTS / "demo_tuning.jsonl"
-RESULT_FILE = RESULTS / "demo.jsonl"  # a copy of the results.jsonl of the run that is reported
 TUNING_SEEDS = (1000, 1001, 1002)  # the demonstration itself uses 0, 1, 2, ...
 TRAIN_SIZE = 500  # of 1,000; validation and test keep their 297 and 500
 BATCH_SIZE = 50
-USUAL_RECIPE = {"learning_rate": 0.05, "weight_decay": 5e-4}
 # Sixteen trials for every tuned row. SGD's weight decays are far larger than the usual 5e-4, because weight
 # decay is its own remedy against wrong labels.
 SGD_SEARCH = {"learning_rate": (0.005, 0.01, 0.02, 0.05), "weight_decay": (0.02, 0.03, 0.045, 0.06)}
 SHARED_SEARCH = {"learning_rate": (0.02, 0.05), "weight_decay": (0.01, 0.02)}
+RADII = {"rho": (0.2, 0.3, 0.4, 0.5)}
 
 
 class Row(NamedTuple):
@@ -66,232 +55,205 @@ class Row(NamedTuple):
         method: its name in `methods.METHODS`.
         label: its name in table and picture.
         search: values to choose from on validation data.
+        looks: what differs from the method's colour, marker and line.
     """
 
     method: str
     label: str
     search: Mapping[str, tuple[float, ...]]
+    looks: Mapping[str, str] = {}
 
 
-def tuned(method: str) -> Row:
+def tuned(method: str, search: Mapping[str, tuple[float, ...]]) -> Row:
     """The row of a method whose learning rate and weight decay are chosen too."""
-    label, own = methods.METHODS[method].label, methods.METHODS[method].search
-    return Row(method, f"{label}, tuned", SHARED_SEARCH | own)
+    return Row(method, f"{METHODS[method].label}, tuned", SHARED_SEARCH | search)
 
 
 ROWS = {
-    "sgd_usual": Row("sgd", "SGD, usual recipe", {}),
-    "sam_usual": Row("sam", "SAM, usual recipe", methods.METHODS["sam"].search),
+    "sgd_usual": Row("sgd", "SGD, usual recipe", {}, {"colour": "#7F7F7F", "marker": "X"}),
+    "sam_usual": Row("sam", "SAM, usual recipe", RADII, {"colour": "#56B4E9", "marker": "P"}),
     "sgd": Row("sgd", "SGD, tuned", SGD_SEARCH),
-    **{name: tuned(name) for name in ("sam", "asam", "info_sam", "eigen_sam", "xsam")},
+    "sam": tuned("sam", RADII),
+    "asam": tuned("asam", {"rho": (2.0, 3.0, 4.0, 5.0)}),
+    "info_sam": tuned("info_sam", {"rho": (0.2, 0.3), "power": (0.5, 1.0)}),
+    "eigen_sam": tuned("eigen_sam", {"rho": (0.2, 0.3), "alpha": (0.1, 0.2)}),
+    "xsam": tuned("xsam", {"rho": (0.1, 0.2), "rho_max": (0.2, 0.4)}),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Demo:
+class Demo(Experiment):
     """The demonstration."""
 
-    seeds: int = 10
-    """Networks trained for each method."""
-    epochs: int = 60
-    """Passes over the training data: enough for plain SGD to memorise the wrong labels."""
-    output: Path = Path("runs/demo")
-    """Folder of results and picture."""
-    data_dir: Path = sources.DEFAULT_DATA_DIR
-    """Folder of prepared data sets."""
-    tune: bool = False
-    """Choose every method's settings again, on validation data, instead of the demonstration."""
-    report_only: bool = False
-    """Train nothing: write the table and the picture of `docs/demo.md` from `results/demo.jsonl`."""
-    processes: int = os.cpu_count() or 1
-    """For --tune: number of trials at a time."""
-    tuning_file: Path = TUNING_FILE
-    """The file that --tune writes and the demonstration reads."""
+    name: str = "demo"
+    seeds: tuple[int, ...] = tuple(range(10))
+    datasets: tuple[str, ...] = ("digits",)
+    rows: Mapping[str, Row] = dataclasses.field(default_factory=lambda: ROWS)  # what is trained
+    epochs: int = 60  # passes over the training data: enough for plain SGD to memorise the wrong labels
+    model: str = "mlp"  # network
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The trials, the networks that are reported, and the time of a step."""
+        return {"trial": "demo_tuning", "network": "demo", "time": "demo_time"}
+
+    def jobs(self, records: list[Record]) -> list[Job]:
+        """Trials; when all are made, networks; then the times, unless they stand beside the networks."""
+        shared = {"epochs": self.epochs, "model": self.model}
+        trials = [
+            {"part": "trial", "row": name, "settings": settings, **shared}
+            for name, row in self.rows.items()
+            for settings in combinations(row.search)
+        ]
+        made = [record for record in records if record["part"] == "trial"]
+        if not all(any(job.items() <= record.items() for record in made) for job in trials):
+            return trials
+        reported = [
+            {"part": "network", "row": name, "seed": seed, "settings": self.settings(made, name), **shared}
+            for seed in self.seeds
+            for name in self.rows
+        ]
+        is_timed = any(record["part"] == "network" and "seconds_per_step" in record for record in records)
+        return trials + reported + ([] if is_timed else [{"part": "time"}])
+
+    def config(self, name: str, settings: Mapping[str, Any]) -> Config:
+        """Configuration of a row."""
+        config = Config(
+            method=self.rows[name].method,
+            dataset="digits",
+            train_size=TRAIN_SIZE,
+            batch_size=BATCH_SIZE,
+            model=self.model,
+            label_noise=0.4,
+            epochs=self.epochs,
+            # As the authors do: XSAM searches at the start of every epoch, Eigen-SAM every 100 steps.
+            interval=TRAIN_SIZE // BATCH_SIZE if self.rows[name].method == "xsam" else 100,
+            learning_rate=0.05,
+            weight_decay=5e-4,
+        )
+        return networks.with_settings(config, settings)
+
+    def settings(self, trials: list[Record], name: str) -> dict[str, float]:
+        """Of the row's trial with the highest validation accuracy; the first of equals."""
+        config = self.config(name, best(trials, name))
+        return {
+            "learning_rate": config.learning_rate,
+            "weight_decay": config.weight_decay,
+            **({} if config.rho is None else {"rho": config.rho}),
+            **config.options,
+        }
+
+    def measure(self, job: Job, data_dir: Path) -> list[Record]:
+        """A trial with three seeds, a network, or the times of all rows with their usual recipe."""
+        if job["part"] == "time":
+            made = {name: networks.make_network(self.config(name, {}), data_dir) for name in self.rows}
+            seconds = networks.time_per_step(made)
+            return [{"row": name, "seconds_per_step": seconds[name]} for name in made]
+        config = self.config(job["row"], job["settings"])
+        sizes = {"train_size": TRAIN_SIZE, "batch_size": BATCH_SIZE}
+        if job["part"] == "trial":
+            accuracies = [trial(config, data_dir, seed) for seed in TUNING_SEEDS]
+            return [
+                sizes
+                | {"seeds": list(TUNING_SEEDS), "validation_accuracies": accuracies}
+                | {"validation_accuracy": statistics.mean(accuracies)}
+            ]
+        network = networks.make_network(dataclasses.replace(config, seed=job["seed"]), data_dir)
+        return [{"method": config.method} | sizes | self.along_training(network)]
+
+    def along_training(self, network: Network) -> Record:
+        """Trains a network; its accuracies along training, and what is measured at the end."""
+        curve = []
+        for epoch, state in networks.after_epochs(network):
+            if epoch % max(1, self.epochs // 25) == 0 or epoch == self.epochs:
+                accuracy = evaluate(network.program, state, network.dataset.test)["accuracy"]
+                curve.append([epoch, accuracy])
+        fitted = evaluate(network.program, state, network.noisy)["accuracy"]
+        return {
+            "test_accuracy": curve[-1][1],
+            "test_accuracy_by_epoch": curve,
+            "training_accuracy_on_noisy_labels": fitted,
+            "largest_hessian_eigenvalue": largest_hessian_eigenvalue(
+                network.loss, state.params, network.noisy
+            ),
+        }
+
+    def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
+        """The table of `docs/demo.md`."""
+        made = where(frame, part="network")
+        seconds = frame.groupby("row")["seconds_per_step"].first()
+        lines = []
+        for name, row in self.rows.items():
+            own = where(made, row=name)
+            gain, error = mean_and_error(100 * paired(made, "test_accuracy", {"row": name}, {"row": "sgd"}))
+            accuracy, sharpness = (
+                "{:.{digits}f} ± {:.{digits}f}".format(*mean_and_error(values), digits=digits)
+                for values, digits in (
+                    (100 * own["test_accuracy"], 1),
+                    (own["largest_hessian_eigenvalue"], 2),
+                )
+            )
+            lines.append(
+                [
+                    row.label,
+                    f"{accuracy} %",
+                    "–" if name == "sgd" else f"{gain:+.1f} ± {error:.1f}".replace("-", "−"),
+                    sharpness,
+                    f"{seconds[name] / seconds['sgd']:.1f}",
+                ]
+            )
+        titles = [
+            "",
+            "test accuracy",
+            "over tuned SGD, seed by seed",
+            "λ_max of the Hessian",
+            "time per step",
+        ]
+        return {"docs/demo.md": {"demo": table(titles, lines, numbers=False)}}
+
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
+        """Test accuracy along training, and at its end against sharpness."""
+        made = where(frame, part="network")
+        styles = {
+            name: figures.style(row.method, row.label)._replace(**row.looks)
+            for name, row in self.rows.items()
+        }
+        along = made[["row", "test_accuracy_by_epoch"]].explode("test_accuracy_by_epoch")
+        along = along.assign(
+            epoch=along["test_accuracy_by_epoch"].str[0],
+            accuracy=100 * along["test_accuracy_by_epoch"].str[1],
+        ).astype({"epoch": float, "accuracy": float})
+        figure, (panels,) = figures.panels(
+            1, 2, "Digits with 40 % of the training labels wrong", width=4.2, height=4.6
+        )
+        figures.lines(panels[0], along, "epoch", "accuracy", styles)
+        panels[0].set(
+            title=f"During training\n(mean of {made['seed'].nunique()} seeds ± standard error)",
+            xlabel="epoch",
+            ylabel="test accuracy (%)",
+        )
+        made = made.assign(accuracy=100 * made["test_accuracy"])
+        figures.points(panels[1], made, "largest_hessian_eigenvalue", "accuracy", styles)
+        panels[1].set(
+            title="After the last epoch\n(each point a network)",
+            xlabel="largest eigenvalue of the Hessian (log scale)",
+            ylabel="test accuracy (%)",
+        )
+        figures.ticks(panels[1], (1, 2, 3, 5, 10, 20))
+        figures.legend_below(figure)
+        figures.save(figure, docs / "demo.png")
 
 
-def row_config(demo: Demo, name: str) -> Config:
-    """Configuration of a row before anything is chosen: the usual recipe, the method's defaults."""
-    return Config(
-        method=ROWS[name].method,
-        dataset="digits",
-        train_size=TRAIN_SIZE,
-        batch_size=BATCH_SIZE,
-        model="mlp",
-        label_noise=0.4,
-        epochs=demo.epochs,
-        # As the authors do: XSAM searches at the start of every epoch, Eigen-SAM every 100 steps.
-        refresh_every=TRAIN_SIZE // BATCH_SIZE if ROWS[name].method == "xsam" else 100,
-        **USUAL_RECIPE,
-    )
-
-
-def dataset_of(demo: Demo) -> Dataset:
-    """The data of all rows: few images, so that wrong labels matter."""
-    return load("digits", demo.data_dir, train_size=TRAIN_SIZE)
-
-
-# --- Tuning -------------------------------------------------------------------------------------------
-
-
-def tune(demo: Demo) -> None:
-    """Writes one line per trial; `chosen_configs` reads them."""
-    jobs = [
-        (demo, name, settings) for name, row in ROWS.items() for settings in methods.combinations(row.search)
-    ]
-    write_records(demo.tuning_file, on_each_core(trial, jobs, demo.processes))
-    trials = read_records(demo.tuning_file)
-    for name, row in ROWS.items():
-        print(row.label, best(trials, name))
-
-
-def trial(job: tuple[Demo, str, dict[str, float]]) -> Record:
-    """Trains a row with one of its settings and every tuning seed; returns validation accuracies."""
-    demo, name, settings = job
-    dataset = dataset_of(demo)
-    config = with_settings(row_config(demo, name), settings)
-    program = make_program(config, dataset)
-    accuracies = []
-    for seed in TUNING_SEEDS:
-        seeded = dataclasses.replace(config, seed=seed)
-        noisy = add_label_noise(dataset.train, seeded, dataset.num_classes)
-        try:
-            state = train_to_the_end(program, seeded, noisy)
-        except UsageError:  # diverged: no better than guessing
-            accuracies.append(1 / dataset.num_classes)
-        else:
-            accuracies.append(evaluate(program, state, dataset.validation)["accuracy"])
-    return {
-        "row": name,
-        "settings": settings,
-        "model": config.model,
-        "train_size": config.train_size,
-        "batch_size": config.batch_size,
-        "epochs": demo.epochs,
-        "seeds": TUNING_SEEDS,
-        "validation_accuracies": accuracies,
-        "validation_accuracy": statistics.mean(accuracies),
-    }
+def trial(config: Config, data_dir: Path, seed: int) -> float:
+    """Validation accuracy after the last epoch; if the training diverges, no better than guessing."""
+    network = networks.make_network(dataclasses.replace(config, seed=seed), data_dir)
+    try:
+        return networks.accuracies(network, networks.trained(network), "validation")["validation_accuracy"]
+    except DivergenceError:
+        return 1 / network.dataset.num_classes
 
 
 def best(trials: list[Record], name: str) -> dict[str, float]:
     """Settings of the row's trial with the highest validation accuracy; the first of equals."""
     own = [trial for trial in trials if trial["row"] == name]
     return max(own, key=lambda trial: trial["validation_accuracy"])["settings"]
-
-
-def chosen_configs(demo: Demo) -> dict[str, Config]:
-    """Configuration of every row, from the tuning file.
-
-    Args:
-        demo: contains the name of the file.
-
-    Returns:
-        Row name -> configuration, complete except for the seed.
-
-    Raises:
-        UsageError: if the file is missing.
-    """
-    if not demo.tuning_file.exists():
-        raise UsageError(
-            f"{demo.tuning_file} is missing, so the settings are not known; make it with "
-            "python -m benchmarks.experiments.demo --tune"
-        )
-    trials = read_records(demo.tuning_file)
-    return {name: with_settings(row_config(demo, name), best(trials, name)) for name in ROWS}
-
-
-# --- The demonstration --------------------------------------------------------------------------------
-
-
-def train_all(
-    demo: Demo,
-    dataset: Dataset,
-    configs: dict[str, Config],
-    programs: dict[str, Program],
-) -> list[Record]:
-    """Trains every row with every seed; one record per network."""
-    sgd = programs["sgd"]
-    rest = sgd.init(0).rest  # the MLP has no BatchNorm and no dropout
-    training_loss = jax.jit(lambda params, batch: sgd.loss(params, rest, *batch)[0])
-    records = []
-    total = sum(program.num_steps for program in programs.values()) * demo.seeds
-    with tqdm(total=total, unit="step") as bar:
-        for seed, name in itertools.product(range(demo.seeds), configs):
-            bar.set_description(f"{ROWS[name].label:17s} seed {seed}")
-            config = dataclasses.replace(configs[name], seed=seed)
-            program = programs[name]
-            curve = []
-            noisy = add_label_noise(dataset.train, config, dataset.num_classes)
-            for epoch, state in train_once(program, config, noisy, bar):
-                if epoch % max(1, demo.epochs // 25) == 0 or epoch == demo.epochs:
-                    accuracy = evaluate(program, state, dataset.test)["accuracy"]
-                    curve.append((epoch, accuracy))
-            records.append(
-                {
-                    "row": name,
-                    "method": config.method,
-                    "model": config.model,
-                    "train_size": config.train_size,
-                    "batch_size": config.batch_size,
-                    "seed": seed,
-                    "settings": {
-                        "learning_rate": config.learning_rate,
-                        "weight_decay": config.weight_decay,
-                        **({} if config.rho is None else {"rho": config.rho}),
-                        **config.options,
-                    },
-                    "epochs": demo.epochs,
-                    "test_accuracy": curve[-1][1],
-                    "test_accuracy_by_epoch": curve,
-                    "training_accuracy_on_noisy_labels": evaluate(program, state, noisy)["accuracy"],
-                    "largest_hessian_eigenvalue": largest_hessian_eigenvalue(
-                        training_loss, state.params, noisy
-                    ),
-                }
-            )
-    return records
-
-
-def demonstrate(demo: Demo, dataset: Dataset) -> None:
-    """Trains, measures, prints the table, draws the picture."""
-    configs = chosen_configs(demo)
-    programs = {name: make_program(config, dataset) for name, config in configs.items()}
-    began = time.perf_counter()
-    records = train_all(demo, dataset, configs, programs)
-    trained = time.perf_counter() - began
-    noisy = add_label_noise(dataset.train, configs["sgd"], dataset.num_classes)
-    seconds = time_per_step(configs, programs, noisy)
-    labels = {name: row.label for name, row in ROWS.items()}
-    print_table(records, seconds, labels)
-    write_records(
-        demo.output / "results.jsonl",
-        (record | {"seconds_per_step": seconds[record["row"]], "versions": versions()} for record in records),
-    )
-    draw(records, labels, demo.output / "demo.png")
-    print(
-        f"\n{len(records)} networks trained and measured in {trained:.0f} s. "
-        f"Picture: {demo.output / 'demo.png'}; every number: {demo.output / 'results.jsonl'}"
-    )
-
-
-def main() -> None:
-    """The command line."""
-    demo = tyro.cli(Demo, prog="python -m benchmarks.experiments.demo", description=__doc__)
-    quiet()
-    try:
-        if demo.report_only:
-            records, labels = read_records(RESULT_FILE), {name: row.label for name, row in ROWS.items()}
-            fill_tables(DOCS / "demo.md", {"demo": page_table(records, labels)})
-            draw(records, labels, DOCS / "demo.png")
-            return
-        dataset = dataset_of(demo)
-        if demo.tune:
-            tune(demo)
-        else:
-            demonstrate(demo, dataset)
-    except UsageError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

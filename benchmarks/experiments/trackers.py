@@ -1,8 +1,5 @@
 """How to spend Hessian-vector products along a training so that the tracked vector is the top eigenvector.
 
-    python -m benchmarks.experiments.trackers --download-dir FOLDER    # with fashion_mnist/*.gz
-    python -m benchmarks.experiments.trackers --report-only            # only page and picture
-
 Eigen-SAM estimates the top eigenvector v₁ with five power iterations on one batch every 100 steps. Here other
 trackers run beside the trainings of SAM and of Eigen-SAM, without acting on them: the strided CNN on 10,000
 Fashion-MNIST images, with right labels and with 40 % wrong ones. All have the same budget, within a few
@@ -20,46 +17,48 @@ tracked λ₁.
 Protocol: `decay` is chosen for each tracker by its mean alignment with the span over the trainings of one
 seed, which is not used again. (The span, because v₁ itself is hardly defined where λ₁ is near λ₂.) Reported
 are means over training of the other seeds.
-
-Writes `results/trackers.jsonl`, the tables between the marks in `docs/curvature.md`, and `docs/trackers.png`.
 """
 
 import dataclasses
 import functools
 import itertools
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+import pandas as pd
 
-from benchmarks.data import sources
-from benchmarks.data.arrays import Dataset, Split, load
-from benchmarks.errors import UsageError
-from benchmarks.reports.claims import is_done
-from benchmarks.reports.pages import DOCS, fill_tables
-from benchmarks.reports.records import RESULTS, Record, read_records, versions_and_device, write_records
-from benchmarks.reports.tracker_report import TUNING_SEED, draw, tables
-from benchmarks.train import add_label_noise, epoch_order, train_steps
+from benchmarks import figures
+from benchmarks.experiment import Experiment, Job, Tables
+from benchmarks.experiments.networks import Network, batch_after, make_network, states_along_training
+from benchmarks.records import Record
+from benchmarks.tables import number, table, where
 from benchmarks.training.config import Config
-from benchmarks.training.program import Program, TrainState, make_program
-from benchmarks.training.workers import on_each_core, quiet
+from benchmarks.training.program import TrainState
 from optax_sam import curvature, tree_math
 from optax_sam.curvature.eigenpairs import start_vector, track_eigenpair
 
-RESULT_FILE = RESULTS / "trackers.jsonl"
+TUNING_SEED = 1000
 LABEL_NOISE = (0.0, 0.4)
 NUM_VECTORS = 3
 CHUNK = 500
 RHO = 0.1
-TRAININGS = {
-    "sam": ("sam", {"rho": RHO}),
-    "eigen_sam": ("eigen_sam", {"rho": RHO, "alpha": 0.2}),
+TRAININGS = {"sam": ("sam", {"rho": RHO}), "eigen_sam": ("eigen_sam", {"rho": RHO, "alpha": 0.2})}
+CELLS = {
+    "SAM, right labels": {"training": "sam", "label_noise": 0.0},
+    "SAM, 40 % wrong": {"training": "sam", "label_noise": 0.4},
+    "Eigen-SAM, right labels": {"training": "eigen_sam", "label_noise": 0.0},
+    "Eigen-SAM, 40 % wrong": {"training": "eigen_sam", "label_noise": 0.4},
+}
+STYLES = {
+    "paper": figures.style("eigen_sam", "5 power iterations every 100 steps (the paper's)"),
+    "lanczos": figures.style("asam", "5 Lanczos products every 100 steps"),
+    "spread": figures.style("info_sam", "1 product every 20 steps"),
+    "part_32": figures.style("sam", "1 on a quarter of the batch every 5 steps, running mean"),
+    "differences": figures.style("xsam", "no product: g' − g, running mean", "--"),
 }
 
 
@@ -107,175 +106,196 @@ TRACKERS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """The experiment."""
+class Trackers(Experiment):
+    """The experiment. The first seed chooses `decay`, the others are reported."""
 
+    name: str = "trackers"
     seeds: tuple[int, ...] = (TUNING_SEED, 0, 1, 2)
-    """Networks of each training. The first chooses `decay`, the others are reported."""
-    epochs: int = 8
-    """Passes over the training images."""
-    first: int = 136
-    """Step of the first measurement."""
-    every: int = 100
-    """Steps from one measurement to the next."""
-    num_images: int = 2000
-    """Training images of the reference."""
-    num_iters: int = 14
-    """Most Hessian-vector products for the reference."""
-    model: str = "strided_cnn"
-    """Network."""
-    dataset: str = "fashion_mnist"
-    """Data set."""
-    train_size: int | None = 10_000
-    """Training images."""
-    batch_size: int = 128
-    """Images per step. Trackers scale with it."""
-    data_dir: Path = sources.DEFAULT_DATA_DIR
-    """Folder of prepared data sets."""
-    download_dir: Path | None = None
-    """Folder with the raw files, in fashion_mnist/."""
-    processes: int = os.cpu_count() or 1
-    """Number of networks at a time, each on its own core."""
-    output: Path = RESULT_FILE
-    """Result file."""
-    report_only: bool = False
-    """Only write page and picture from the result file."""
+    datasets: tuple[str, ...] = ("fashion_mnist",)
+    # network: data, network and length of the training. Trackers scale with the batch size
+    network: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {
+            "dataset": "fashion_mnist",
+            "train_size": 10_000,
+            "model": "strided_cnn",
+            "batch_size": 128,
+            "epochs": 8,
+        }
+    )
+    trackers: Mapping[str, Tracker] = dataclasses.field(default_factory=lambda: TRACKERS)  # what is compared
+    first: int = 136  # step of the first measurement
+    every: int = 100  # steps from one measurement to the next
+    num_images: int = 2000  # training images of the reference
+    num_iters: int = 14  # most Hessian-vector products for the reference
 
+    def jobs(self, records: list[Record]) -> list[Job]:
+        """The trainings."""
+        return [
+            {"training": training, "label_noise": noise, "epochs": self.network["epochs"], "seed": seed}
+            for seed in self.seeds
+            for noise in LABEL_NOISE
+            for training in TRAININGS
+        ]
 
-def jobs(experiment: Experiment) -> list[dict[str, Any]]:
-    """The trainings."""
-    return [
-        {"training": training, "label_noise": noise, "epochs": experiment.epochs, "seed": seed}
-        for seed in experiment.seeds
-        for noise in LABEL_NOISE
-        for training in TRAININGS
-    ]
+    def measure(self, job: Job, data_dir: Path) -> list[Record]:
+        """Trains a network; one record for the reference, and one for each tracker and `decay`."""
+        method, settings = TRAININGS[job["training"]]
+        options = {name: value for name, value in settings.items() if name != "rho"}
+        config = Config(
+            method=method,
+            rho=settings["rho"],
+            options=options,
+            learning_rate=0.05,
+            label_noise=job["label_noise"],
+            seed=job["seed"],
+            **self.network,
+        )
+        network = make_network(config, data_dir)
+        loss, batch_size = network.loss, config.batch_size
+        few = curvature.Batches(jax.tree.map(lambda x: x[: self.num_images], network.noisy), CHUNK)
+        choices = [(name, decay) for name, tracker in self.trackers.items() for decay in tracker.decays]
 
-
-def measure_all(experiment: Experiment) -> None:
-    """Adds the trainings that are missing from the result file."""
-    dataset_of(experiment)  # prepared once, before the workers start
-    records = read_records(experiment.output)
-    missing = [job for job in jobs(experiment) if not is_done(job, records)]
-    for own in on_each_core(functools.partial(measure, experiment), missing, experiment.processes):
-        records += own
-        write_records(experiment.output, records)
-
-
-def measure(experiment: Experiment, job: dict[str, Any]) -> list[Record]:
-    """Trains a network; one record for the reference, and one for each tracker and `decay`."""
-    program, loss, dataset = compiled(experiment, job["training"])
-    config = dataclasses.replace(config_of(experiment, job["training"]), **settings_of(job))
-    train = add_label_noise(dataset.train, config, dataset.num_classes)
-    few = curvature.Batches(jax.tree.map(lambda x: x[: experiment.num_images], train), CHUNK)
-    choices = [(name, decay) for name, tracker in TRACKERS.items() for decay in tracker.decays]
-
-    found, start, steps, exact = {}, None, [], []
-    measured = {choice: {"alignment": [], "span": [], "eigenvalue": []} for choice in choices}
-    for step, state in states(program, train, config.seed):
-        if step >= experiment.first and (step - experiment.first) % experiment.every == 0:
-            top = curvature.top_eigenpairs(
-                loss,
-                state.params,
-                k=NUM_VECTORS,
-                num_iters=experiment.num_iters,
-                tolerance=0.05,
-                start=start,
-                batches=few,
-            )
-            start = jax.tree.map(lambda x: x.sum(0), top.eigenvectors)
-            steps.append(step)
-            exact.append([rounded(x) for x in (top.eigenvalues, top.residuals)])
-            for choice, (value, vector) in found.items():
-                along = np.asarray(coordinates(top.eigenvectors, vector))
-                measured[choice]["alignment"].append(rounded(abs(along[0])))
-                measured[choice]["span"].append(rounded(np.linalg.norm(along)))
-                measured[choice]["eigenvalue"].append(rounded(value))
-        if step == program.num_steps:
-            break
-        batch = examples(program, train, config, step, config.batch_size)
-        free = dict(zip(FREE, of_sam(loss, state.params, batch), strict=True))
-        for name, decay in choices:
-            tracker = TRACKERS[name]
-            if step % tracker.interval == 0:
-                size = max(1, experiment.batch_size * tracker.examples // 128)
-                last = found.get((name, decay)) or random_start(state)
-                batch = examples(program, train, config, step, size)
-                found[name, decay] = (
-                    track_free(free[tracker.solver], last, decay)
-                    if tracker.solver in FREE
-                    else track(loss, tracker.solver, tracker.num_iters, state.params, batch, last, decay)
+        found, start, steps, exact = {}, None, [], []
+        measured = {choice: {"alignment": [], "span": [], "eigenvalue": []} for choice in choices}
+        for step, state in states_from_the_start(network):
+            if step >= self.first and (step - self.first) % self.every == 0:
+                top = curvature.top_eigenpairs(
+                    loss,
+                    state.params,
+                    k=NUM_VECTORS,
+                    num_iters=self.num_iters,
+                    tolerance=0.05,
+                    start=start,
+                    batches=few,
                 )
-    values, residuals = zip(*exact, strict=True)
-    reference = {"tracker": "exact", "steps": steps, "eigenvalues": values, "residuals": residuals}
-    own = [{"tracker": name, "decay": decay} | measured[name, decay] for name, decay in choices]
-    return [job | record | {"versions": versions_and_device()} for record in (reference, *own)]
+                start = jax.tree.map(lambda x: x.sum(0), top.eigenvectors)
+                steps.append(step)
+                exact.append([rounded(x) for x in (top.eigenvalues, top.residuals)])
+                for choice, (value, vector) in found.items():
+                    along = np.asarray(coordinates(top.eigenvectors, vector))
+                    measured[choice]["alignment"].append(rounded(abs(along[0])))
+                    measured[choice]["span"].append(rounded(np.linalg.norm(along)))
+                    measured[choice]["eigenvalue"].append(rounded(value))
+            if step == network.program.num_steps:
+                break
+            free = dict(zip(FREE, of_sam(loss, state.params, batch_after(network, step)), strict=True))
+            for name, decay in choices:
+                tracker = self.trackers[name]
+                if step % tracker.interval == 0:
+                    # If the batch has not enough images, also those after it.
+                    batch = batch_after(network, step, max(1, batch_size * tracker.examples // 128))
+                    last = found.get((name, decay)) or random_start(state)
+                    found[name, decay] = (
+                        track_free(free[tracker.solver], last, decay)
+                        if tracker.solver in FREE
+                        else track(loss, tracker.solver, tracker.num_iters, state.params, batch, last, decay)
+                    )
+        values, residuals = zip(*exact, strict=True)
+        reference = {"tracker": "exact", "steps": steps, "eigenvalues": values, "residuals": residuals}
+        own = [{"tracker": name, "decay": decay} | measured[name, decay] for name, decay in choices]
+        return [reference, *own]
+
+    def chosen(self, frame: pd.DataFrame) -> dict[str, float]:
+        """Tracker -> the `decay` with the best mean alignment with the span for the tuning seed."""
+        tuning = where(frame, seed=TUNING_SEED)
+        span = tuning.assign(span=tuning["span"].map(np.mean)).groupby(["tracker", "decay"])["span"].mean()
+        return {
+            name: max(tracker.decays, key=lambda decay, name=name: span.get((name, decay), 0.0))
+            for name, tracker in self.trackers.items()
+        }
+
+    def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
+        """The trackers at their best decay, all decays, and the gaps of the spectrum."""
+        means, exact = summaries(frame)
+        decays = self.chosen(frame)
+        lines, choices = [], []
+        for name, tracker in self.trackers.items():
+            own = where(means, tracker=name, decay=decays[name])
+            errors = own["error"]
+            cells = [both(where(own, **cell), number) for cell in CELLS.values()]
+            products = f"{tracker.num_iters} every {tracker.interval}" if tracker.cost() else "none"
+            error = f"{errors.mean():.0f} %" if len(errors) and tracker.cost() else "–"
+            lines.append((tracker.label, str(tracker.examples), products, f"{decays[name]:g}", *cells, error))
+            for decay in tracker.decays if len(tracker.decays) > 1 else ():
+                own = where(means, tracker=name, decay=decay)
+                cells = [both(where(own, **cell), lambda x: f"{x.mean():.2f}") for cell in CELLS.values()]
+                choices.append(
+                    (tracker.label, str(tracker.examples), str(tracker.interval), str(decay), *cells)
+                )
+        gaps = [
+            (label, *(number(own[field]) for field in ("first", "second", "third")))
+            for label, cell in CELLS.items()
+            if len(own := where(exact, **cell))
+        ]
+        titles = ("", "examples", "products, steps", "decay", *CELLS, "error of λ₁")
+        picture = "![Alignment of the tracked vectors along training](trackers.png)"
+        made = {
+            "trackers": f"{table(titles, lines)}\n\n{picture}",
+            "tracker_decays": table(("", "examples", "every", "decay", *CELLS), choices),
+            "tracker_gaps": table(("", "λ₁", "λ₂/λ₁", "λ₃/λ₁"), gaps),
+        }
+        return {"docs/curvature.md": made}
+
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
+        """Alignment along training: with v₁ above, with the span below."""
+        decays = self.chosen(frame)
+        frame = frame[frame["seed"] != TUNING_SEED]
+        steps = where(frame, tracker="exact")["steps"].iloc[0]
+        own = frame[frame["tracker"].map(decays) == frame["decay"]]
+        long = own.assign(step=[steps] * len(own)).explode(["step", "alignment", "span"])
+        long = long.astype({"step": float, "alignment": float, "span": float})
+        figure, axes = figures.panels(
+            2, len(CELLS), "Tracked top eigenvector along training, equal cost", 3.0, 2.8
+        )
+        for (label, cell), column in zip(CELLS.items(), axes.T, strict=True):
+            for panel, field in zip(column, ("alignment", "span"), strict=True):
+                figures.lines(panel, where(long, **cell), "step", field, STYLES, by="tracker")
+                panel.set(ylim=(0, 1.02))
+            column[0].set(title=label)
+            column[1].set(xlabel="step")
+        axes[0, 0].set(ylabel="alignment with v₁")
+        axes[1, 0].set(ylabel="with the span of v₁, v₂, v₃")
+        figures.legend_below(figure)
+        figures.save(figure, docs / "trackers.png")
+
+
+def summaries(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Means over training for the reported seeds: of the trackers (errors in percent), of the reference."""
+    frame = frame[frame["seed"] != TUNING_SEED]
+    exact = where(frame, tracker="exact")
+    values = [np.array(values) for values in exact["eigenvalues"]]
+    exact = exact[["training", "label_noise", "seed"]].assign(
+        along=[own[:, 0] for own in values],
+        first=[own[:, 0].mean() for own in values],
+        second=[np.mean(own[:, 1] / own[:, 0]) for own in values],
+        third=[np.mean(own[:, 2] / own[:, 0]) for own in values],
+    )
+    own = frame[frame["tracker"] != "exact"]
+    own = own[["training", "label_noise", "seed", "tracker", "decay", "alignment", "span", "eigenvalue"]]
+    own = own.merge(exact, on=["training", "label_noise", "seed"])
+    errors = [
+        100 * np.mean(np.abs(np.array(value) / top - 1))
+        for value, top in zip(own["eigenvalue"], own["along"], strict=True)
+    ]
+    return own.assign(
+        alignment=own["alignment"].map(np.mean), span=own["span"].map(np.mean), error=errors
+    ), exact
+
+
+def both(own: pd.DataFrame, form: Callable[[pd.Series], str]) -> str:
+    """Alignment with v₁ (and with the span)."""
+    return f"{form(own['alignment'])} ({own['span'].mean():.2f})" if len(own) else "–"
+
+
+def states_from_the_start(network: Network) -> Iterator[tuple[int, TrainState]]:
+    """Yields (number of steps made, state), from 0 steps on."""
+    start = (0, network.program.init(network.config.seed))
+    return itertools.chain([start], states_along_training(network))
 
 
 def rounded(x: Any) -> Any:
     """With four digits after the point, as a list or number."""
     return np.round(np.asarray(x, float), 4).tolist()
-
-
-def settings_of(job: dict[str, Any]) -> dict[str, Any]:
-    """What a job changes of the configuration."""
-    return {name: job[name] for name in ("label_noise", "seed")}
-
-
-def config_of(experiment: Experiment, training: str) -> Config:
-    """Configuration of a training, of any seed."""
-    method, settings = TRAININGS[training]
-    return Config(
-        method=method,
-        rho=settings["rho"],
-        options={name: value for name, value in settings.items() if name != "rho"},
-        model=experiment.model,
-        epochs=experiment.epochs,
-        batch_size=experiment.batch_size,
-        learning_rate=0.05,
-    )
-
-
-def dataset_of(experiment: Experiment) -> Dataset:
-    """The data."""
-    return load(
-        experiment.dataset,
-        experiment.data_dir,
-        download_dir=experiment.download_dir,
-        train_size=experiment.train_size,
-    )
-
-
-@functools.cache
-def data_and_loss(experiment: Experiment) -> tuple[Dataset, Callable[..., jax.Array]]:
-    """The data, and params, (images, labels) -> mean loss: one object, so that all share programs."""
-    dataset = dataset_of(experiment)
-    program = make_program(config_of(experiment, "sam"), dataset)
-    rest = program.init(0).rest
-    return dataset, jax.jit(lambda params, batch: program.loss(params, rest, *batch)[0])
-
-
-@functools.cache
-def compiled(experiment: Experiment, training: str) -> tuple[Program, Callable[..., jax.Array], Dataset]:
-    """Program, loss and data, made once per process."""
-    dataset, loss = data_and_loss(experiment)
-    return make_program(config_of(experiment, training), dataset), loss, dataset
-
-
-def states(program: Program, train: Split, seed: int) -> Iterator[tuple[int, TrainState]]:
-    """Yields (number of steps made, state), from 0 steps on."""
-    after = train_steps(program, train, program.init(seed), seed)
-    return itertools.chain([(0, program.init(seed))], ((step, state) for step, state, _ in after))
-
-
-def examples(
-    program: Program, train: Split, config: Config, step: int, size: int
-) -> tuple[jax.Array, jax.Array]:
-    """The first images of the batch of the next step, and if there are not enough also of those after it."""
-    epoch, index = divmod(step, program.steps_per_epoch)
-    order = epoch_order(config.seed, epoch, len(train.labels))
-    which = jax.lax.dynamic_slice_in_dim(order, index * config.batch_size, size)
-    return train.images[which], train.labels[which]
 
 
 def random_start(state: TrainState) -> tuple[jax.Array, Any]:
@@ -320,25 +340,3 @@ def track_free(vector: Any, last: tuple[jax.Array, Any], decay: float) -> tuple[
 def coordinates(vectors: Any, vector: Any) -> jax.Array:
     """Inner products of a vector with several, which are stacked."""
     return jax.vmap(lambda other: tree_math.vdot(other, vector))(vectors)
-
-
-def main() -> None:
-    """The command line."""
-    experiment = tyro.cli(Experiment, prog="python -m benchmarks.experiments.trackers", description=__doc__)
-    quiet()
-    try:
-        if not experiment.report_only:
-            measure_all(experiment)
-        records = read_records(experiment.output)
-        if not records:
-            raise UsageError(f"{experiment.output} is missing; leave out --report-only to make it")
-    except UsageError as error:
-        sys.exit(f"error: {error}")
-    print(*tables(records, TRACKERS).values(), sep="\n\n")
-    if experiment.output == RESULT_FILE:
-        fill_tables(DOCS / "curvature.md", tables(records, TRACKERS))
-        draw(records, TRACKERS, DOCS / "trackers.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -38,9 +38,7 @@ def convolution(
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions, beside a shortcut."""
-
-    expansion = 1  # channels of the result, in widths
+    """Two 3x3 convolutions, each with its norm, ReLU between them and after the sum with a shortcut."""
 
     def __init__(self, before: int, width: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         make = partial(convolution, dtype=dtype, rngs=rngs)
@@ -50,26 +48,9 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns features `[batch, height / stride, width / stride, channels]`."""
-        return residual(x, self)
-
-
-class Bottleneck(nnx.Module):
-    """Convolutions of 1x1, 3x3 and 1x1, beside a shortcut."""
-
-    expansion = 4
-
-    def __init__(self, before: int, width: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        make = partial(convolution, dtype=dtype, rngs=rngs)
-        after = self.expansion * width
-        self.convolutions = nnx.List(
-            [make(before, width, 1), make(width, width, 3, stride=stride), make(width, after, 1)]
-        )
-        self.norms = nnx.List(BatchNorm(size, dtype=dtype, rngs=rngs) for size in (width, width, after))
-        self.shortcut = Shortcut(before, after, stride, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns features `[batch, height / stride, width / stride, channels]`."""
-        return residual(x, self)
+        y = self.norms[0](self.convolutions[0](x))
+        y = self.norms[1](self.convolutions[1](nnx.relu(y)))
+        return nnx.relu(y + self.shortcut(x))
 
 
 class Shortcut(nnx.Module):
@@ -86,21 +67,12 @@ class Shortcut(nnx.Module):
         return self.norm(self.convolution(x)) if self.changes else x
 
 
-def residual(x: jax.Array, block: BasicBlock | Bottleneck) -> jax.Array:
-    """Shortcut + convolutions, each with its norm, ReLU after all but the last, ReLU of the sum."""
-    y = x
-    for i, (convolve, norm) in enumerate(zip(block.convolutions, block.norms, strict=True)):
-        y = norm(convolve(y if i == 0 else nnx.relu(y)))
-    return nnx.relu(y + block.shortcut(x))
-
-
 class ResNet(nnx.Module):
     """Stages of residual blocks, each twice as wide as the one before it; published ones have four.
 
     Args:
         image_shape: height, width, channels.
         num_classes: how many logits.
-        block: `BasicBlock` (ResNet-18, 34) or `Bottleneck` (ResNet-50 and deeper).
         num_blocks: how many in each stage; one number for the same in all of four.
         width: channels of the first convolution and of the first stage.
         stem_stride: stride of the first convolution; 2 makes all later ones four times cheaper.
@@ -113,7 +85,6 @@ class ResNet(nnx.Module):
         image_shape: Sequence[int],
         num_classes: int,
         *,
-        block: type[BasicBlock | Bottleneck] = BasicBlock,
         num_blocks: int | Sequence[int] = (2, 2, 2, 2),
         width: int = 64,
         stem_stride: int = 1,
@@ -128,8 +99,8 @@ class ResNet(nnx.Module):
         for stage, number in enumerate(num_blocks):
             for i in range(number):
                 stride = 2 if stage > 0 and i == 0 else 1
-                self.blocks.append(block(channels, width * 2**stage, stride, dtype=dtype, rngs=rngs))
-                channels = width * 2**stage * block.expansion
+                self.blocks.append(BasicBlock(channels, width * 2**stage, stride, dtype=dtype, rngs=rngs))
+                channels = width * 2**stage
         self.head = nnx.Linear(channels, num_classes, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:

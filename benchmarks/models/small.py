@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from benchmarks.errors import UsageError
-
 
 class MLP(nnx.Module):
     """Fully connected ReLU network on the flattened image."""
@@ -73,53 +71,3 @@ class StridedCNN(nnx.Module):
         for convolution in self.convolutions:
             x = nnx.relu(convolution(x))
         return self.head(x.reshape(len(x), -1))
-
-
-class SixLayerCNN(nnx.Module):
-    """Four 3x3 convolutions and two linear layers, with 2x2 max pooling after every second convolution.
-
-    Figure 1 of Eigen-SAM shows "a 6-layer CNN" on CIFAR-10. Its layers are not in the authors' code, so these
-    are ours. There is no normalisation, because then the curvature would depend on the scale of the weights.
-
-    Args:
-        image_shape: height and width, both divisible by four, and channels.
-        num_classes: how many logits.
-        width: channels of the first two convolutions; twice in the next two, eight times in the linear layer.
-        dtype: in which to compute.
-        rngs: random keys.
-    """
-
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        num_classes: int,
-        *,
-        width: int = 32,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        height, image_width, channels = image_shape
-        if height % 4 or image_width % 4:
-            raise UsageError(
-                f"images of {height}x{image_width} pixels cannot be halved twice; use --model mlp"
-            )
-        sizes = [channels, width, width, 2 * width, 2 * width]
-        he = nnx.initializers.he_normal()
-        self.convolutions = nnx.List(
-            nnx.Conv(before, after, (3, 3), kernel_init=he, dtype=dtype, rngs=rngs)
-            for before, after in pairwise(sizes)
-        )
-        flat = height // 4 * (image_width // 4) * sizes[-1]
-        self.hidden = nnx.Linear(flat, 8 * width, kernel_init=he, dtype=dtype, rngs=rngs)
-        self.head = nnx.Linear(8 * width, num_classes, dtype=jnp.float32, rngs=rngs)
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns logits `[batch, num_classes]`."""
-        x = images
-        for i, convolution in enumerate(self.convolutions):
-            x = nnx.relu(convolution(x))
-            if i % 2:
-                # The gradient of a reshaped maximum is faster than that of max_pool on CPUs.
-                n, height, width, channels = x.shape
-                x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
-        return self.head(nnx.relu(self.hidden(x.reshape(len(x), -1))))

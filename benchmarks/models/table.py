@@ -13,20 +13,17 @@ from typing import Any
 from flax import nnx
 
 from benchmarks.errors import UsageError
-from benchmarks.models.resnets import Bottleneck, ResNet, WideResNet
-from benchmarks.models.small import MLP, SixLayerCNN, StridedCNN
-from benchmarks.models.vision_transformer import VisionTransformer, ViTB16, ViTS16
+from benchmarks.models.resnets import ResNet, WideResNet
+from benchmarks.models.small import MLP, StridedCNN
+from benchmarks.models.vision_transformer import VisionTransformer, ViTB16
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "strided_cnn": StridedCNN,
-    "cnn6": SixLayerCNN,
     "resnet6": partial(ResNet, num_blocks=(0, 1, 1), width=16, stem_stride=2),
     "tiny_vit": partial(VisionTransformer, patch_size=7, hidden_size=48, num_layers=2, num_heads=4),
     "resnet18": ResNet,
-    "resnet50": partial(ResNet, block=Bottleneck, num_blocks=(3, 4, 6, 3)),
     "wide_resnet28_10": WideResNet,
-    "vit_s16": ViTS16,
     "vit_b16": ViTB16,
 }
 

@@ -111,5 +111,4 @@ class VisionTransformer(nnx.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-ViTS16 = partial(VisionTransformer, hidden_size=384, num_layers=12, num_heads=6)
 ViTB16 = partial(VisionTransformer, hidden_size=768, num_layers=12, num_heads=12)

@@ -19,6 +19,7 @@ from benchmarks.data import sources
 from benchmarks.data.augment import AUGMENTATIONS
 from benchmarks.errors import UsageError
 from benchmarks.models.table import MODELS
+from benchmarks.records import RENAMED
 from benchmarks.training.parallel import LAYOUTS
 
 
@@ -32,7 +33,7 @@ class Config:
     """Length of the perturbation. Left out: the method's default."""
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     """Further options of the method, as pairs: --options alpha 0.2 solver lanczos"""
-    refresh_every: int = 100
+    interval: int = 100
     """Steps from one eigenvector (Eigen-SAM) or alpha-search (XSAM) to the next."""
     ascent_batch: int | None = None
     """Take the clean gradient, which the ascent follows, of this many images of the batch. Left out: all."""
@@ -44,31 +45,21 @@ class Config:
     """Record norms, sharpness, alignment and curvature every this many steps. Left out: never."""
 
     dataset: Literal[*sources.SOURCES] = "digits"
-    """Data set; digits is bundled, the others need files (--download-dir, --download, --image-folder)."""
-    image_folder: Path | None = None
-    """Folder with train/<class>/*.jpg or .png, for the data set image_folder."""
-    image_size: int = 64
-    """Height and width to which its images are scaled."""
+    """Data set; digits is bundled, the others need files (--download-dir, --download)."""
     train_size: int | None = None
     """Train on this many images only."""
     validation_size: int | None = None
     """Training images held out for choosing settings. 0 trains on all images. Left out: usually a tenth."""
     label_noise: float = 0.0
     """Fraction of the training labels made wrong. Validation and test labels stay right."""
-    noise_kind: Literal["symmetric", "asymmetric"] = "symmetric"
-    """symmetric: any other label; asymmetric: the one for which the class is commonly mistaken."""
     augment: Literal[*AUGMENTATIONS] = "none"
     """Random changes of the training images, the same in all gradients of a step."""
-    cutout_size: int = 16
-    """Height and width of the hole of crop_flip_cutout."""
-    cutout_probability: float = 0.5
-    """Share of the images that get a hole."""
     model: Literal[*MODELS] = "mlp"
     """Network."""
     model_options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     """Options of the network, as pairs: --model-options width 32"""
     pretrained: Path | None = None
-    """File of published weights for a Vision Transformer to start from, .npz or .safetensors."""
+    """File of published weights for a Vision Transformer to start from, .safetensors."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's computations. Parameters, loss and optimizer use float32."""
 
@@ -151,6 +142,7 @@ def read(file: Path) -> list[str]:
         raise UsageError(f"--config {file} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {file} is not TOML: {error}") from error
+    settings = {RENAMED.get(name, name): value for name, value in settings.items()}
     known = [field.name for field in dataclasses.fields(Config)]
     if unknown := sorted(set(settings) - set(known)):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Lets a loop check between two steps whether Ctrl-C or SIGTERM was received, and ends a program in time."""
+"""Lets a loop check between two steps whether Ctrl-C or SIGTERM was received."""
 
 import contextlib
 import signal
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -39,18 +39,3 @@ def ask_for_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         restore()
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """In this context Ctrl-C comes by itself, once, after some time: as a signal of its own, SIGALRM.
-
-    It also reaches a job in the background that ignores Ctrl-C. A call into compiled code ends first.
-    """
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

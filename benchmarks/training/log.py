@@ -15,7 +15,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from benchmarks.errors import UsageError
-from benchmarks.reports.records import read_records, versions, write_records
+from benchmarks.records import read_records, versions, write_records
 from benchmarks.training.config import NOT_PART_OF_THE_RUN, Config
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from benchmarks import methods
 from benchmarks.data.arrays import Dataset, Split
-from benchmarks.data.augment import AUGMENTATIONS, Augmentation, augment
+from benchmarks.data.augment import AUGMENTATIONS, augment
 from benchmarks.errors import UsageError
 from benchmarks.models import pretrained, table
 from benchmarks.training.config import Config
@@ -51,7 +51,7 @@ class Program(NamedTuple):
         evaluate: state, images, labels -> sum of losses, number of correct predictions.
         steps_per_epoch: whole batches in the training data.
         num_steps: steps of the whole run.
-        refresh_every: steps between refreshes; None if the method has nothing to refresh.
+        interval: steps between refreshes; None if the method has nothing to refresh.
         record_every: steps between recordings of the monitor; None if there is none.
         layout: how the arrays are placed.
         like: the abstract state, to restore a checkpoint into.
@@ -63,7 +63,7 @@ class Program(NamedTuple):
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     steps_per_epoch: int
     num_steps: int
-    refresh_every: int | None
+    interval: int | None
     record_every: int | None
     layout: OneDevice
     like: TrainState
@@ -73,7 +73,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
     """Builds the functions of a run; they do not depend on its seed."""
     steps_per_epoch = whole_batches(config, len(dataset.train.labels))
     num_steps = config.epochs * steps_per_epoch
-    augmentation = augmentation_of(config)
+    augmentation = AUGMENTATIONS[config.augment]
     layout = make_layout(config.devices, config.parallel, config.batch_size)
     check_part("ascent-batch", config.ascent_batch, config, layout.num_programs)
     check_part("curvature-batch", config.curvature_batch, config, layout.num_programs)
@@ -164,7 +164,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         evaluate,
         steps_per_epoch,
         num_steps,
-        refresh_every=config.refresh_every if methods.METHODS[config.method].occasional else None,
+        interval=config.interval if methods.METHODS[config.method].occasional else None,
         record_every=config.monitor,
         layout=layout,
         like=like,
@@ -190,16 +190,6 @@ def check_part(name: str, size: int | None, config: Config, num_programs: int) -
             f"--{name} is a part of the batch, from 1 to {config.batch_size} images, and a multiple of "
             f"the number of devices' programs, {num_programs}; got {size}"
         )
-
-
-def augmentation_of(config: Config) -> Augmentation:
-    """The augmentation of each batch."""
-    augmentation = AUGMENTATIONS[config.augment]
-    if augmentation.cutout_size:
-        augmentation = augmentation._replace(
-            cutout_size=config.cutout_size, cutout_probability=config.cutout_probability
-        )
-    return augmentation
 
 
 def make_model(config: Config, dataset: Dataset, seed: jax.Array | int) -> nnx.Module:

@@ -59,10 +59,9 @@ def gradient_noise(
     The scale of C does not matter to `steepest_ascent`. By default the noise is estimated over *time*: this
     mixes the noise of the batches with the drift of the gradient, which is slow for small learning rates.
 
-    The defaults come from `benchmarks/experiments/info_sam_defaults.py` (MNIST, 3,000 images, 40 % wrong
-    labels, accuracy on validation images). Averaging and a damping as large as the mean variance matter most
-    (0.67 without either, as in the authors' code, 0.83 with both). `power=0.5` was better than the paper's 1
-    (0.85; SAM 0.84; all at the largest radius tried, two seeds), and `decay` hardly mattered.
+    The defaults were chosen on validation images (docs/methods/info_sam.md has the numbers). Averaging and a
+    damping as large as the mean variance matter most. `power=0.5` was better than the paper's 1, and `decay`
+    hardly mattered.
 
     Args:
       decay: a in [0, 1), decay of the running mean of the gradient; 0.9 in the authors' code.

@@ -20,10 +20,9 @@ first maximum is taken (theirs: always the first). So α* does not change when n
 there is no arc, as for ρ = 0, or if the loss is too coarse.
 
 A loss computed in 16 bits *is* too coarse: its 21 values are often equal. The model may compute in bfloat16,
-but cast its outputs to float32 before the loss. During the training of an MLP, α* then differed by 0.01 from
-that of float32, and by 0.09 with the loss in bfloat16. To compare ⟨∇L(w + ρ_m v/2), ρ_m v⟩ instead, which
-bfloat16 resolves better than a small difference of losses, takes twice as long and still misses by 0.03, so
-it is not offered (`python -m benchmarks.experiments.sixteen_bits`).
+but cast its outputs to float32 before the loss. To compare ⟨∇L(w + ρ_m v/2), ρ_m v⟩ instead, which bfloat16
+resolves better than a small difference of losses, takes twice as long and is no better, so it is not offered
+(docs/methods/xsam.md has the numbers).
 
 References:
   Chen and Zhou, `Revisiting sharpness-aware minimization: a more faithful and effective

@@ -25,3 +25,8 @@ class Regularised(nnx.Module):
     def __call__(self, images):
         x = nnx.relu(self.norm(self.first(images.reshape(len(images), -1))))
         return self.second(self.dropout(x))
+
+
+USUAL = {"dataset": "digits", "train_size": 100, "model": "tiny", "batch_size": 25, "learning_rate": 0.05}
+# Four steps an epoch.
+RECIPES = {"digits": USUAL, "fashion_mnist": USUAL}

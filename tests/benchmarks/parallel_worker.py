@@ -170,10 +170,9 @@ def main():
     config = Config(
         batch_size=BATCH_SIZE,
         train_size=200,
-        refresh_every=3,
+        interval=3,
         label_noise=0.2,
         augment="crop_flip_cutout",
-        cutout_size=4,
         data_dir=data_dir,
     )
     dataset = arrays.load(config.dataset, data_dir, train_size=config.train_size)

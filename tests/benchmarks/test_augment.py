@@ -123,7 +123,7 @@ def losses_of(dataset, monkeypatch):
     programs = {}
 
     def losses(seed=0, **settings):
-        config = Config(model="tiny", rho=0.0, cutout_size=4, epochs=2, seed=seed, **settings)
+        config = Config(model="tiny", rho=0.0, epochs=2, seed=seed, **settings)
         name = repr(settings)
         if name not in programs:
             programs[name] = make_program(config, dataset)

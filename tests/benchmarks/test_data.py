@@ -7,13 +7,12 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.datasets import load_digits
 
-from benchmarks.data import arrays, cifar, sources, svhn
+from benchmarks.data import arrays, cifar, sources
 from benchmarks.data.digits import Digits
 from benchmarks.errors import UsageError
-from tests.benchmarks.archives import CIFAR100_CLASSES, accept, make_cifar, make_svhn
+from tests.benchmarks.archives import CIFAR100_CLASSES, accept, make_cifar
 from tests.benchmarks.conftest import REPOSITORY
 
 
@@ -88,12 +87,7 @@ assert "tensorflow" not in sys.modules
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [
-        ("fashion_mnist", "train-images-idx3-ubyte.gz"),
-        ("cifar10", "cifar-10-binary.tar.gz"),
-        ("cifar100", "cifar-100-binary.tar.gz"),
-        ("svhn_cropped", "train_32x32.mat, test_32x32.mat"),
-    ],
+    [("fashion_mnist", "train-images-idx3-ubyte.gz"), ("cifar100", "cifar-100-binary.tar.gz")],
 )
 def test_missing_files_are_named_with_the_remedy_and_nothing_is_written(name, file, tmp_path):
     with pytest.raises(UsageError, match=rf"missing: .*{file}.*--download-dir.*--download "):
@@ -108,7 +102,7 @@ def test_what_nobody_offers_is_not_fetched(tmp_path):
 
 
 def test_unknown_data_set_names_the_known_ones():
-    with pytest.raises(UsageError, match=r"digits, mnist, fashion_mnist, cifar10, .* image_folder"):
+    with pytest.raises(UsageError, match=r"digits, mnist, fashion_mnist, cifar10_subset, cifar100"):
         arrays.load("cifar1000")
 
 
@@ -167,46 +161,33 @@ def test_idx_files_are_read_as_they_are(name, raw_files, tmp_path, monkeypatch):
     assert builder.info.full_name == f"{name}/3.0.1"
 
 
-@pytest.mark.parametrize(
-    ("name", "builder", "version"),
-    [
-        ("cifar10", cifar.CIFAR10, "3.0.2"),
-        ("cifar100", cifar.CIFAR100, "3.0.2"),
-        ("svhn_cropped", svhn.SVHNCropped, "3.1.0"),
-    ],
-)
-def test_archives_are_read_as_they_are(name, builder, version, tmp_path, monkeypatch):
-    raw = tmp_path / "raw" / name
-    expected = make_svhn(raw) if builder is svhn.SVHNCropped else make_cifar(raw, builder)
-    with pytest.raises(UsageError, match="wrong checksum"):  # not the official files
-        sources.prepare(name, tmp_path / "data", download_dir=tmp_path / "raw")
+def test_the_archive_is_read_as_it_is(tmp_path, monkeypatch):
+    raw = tmp_path / "raw" / "cifar100"
+    expected = make_cifar(raw)
+    with pytest.raises(UsageError, match="wrong checksum"):  # not the official file
+        sources.prepare("cifar100", tmp_path / "data", download_dir=tmp_path / "raw")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
-    accept(monkeypatch, builder, raw)
-    prepared = sources.prepare(name, tmp_path / "data", download_dir=tmp_path / "raw")
-    assert prepared.info.full_name == f"{name}/{version}"
+    accept(monkeypatch, raw)
+    prepared = sources.prepare("cifar100", tmp_path / "data", download_dir=tmp_path / "raw")
+    assert prepared.info.full_name == "cifar100/3.0.2"
     for split in ("train", "test"):
         assert as_set(*arrays.read(prepared, split)) == as_set(*expected[split])
     assert "tensorflow" not in sys.modules
 
 
-def test_builders_are_those_of_tfds():
+def test_the_builder_is_that_of_tfds():
     """Same features, URLs and checksums, so what one of them has prepared the other one reads."""
-    for builder, original in (
-        (cifar.CIFAR10, cifar.cifar.Cifar10),
-        (cifar.CIFAR100, cifar.cifar.Cifar100),
-        (svhn.SVHNCropped, svhn.original.Builder),
-    ):
-        ours, theirs = builder(data_dir="nowhere"), original(data_dir="nowhere")
-        assert repr(ours.info.features) == repr(theirs.info.features)
-        assert ours.info.full_name == theirs.info.full_name
-        assert ours.url_infos == theirs.url_infos is not None
+    ours, theirs = cifar.CIFAR100(data_dir="nowhere"), cifar.cifar.Cifar100(data_dir="nowhere")
+    assert repr(ours.info.features) == repr(theirs.info.features)
+    assert ours.info.full_name == theirs.info.full_name
+    assert ours.url_infos == theirs.url_infos is not None
 
 
 def test_names_of_the_classes_come_with_cifar(tmp_path, monkeypatch):
     raw = tmp_path / "cifar100"
-    make_cifar(raw, cifar.CIFAR100)
-    accept(monkeypatch, cifar.CIFAR100, raw)
+    make_cifar(raw)
+    accept(monkeypatch, raw)
     features = sources.prepare("cifar100", tmp_path / "data", download_dir=tmp_path).info.features
     assert features["label"].names == CIFAR100_CLASSES
     assert features["coarse_label"].names[0] == "aquatic_mammals"
@@ -243,80 +224,3 @@ def test_subset_of_cifar10_is_read_as_it_is(raw_files, tmp_path, monkeypatch):
         expected = as_set(stored["x_train"][:50], stored["y_train"][:50])
     assert as_set(*arrays.read(builder, "train")) == expected
     assert builder.info.features["label"].names[3] == "cat"
-
-
-def make_folder(folder, **counts):
-    """Writes images of 20x10 pixels: white in the middle, black outside; `counts` of each class."""
-    for split, classes in counts.items():
-        for name, count in classes.items():
-            path = folder / split / name
-            path.mkdir(parents=True)
-            for i in range(count):
-                pixels = np.zeros((10, 20, 3), np.uint8)
-                pixels[:, 5:15] = 255
-                Image.fromarray(pixels).save(path / f"{i}.png")
-    return folder
-
-
-def load_folder(folder, data_dir, size=8, **kwargs):
-    return arrays.load("image_folder", data_dir, image_folder=folder, image_size=size, **kwargs)
-
-
-def test_image_folder(tmp_path):
-    folder = make_folder(
-        tmp_path / "pets", train={"cat": 4, "dog": 6}, val={"cat": 1}, test={"cat": 2, "dog": 3}
-    )
-    path = folder / "test" / "dog" / "0.png"
-    Image.open(path).convert("L").save(path.with_suffix(".JPEG"))  # grey, and another spelling
-    path.unlink()
-    dataset = load_folder(folder, tmp_path / "data")
-    assert [len(split.labels) for split in dataset[:3]] == [10, 1, 5]
-    assert np.array_equal(np.sort(dataset.test.labels), [0, 0, 1, 1, 1])  # in alphabetical order
-    assert dataset.train.images.shape == (10, 8, 8, 3)
-    builder = sources.prepare("image_folder", tmp_path / "data", image_folder=folder, image_size=8)
-    assert builder.info.features["label"].names == ["cat", "dog"]
-    for image in arrays.read(builder, "test").images:  # the square in the middle, which is white
-        assert image[:, 1:-1].min() > 200
-    with pytest.raises(UsageError, match="validation split of its own"):
-        load_folder(folder, tmp_path / "data", validation_size=1)
-
-
-def test_image_folder_that_has_changed_is_prepared_again(tmp_path):
-    folder = make_folder(tmp_path / "pets", train={"cat": 4, "dog": 6}, test={"cat": 2})
-    assert len(load_folder(folder, tmp_path / "data").test.labels) == 2
-    assert load_folder(folder, tmp_path / "data", size=4).test.images.shape == (2, 4, 4, 3)
-    make_folder(folder, test={"dog": 3})
-    assert len(load_folder(folder, tmp_path / "data").test.labels) == 5
-
-
-def test_image_folder_without_test_images(tmp_path):
-    folder = make_folder(tmp_path / "pets", train={"cat": 20, "dog": 30})
-    dataset = load_folder(folder, tmp_path / "data", validation_size=0)
-    assert np.array_equal(np.bincount(dataset.test.labels), [2, 3])
-    assert np.array_equal(np.bincount(dataset.train.labels), [18, 27])
-
-
-def test_image_folder_laid_out_as_tiny_imagenet(tmp_path):
-    folder = make_folder(tmp_path / "tiny", val={"images": 3}, test={"images": 2})
-    make_folder(folder / "train" / "n01", images={".": 2})
-    make_folder(folder / "train" / "n02", images={".": 2})
-    (folder / "val" / "val_annotations.txt").write_text(
-        "0.png\tn02\t0\t0\t62\t62\n1.png\tn01\t0\t0\t9\t9\n2.png\tn02\t0\t0\t9\t9\n"
-    )
-    dataset = load_folder(folder, tmp_path / "data", validation_size=0)
-    assert np.array_equal(np.bincount(dataset.train.labels), [2, 2])
-    assert np.array_equal(np.bincount(dataset.test.labels), [1, 2])  # val: test has no labels
-
-
-def test_image_folder_that_cannot_be_used_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="--image-folder"):
-        arrays.load("image_folder", tmp_path / "data")
-    with pytest.raises(UsageError, match=r"no images in .*/train/<class>/"):
-        load_folder(tmp_path / "nowhere", tmp_path / "data")
-    few = make_folder(tmp_path / "few", train={"cat": 3})
-    with pytest.raises(UsageError, match="add a folder test/<class>/"):
-        load_folder(few, tmp_path / "data")
-    other = make_folder(tmp_path / "other", train={"cat": 3}, val={"cow": 1})
-    with pytest.raises(UsageError, match=r"classes that train/ lacks: cow"):
-        load_folder(other, tmp_path / "data")
-    assert not (tmp_path / "data").exists()

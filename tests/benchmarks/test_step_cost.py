@@ -5,16 +5,17 @@ XLA's program is counted, which is the same with LLVM's optimizations and, as th
 
 import dataclasses
 import functools
-import json
+from pathlib import Path
 
 import jax
 import optax
+import pandas as pd
 import pytest
 
 import optax_sam
 from benchmarks.cost import step_cost, steps
+from benchmarks.experiment import do
 from benchmarks.models.cost_networks import Transformer
-from benchmarks.reports import pages, step_cost_table
 
 NUM_ITERS = 2
 
@@ -117,17 +118,14 @@ class Clock:
     def perf_counter(self):
         return self.now
 
-    def sleep(self, seconds):
-        self.now += seconds
-
-    def row(self, framework, durations, is_refresh=False):
+    def row(self, durations, is_refresh=False):
         """A row whose n-th turn takes `durations[n]` seconds a step; the last one stays."""
         turns = iter(range(10**6))
 
         def run(steps):
             self.now += steps * durations[min(next(turns), len(durations) - 1)]
 
-        return step_cost.Row(framework, run, {}, is_refresh)
+        return step_cost.Row(run, {}, is_refresh)
 
 
 @pytest.fixture
@@ -139,15 +137,13 @@ def clock(monkeypatch):
 
 def test_the_first_round_is_not_counted_and_refreshes_are_measured_three_times(clock):
     rows = {
-        "sgd": clock.row("jax", [9.0, 1.0, 2.0, 4.0, 1.0]),
-        "sam": clock.row("jax", [9.0, 2.0, 4.0, 8.0, 3.0]),
-        "refresh": clock.row("jax", [9.0, 10.0, 20.0, 40.0, 7.0], is_refresh=True),
-        "torch.optim.SGD": clock.row("torch", [0.5]),
+        "sgd": clock.row([9.0, 1.0, 2.0, 4.0, 1.0]),
+        "sam": clock.row([9.0, 2.0, 4.0, 8.0, 3.0]),
+        "refresh": clock.row([9.0, 10.0, 20.0, 40.0, 7.0], is_refresh=True),
     }
     times = step_cost.take_turns(rows, rounds=5, seconds=1e9, description="test")
     assert times["sgd"] == pytest.approx([1.0, 2.0, 4.0, 1.0, 1.0])
     assert times["refresh"] == pytest.approx([10.0, 20.0, 40.0])
-    assert times["torch.optim.SGD"] == pytest.approx([0.5] * 5)
     # Within a round, so that a machine that slows down does not matter.
     ratios = {name: step_cost.seconds(times[name], times["sgd"])["seconds_relative_to_sgd"] for name in rows}
     assert ratios["refresh"] == pytest.approx([10.0, 10.0, 10.0])
@@ -156,7 +152,7 @@ def test_the_first_round_is_not_counted_and_refreshes_are_measured_three_times(c
 
 def test_fast_rows_make_many_steps_in_a_turn(clock):
     turns = []
-    fast = clock.row("jax", [0.01])
+    fast = clock.row([0.01])
     row = dataclasses.replace(fast, run=lambda n: (turns.append(n), fast.run(n)))
     times = step_cost.take_turns({"sgd": row}, rounds=2, seconds=1e9, description="test")
     assert turns == [1, 5, 5]
@@ -164,22 +160,22 @@ def test_fast_rows_make_many_steps_in_a_turn(clock):
 
 
 def test_slow_networks_get_seven_rounds(clock):
-    rows = {"sgd": clock.row("jax", [100.0])}
+    rows = {"sgd": clock.row([100.0])}
     assert len(step_cost.take_turns(rows, rounds=30, seconds=1.0, description="test")["sgd"]) == 7
 
 
-CONFIG = step_cost.Config(
-    models=("mlp",), batch_sizes=(8,), rounds=2, num_iters=1, num_alphas=2, torch=False, quick=True
-)
+ROWS = ("sgd", "sam by hand", "optax.contrib.sam", "sam", "info_sam", "eigen_sam", "xsam")
+COST = step_cost.StepCost(batch_sizes={"mlp": (8,)}, rows=ROWS, rounds=2, num_iters=1, num_alphas=2)
 
 
 @pytest.fixture(scope="module")
 def records():
-    return step_cost.measure(CONFIG, "mlp", 8)
+    (job,) = COST.jobs([])
+    return do(job, COST, Path(), "the code of this test")
 
 
 def test_every_record_says_what_was_measured_where_and_with_which_versions(records):
-    assert {record["row"] for record in records} == set(step_cost.QUICK_ROWS)
+    assert {record["row"] for record in records} == set(ROWS)
     for record in records:
         low, median, high = record["seconds"]
         assert 0 < low <= median <= high
@@ -191,34 +187,12 @@ def test_every_record_says_what_was_measured_where_and_with_which_versions(recor
     assert own["info_sam"]["state_bytes"] == pytest.approx(3 * own["sgd"]["parameter_bytes"], rel=1e-3)
 
 
-def test_a_search_is_counted_as_often_as_its_loop_runs(monkeypatch):
+def test_a_search_is_counted_as_often_as_its_loop_runs():
     chosen = ("forward pass", "xsam", "xsam, refresh")
-    monkeypatch.setattr(step_cost, "is_chosen", lambda config, row, *_: row in chosen)
-    rows = step_cost.jax_rows(dataclasses.replace(CONFIG, num_alphas=20), "mlp", 128)
+    rows = step_cost.compiled_rows(dataclasses.replace(COST, rows=chosen, num_alphas=20), "mlp", 128)
     flops = {name: row.counts["flops"] for name, row in rows.items()}
     search = flops["xsam, refresh"] - flops["xsam"]
     assert search == pytest.approx(20 * flops["forward pass"], rel=0.1)
-
-
-def test_writes_each_run_once_and_keeps_the_others(records, tmp_path):
-    file = tmp_path / "step_cost.jsonl"
-    other = [{**record, "batch_size": 9} for record in records]
-    for lines in (records, other, records):
-        step_cost.write(lines, file)
-    assert sorted(map(json.dumps, step_cost.read_records(file))) == sorted(map(json.dumps, records + other))
-
-
-def test_resumes_what_these_versions_have_not_measured(records, tmp_path):
-    file = tmp_path / "step_cost.jsonl"
-    assert not step_cost.is_stored("mlp", 8, file)
-    step_cost.write([{**record, "versions": {"jax": "0.0"}} for record in records], file)
-    assert not step_cost.is_stored("mlp", 8, file)
-    counted = [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-    step_cost.write(counted, file)
-    assert not step_cost.is_stored("mlp", 8, file)
-    step_cost.write(records, file)
-    assert step_cost.is_stored("mlp", 8, file)
-    assert not step_cost.is_stored("mlp", 9, file)
 
 
 def test_table_shows_ratios_to_the_own_framework_and_milliseconds(records):
@@ -229,13 +203,7 @@ def test_table_shows_ratios_to_the_own_framework_and_milliseconds(records):
     rival = {**torch, "row": "pytorch_optimizer.SAM", "flops": 30.0}
     for record in (torch, rival):
         del record["temporary_bytes"], record["bytes_accessed"], record["state_bytes"]
-    lines = step_cost_table.cost_table([sgd, sam, torch, rival]).splitlines()
+    lines = step_cost.cost_table(pd.DataFrame([sgd, sam, torch, rival])).splitlines()
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
     assert cells["sam"] == ["2.00", "1.00", "1.00", "1.00", "1.00", "1.90 (1.80–2.10), 2 ms"]
     assert cells["pytorch_optimizer.SAM"][:4] == ["3.00", "–", "–", "–"]
-
-
-def test_tables_of_the_document_are_those_of_the_result_file():
-    document = step_cost.DOCUMENT.read_text(encoding="utf-8")
-    tables = {"step_cost": step_cost_table.markdown(step_cost.read_records(step_cost.RESULT_FILE))}
-    assert pages.filled(document, tables) == document

@@ -85,7 +85,7 @@ def without_times(log):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_trains(method, dataset):
-    config = Config(method=method, refresh_every=5, model="tiny")
+    config = Config(method=method, interval=5, model="tiny")
     _, losses = train_few_steps(train.make_program(config, dataset), config, dataset, steps=30)
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
@@ -193,14 +193,6 @@ def test_label_noise_reaches_training_labels_only(dataset):
     assert np.array_equal(noisy.images, dataset.train.images)
 
 
-def test_kind_of_label_noise(dataset):
-    config = Config(label_noise=0.4, noise_kind="asymmetric")
-    noisy = np.asarray(train.add_label_noise(dataset.train, config, dataset.num_classes).labels)
-    changed = noisy != dataset.train.labels
-    assert changed.sum() == 80
-    assert np.array_equal(noisy[changed], (dataset.train.labels[changed] + 1) % 10)
-
-
 def test_an_epoch_visits_every_image_once():
     orders = [np.asarray(train.epoch_order(0, epoch, 50)) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
@@ -231,13 +223,7 @@ def listens_to_ctrl_c():
 @pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(data_dir, tmp_path, monkeypatch):
     # 12 steps an epoch, checkpoints every 3 epochs, refreshes every 5 steps: eigenvectors have to be in them.
-    settings = {
-        "method": "eigen_sam",
-        "model": "tiny",
-        "refresh_every": 5,
-        "train_size": 600,
-        "batch_size": 50,
-    }
+    settings = {"method": "eigen_sam", "model": "tiny", "interval": 5, "train_size": 600, "batch_size": 50}
     settings |= {"epochs": 7, "checkpoint_every": 3, "data_dir": data_dir}
     config = Config(**settings, output=tmp_path / "stopped", resume=True)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]

@@ -22,40 +22,33 @@ The methods are functions of a few lines in `benchmarks/methods.py`.
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
+import pandas as pd
 
-from benchmarks import methods
-from benchmarks.experiments.claims.setting import ClaimOnNetworks, final_accuracy
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, is_done, paired, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks import figures
+from benchmarks.claim import Claim, Comparison, Report, judge
+from benchmarks.experiment import Job, is_done
+from benchmarks.experiments.networks import RECIPES, Recipes, config_of, make_network, train_and_evaluate
+from benchmarks.methods import METHODS
+from benchmarks.records import Record
+from benchmarks.tables import column, nested, number, paired, table, where
 
 TUNING_SEED = 1000
+SHARPNESS = "largest_hessian_eigenvalue"
 OTHERS = ("gradient_norm_penalty", "reverse_sam", "reflected_sam")
-STYLES = {
-    "sgd": plots.style("sgd", "SGD"),
-    "sam": plots.style("sam", "SAM"),
-    "gradient_norm_penalty": plots.style("asam", methods.METHODS["gradient_norm_penalty"].label),
-    "reverse_sam": plots.style("xsam", methods.METHODS["reverse_sam"].label),
-    "reflected_sam": plots.style("info_sam", methods.METHODS["reflected_sam"].label),
-}
+STYLES = {method: figures.style(method) for method in ("sgd", "sam", *OTHERS)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Alternatives(ClaimOnNetworks):
+class Alternatives(Claim):
     """SAM compared with a penalty on the gradient's norm, Reverse-SAM and Reflected SAM."""
 
-    name: ClassVar[str] = "alternatives"
-    radii: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
-    """The radii to choose from, for every method."""
-    epochs: int = 12
-    """Passes over the training data."""
+    name: str = "alternatives"
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Networks that are compared."""
+    datasets: tuple[str, ...] = ("fashion_mnist",)
+    recipes: Recipes = dataclasses.field(default_factory=lambda: RECIPES)  # how the networks are trained
+    radii: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)  # to choose from, for every method
+    epochs: int = 12  # passes over the training data
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """Trials on validation data; when these are complete, also the networks that are compared."""
@@ -75,21 +68,21 @@ class Alternatives(ClaimOnNetworks):
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
         """Trains a network."""
-        return [final_accuracy(job, self.recipes, data_dir, sharpness=job["experiment"] == "test")]
+        network = make_network(config_of(job, self.recipes), data_dir)
+        return [train_and_evaluate(network, sharpness=job["experiment"] == "test")]
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdicts and table."""
-        tests = select(records, experiment="test")
+        trials, tests = (where(frame, experiment=part) for part in ("trial", "test"))
 
         def comparisons(field: str, sign: int, scale: float) -> list[Comparison]:
-            found = [
-                (methods.METHODS[other].label, paired(tests, field, {"method": "sam"}, {"method": other}))
-                for other in OTHERS
-            ]
             return [
-                Comparison(f"against {name}", [sign * x for x in values], scale)
-                for name, values in found
-                if values
+                Comparison(
+                    f"against {METHODS[other].label}",
+                    sign * paired(tests, field, {"method": "sam"}, {"method": other}),
+                    scale,
+                )
+                for other in OTHERS
             ]
 
         verdicts = [
@@ -98,78 +91,53 @@ class Alternatives(ClaimOnNetworks):
                 " Reflected SAM at theirs (percent)",
                 comparisons("test_accuracy", 1, 100),
             ),
-            judge("Its λ_max is lower than theirs", comparisons("largest_hessian_eigenvalue", -1, 1)),
+            judge("Its λ_max is lower than theirs", comparisons(SHARPNESS, -1, 1)),
         ]
         lines = []
         for method, style in STYLES.items():
-            own = select(tests, method=method)
-            if not own:
+            own = where(tests, method=method)
+            if own.empty:
                 continue
-            trials = [
-                select(records, experiment="trial", method=method, settings={"rho": rho})
-                for rho in self.radii
-            ]
+            tried = [where(trials, method=method, settings={"rho": rho}) for rho in self.radii]
             lines.append(
                 (
                     style.label,
-                    *(f"{100 * trial[0]['validation_accuracy']:.1f}" if trial else "–" for trial in trials),
-                    f"{own[0]['settings'].get('rho', '–')}",
-                    number([100 * record["test_accuracy"] for record in own]) + " %",
-                    number(
-                        [r["largest_hessian_eigenvalue"] for r in own if "largest_hessian_eigenvalue" in r]
+                    *(
+                        f"{100 * one['validation_accuracy'].iloc[0]:.1f}" if len(one) else "–"
+                        for one in tried
                     ),
+                    f"{own['settings'].iloc[0].get('rho', '–')}",
+                    number(100 * own["test_accuracy"]) + " %",
+                    number(column(own, SHARPNESS)),
                 )
             )
         titles = ("", *(f"validation, ρ = {rho}" for rho in self.radii), "best ρ", "test accuracy", "λ_max")
         return Report(verdicts, [table(titles, lines, numbers=False)])
 
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Validation accuracy by radius; test accuracy against λ_max."""
-        figure, axes = plots.panels(2, f"Fashion-MNIST with 40 % wrong labels, {self.epochs} epochs")
-        for method, style in STYLES.items():
-            trials = select(records, experiment="trial", method=method)
-            if trials:
-                values = [100 * trial["validation_accuracy"] for trial in trials]
-                plots.curve(
-                    axes[0], [trial["settings"]["rho"] for trial in trials], np.array([values]), style
-                )
-            own = [
-                r
-                for r in select(records, experiment="test", method=method)
-                if "largest_hessian_eigenvalue" in r
-            ]
-            axes[1].scatter(
-                [record["largest_hessian_eigenvalue"] for record in own],
-                [100 * record["test_accuracy"] for record in own],
-                label=style.label,
-                color=style.colour,
-                marker=style.marker,
-            )
-        axes[0].set(
-            title="Choosing ρ\n(one seed)",
-            xlabel="ρ",
-            ylabel="validation accuracy (%)",
-            xscale="log",
-            xticks=self.radii,
+        figure, (axes,) = figures.panels(1, 2, f"Fashion-MNIST with 40 % wrong labels, {self.epochs} epochs")
+        frame = frame.assign(
+            rho=nested(frame, "settings", "rho"),
+            validation=100 * frame["validation_accuracy"],
+            test=100 * frame["test_accuracy"],
         )
-        axes[0].set_xticklabels([f"{rho:g}" for rho in self.radii])
-        axes[0].minorticks_off()
+        figures.lines(axes[0], where(frame, experiment="trial"), "rho", "validation", STYLES, "method")
+        figures.points(axes[1], where(frame, experiment="test"), SHARPNESS, "test", STYLES, "method")
+        axes[0].set(title="Choosing ρ\n(one seed)", xlabel="ρ", ylabel="validation accuracy (%)")
+        figures.ticks(axes[0], self.radii)
         axes[1].set(
             title="At the best ρ\n(each point a network)",
             xlabel="largest eigenvalue λ_max of the Hessian",
             ylabel="test accuracy (%)",
-            xscale="log",
-            xticks=(3, 5, 10, 20),
         )
-        axes[1].xaxis.set_major_formatter("{x:g}")
-        axes[1].minorticks_off()
-        plots.legend_below(axes[1])
-        plots.save(figure, path)
+        figures.ticks(axes[1], (3, 5, 10, 20))
+        self.save(figure, docs)
 
 
 def best(records: list[Record], method: str) -> dict[str, float]:
     """The radius with the highest validation accuracy; the first if several tie."""
     if method == "sgd":
         return {}
-    trials = select(records, experiment="trial", method=method)
+    trials = [r for r in records if (r["experiment"], r["method"]) == ("trial", method)]
     return max(trials, key=lambda trial: trial["validation_accuracy"])["settings"]

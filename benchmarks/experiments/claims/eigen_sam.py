@@ -18,66 +18,63 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
 import jax
 import numpy as np
 import optax
+import pandas as pd
 
 import optax_sam
-from benchmarks.experiments.claims.setting import (
-    ClaimOnNetworks,
+from benchmarks import figures
+from benchmarks.claim import Claim, Comparison, Report, judge
+from benchmarks.experiment import Job
+from benchmarks.experiments.networks import (
+    RECIPES,
+    Recipes,
+    accuracies,
+    after_epochs,
     batch_after,
-    setting_of,
-    states_along_training,
-    training_data,
+    config_of,
+    make_network,
+    recorded,
 )
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, paired, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
-from benchmarks.train import evaluate
+from benchmarks.records import Record
+from benchmarks.tables import number, paired, table, where
 from benchmarks.training.program import TrainState
 from benchmarks.training.sharpness import NUM_IMAGES, chunks
 from optax_sam import curvature, diagnostics
 
 RHO = 0.1
 PAPERS = ("sgd", "sam", "eigen_sam")
+TRACKED = "alignment_of_the_tracked_eigenvector"
 ROWS = {
-    "sgd": ("sgd", {}, plots.style("sgd", "SGD (its gradient)")),
-    "sam": ("sam", {"rho": RHO}, plots.style("sam", "SAM")),
-    "eigen_sam": ("eigen_sam", {"rho": RHO, "alpha": 0.2}, plots.style("eigen_sam", "Eigen-SAM, α = 0.2")),
-    "strong": ("eigen_sam", {"rho": RHO, "alpha": 1.0}, plots.style("xsam", "Eigen-SAM, α = 1", "--")),
+    "sgd": ("sgd", {}, figures.style("sgd", "SGD (its gradient)")),
+    "sam": ("sam", {"rho": RHO}, figures.style("sam", "SAM")),
+    "eigen_sam": ("eigen_sam", {"rho": RHO, "alpha": 0.2}, figures.style("eigen_sam", "Eigen-SAM, α = 0.2")),
+    "strong": ("eigen_sam", {"rho": RHO, "alpha": 1.0}, figures.style("xsam", "Eigen-SAM, α = 1", "--")),
     "fresh": (
         "eigen_sam",
-        {"rho": RHO, "alpha": 0.2, "num_iters": 10, "refresh_every": 10},
-        plots.style("asam", "Eigen-SAM, α = 0.2, fresh eigenvector", "--"),
+        {"rho": RHO, "alpha": 0.2, "num_iters": 10, "interval": 10},
+        figures.style("asam", "Eigen-SAM, α = 0.2, fresh eigenvector", "--"),
     ),
 }
+STYLES = {row: style for row, (_, _, style) in ROWS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class EigenSAM(ClaimOnNetworks):
+class EigenSAM(Claim):
     """Alignment with the top eigenvector, and the top eigenvalue, along training."""
 
-    name: ClassVar[str] = "eigen_sam"
-    rows: tuple[str, ...] = tuple(ROWS)
-    """Names in `ROWS`."""
-    epochs: int = 12
-    """Passes over the training data."""
+    name: str = "eigen_sam"
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Networks of each of the paper's rows; the other rows use only the first seed."""
-    num_batches: int = 16
-    """Mini-batches whose perturbations are measured after an epoch."""
-    first_iters: int = 20
-    """Hessian-vector products for the first top eigenvector."""
-    later_iters: int = 8
-    """Hessian-vector products for those that start from the eigenvector of the epoch before."""
-
-    def own_rows(self) -> dict[str, tuple[str, dict[str, Any], plots.Style]]:
-        """The rows of this measurement: method, settings and style."""
-        return {row: ROWS[row] for row in self.rows}
+    datasets: tuple[str, ...] = ("fashion_mnist",)
+    recipes: Recipes = dataclasses.field(default_factory=lambda: RECIPES)  # how the networks are trained
+    # Names in `ROWS`. Those that are not the paper's have only the first seed.
+    rows: tuple[str, ...] = tuple(ROWS)
+    epochs: int = 12  # passes over the training data
+    num_batches: int = 16  # mini-batches whose perturbations are measured after an epoch
+    first_iters: int = 20  # Hessian-vector products for the first top eigenvector
+    later_iters: int = 8  # those for the next ones, which start from the eigenvector of the epoch before
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """One network each."""
@@ -85,29 +82,26 @@ class EigenSAM(ClaimOnNetworks):
             {
                 "row": row,
                 "data": "fashion_mnist",
-                "method": method,
-                "settings": settings,
+                "method": ROWS[row][0],
+                "settings": ROWS[row][1],
                 "label_noise": 0.0,
                 "epochs": self.epochs,
                 "seed": seed,
             }
-            for row, (method, settings, _) in self.own_rows().items()
+            for row in self.rows
             for seed in (self.seeds if row in PAPERS else self.seeds[:1])
         ]
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
         """Trains a network; one record per epoch."""
-        setting = setting_of(job, self.recipes, data_dir)
-        noisy = training_data(setting)
-        few = chunks(noisy, NUM_IMAGES)
+        network = make_network(config_of(job, self.recipes), data_dir)
+        few = chunks(network.noisy, NUM_IMAGES)
         options = {name: job["settings"][name] for name in ("rho", "alpha") if name in job["settings"]}
-        alignment = alignment_of(setting.loss, job["method"], **options)
-        records, start = [], None
-        for step, state in states_along_training(setting, noisy):
-            if step % setting.program.steps_per_epoch:
-                continue
+        alignment = alignment_of(network.loss, job["method"], **options)
+        records, start, steps = [], None, network.program.steps_per_epoch
+        for epoch, state in after_epochs(network):
             top = curvature.top_eigenpairs(
-                setting.loss,
+                network.loss,
                 state.params,
                 num_iters=self.first_iters if start is None else self.later_iters,
                 start=start,
@@ -115,42 +109,29 @@ class EigenSAM(ClaimOnNetworks):
             )
             start = jax.tree.map(lambda x: x[0], top.eigenvectors)
             alignments = [
-                float(alignment(state, start, batch_after(setting, noisy, step + i)))
-                for i in range(min(self.num_batches, setting.program.steps_per_epoch))
+                float(alignment(state, start, batch_after(network, epoch * steps + i)))
+                for i in range(min(self.num_batches, steps))
             ]
-            tracked = optax.tree.get(state.opt_state, "eigenvector")
+            vector = optax.tree.get(state.opt_state, "eigenvector")
+            tracked = None if vector is None else float(diagnostics.alignment(vector, start))
             records.append(
-                record_of(
-                    job,
-                    setting.config,
-                    epoch=step // setting.program.steps_per_epoch,
-                    alignment=float(np.mean(alignments)),
-                    alignment_of_the_tracked_eigenvector=None
-                    if tracked is None
-                    else float(diagnostics.alignment(tracked, start)),
-                    top_eigenvalue=float(top.eigenvalues[0]),
-                    residual=float(top.residuals[0]),
-                    test_accuracy=evaluate(setting.program, state, setting.dataset.test)["accuracy"],
-                )
+                {"epoch": epoch, "alignment": float(np.mean(alignments)), TRACKED: tracked}
+                | {"top_eigenvalue": float(top.eigenvalues[0]), "residual": float(top.residuals[0])}
+                | accuracies(network, state, "test")
+                | recorded(network.config)
             )
         return records
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdicts and table."""
-        means = [
-            {"row": row, "seed": seed}
-            | {field: np.mean([record[field] for record in own]) for field in ("alignment", "top_eigenvalue")}
-            for row in PAPERS
-            for seed in self.seeds
-            if (own := select(records, row=row, seed=seed))
-        ]
+        fields = ["alignment", TRACKED, "top_eigenvalue"]
+        means = frame.groupby(["row", "seed"], as_index=False)[fields].mean()
 
         def comparisons(field: str, sign: int) -> list[Comparison]:
-            found = [
-                (name, paired(means, field, {"row": "eigen_sam"}, {"row": other}))
-                for other, name in (("sgd", "against SGD"), ("sam", "against SAM"))
-            ]
-            return [Comparison(name, [sign * x for x in values]) for name, values in found if values]
+            pairs = {
+                name: paired(means, field, {"row": "eigen_sam"}, {"row": name}) for name in ("sgd", "sam")
+            }
+            return [Comparison(f"against {name.upper()}", sign * gains) for name, gains in pairs.items()]
 
         verdicts = [
             judge(
@@ -164,19 +145,19 @@ class EigenSAM(ClaimOnNetworks):
             ),
         ]
         lines = []
-        for row, (_, _, style) in self.own_rows().items():
-            if not select(records, row=row):
+        for row in self.rows:
+            own, ends = where(means, row=row), where(frame, row=row, epoch=self.epochs)
+            if own.empty:
                 continue
-            tracked = along_training(records, row, "alignment_of_the_tracked_eigenvector")
             lines.append(
                 (
-                    style.label,
-                    number(along_training(records, row, "alignment").mean(1)),
-                    "–" if np.isnan(tracked).any() else number(tracked.mean(1)),
-                    number(along_training(records, row, "top_eigenvalue").mean(1)),
-                    number(along_training(records, row, "top_eigenvalue")[:, -1]),
-                    number(100 * along_training(records, row, "test_accuracy")[:, -1]) + " %",
-                    str(len(tracked)),
+                    STYLES[row].label,
+                    number(own["alignment"]),
+                    number(own[TRACKED].dropna()),
+                    number(own["top_eigenvalue"]),
+                    number(ends["top_eigenvalue"]),
+                    number(100 * ends["test_accuracy"]) + " %",
+                    str(len(own)),
                 )
             )
         titles = (
@@ -190,23 +171,18 @@ class EigenSAM(ClaimOnNetworks):
         )
         return Report(verdicts, [table(titles, lines, numbers=False)])
 
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Alignment, that of the tracked eigenvector, and λ₁ along training."""
-        figure, axes = plots.panels(
-            3, f"Fashion-MNIST, right labels, ρ = {RHO}: along training (mean of seeds ± s.e.)"
+        figure, (axes,) = figures.panels(
+            1, 3, f"Fashion-MNIST, right labels, ρ = {RHO}: along training (mean of seeds ± s.e.)"
         )
-        fields = ("alignment", "alignment_of_the_tracked_eigenvector", "top_eigenvalue")
-        for each, field in zip(axes, fields, strict=True):
-            for row, (_, _, style) in self.own_rows().items():
-                values = along_training(records, row, field)
-                if values.size and not np.isnan(values).any():
-                    plots.curve(each, range(1, values.shape[1] + 1), values, style)
-            each.set(xlabel="epoch")
+        for panel, field in zip(axes, ("alignment", TRACKED, "top_eigenvalue"), strict=True):
+            figures.lines(panel, frame.dropna(subset=field), "epoch", field, STYLES)
+            panel.set(xlabel="epoch")
         axes[0].set(title="Alignment of ε with v₁,\n|⟨ε/‖ε‖, v₁⟩|", ylim=(0, None))
         axes[1].set(title="Alignment of the tracked\neigenvector with v₁", ylim=(0, 1.02))
         axes[2].set(title="Top eigenvalue λ₁\nof the Hessian", ylim=(0, None))
-        plots.legend_below(axes[0])
-        plots.save(figure, path)
+        self.save(figure, docs)
 
 
 def perturbation_of(
@@ -235,10 +211,3 @@ def alignment_of(loss: Callable[..., jax.Array], method: str, **options: float) 
         return diagnostics.alignment(perturbation(gradient, state), vector)
 
     return alignment
-
-
-def along_training(records: list[Record], row: str, field: str) -> np.ndarray:
-    """A field as an array, seeds by epochs."""
-    own = select(records, row=row)
-    seeds = sorted({record["seed"] for record in own})
-    return np.array([[r[field] for r in own if r["seed"] == seed] for seed in seeds], float)

@@ -28,29 +28,32 @@ for right and one for wrong labels, seed by seed:
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
 import optax
+import pandas as pd
 
+from benchmarks import figures
+from benchmarks.claim import Claim, Comparison, Report, judge
+from benchmarks.experiment import Job
 from benchmarks.experiments.claims.eigen_sam import perturbation_of
-from benchmarks.experiments.claims.setting import (
-    ClaimOnNetworks,
-    Setting,
+from benchmarks.experiments.networks import (
+    RECIPES,
+    Recipes,
+    accuracies,
+    after_epochs,
     batch_after,
-    setting_of,
-    states_along_training,
-    training_data,
+    config_of,
+    make_network,
+    recorded,
 )
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, is_done, paired, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
-from benchmarks.train import evaluate
-from benchmarks.training.program import TrainState
+from benchmarks.records import Record
+from benchmarks.tables import number, paired, table, where
 from benchmarks.training.sharpness import NUM_IMAGES, chunks
 from optax_sam import curvature, tree_math
 
@@ -58,14 +61,11 @@ RHO = 0.1
 LONGER = round(RHO * 2**0.5, 4)
 NUM_VECTORS = 3
 LABELS = {0.0: "right labels", 0.4: "40 % wrong labels"}
-TRACKERS = {
-    "paper": {},
-    "mean": {"refresh_every": 5, "num_iters": 1, "decay": 0.8, "curvature_batch": 32},
-}
+TRACKERS = {"paper": {}, "mean": {"interval": 5, "num_iters": 1, "decay": 0.8, "curvature_batch": 32}}
 NAMES = {"paper": "the paper's tracker", "mean": "running mean"}
 STYLES = {
-    "paper": plots.style("eigen_sam", "Eigen-SAM, the paper's tracker", "--"),
-    "mean": plots.style("xsam", "Eigen-SAM, running mean, same cost"),
+    "paper": figures.style("eigen_sam", "Eigen-SAM, the paper's tracker", "--"),
+    "mean": figures.style("xsam", "Eigen-SAM, running mean, same cost"),
 }
 SAM = {"method": "sam", "settings": {"rho": RHO}}
 LONGER_SAM = {"method": "sam", "settings": {"rho": LONGER}}
@@ -77,26 +77,22 @@ def eigen_sam(tracker: str, alpha: float) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class EigenSAMTracked(ClaimOnNetworks):
+class EigenSAMTracked(Claim):
     """Alignment, top eigenvalues and accuracy against α, with two trackers."""
 
-    name: ClassVar[str] = "eigen_sam_tracked"
-    epochs: int = 8
-    """Passes over the training data."""
+    name: str = "eigen_sam_tracked"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Networks of each row."""
-    epochs_between: int = 2
-    """Epochs from one measurement to the next."""
-    alphas_of_the_paper: tuple[float, ...] = (0.2, 1.0)
-    """Strengths with the paper's tracker."""
+    datasets: tuple[str, ...] = ("fashion_mnist",)
+    recipes: Recipes = dataclasses.field(default_factory=lambda: RECIPES)  # how the networks are trained
+    epochs: int = 8  # passes over the training data
+    epochs_between: int = 2  # from one measurement to the next
+    alphas_of_the_paper: tuple[float, ...] = (0.2, 1.0)  # strengths with the paper's tracker
+    # Strengths with the running mean; the largest is compared with SAM at equal length.
     alphas: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0)
-    """Strengths with the running mean; the largest is compared with SAM at equal length."""
-    num_batches: int = 16
-    """Mini-batches whose perturbations are measured."""
-    first_iters: int = 16
-    """Hessian-vector products for the first eigenvectors."""
+    num_batches: int = 16  # mini-batches whose perturbations are measured
+    first_iters: int = 16  # Hessian-vector products for the first eigenvectors
+    # Those for the next ones, which start from the eigenvectors of the measurement before.
     later_iters: int = 10
-    """Hessian-vector products for those that start from the eigenvectors of the measurement before."""
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Label -> method and settings."""
@@ -117,19 +113,19 @@ class EigenSAMTracked(ClaimOnNetworks):
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
         """Trains a network; one record with the values along training and the accuracy at its end."""
-        setting = setting_of(job, self.recipes, data_dir)
-        noisy = training_data(setting)
-        few = chunks(noisy, NUM_IMAGES)
+        network = make_network(config_of(job, self.recipes), data_dir)
+        few, steps = chunks(network.noisy, NUM_IMAGES), network.program.steps_per_epoch
+        options = {name: job["settings"][name] for name in ("rho", "alpha") if name in job["settings"]}
+        along_epsilon = coordinates(network.loss, job["method"], **options)
         found: dict[str, list[Any]] = {
             name: [] for name in ("epoch", "eigenvalues", "residuals", "alignments", "tracked")
         }
         start = None
-        for step, state in states_along_training(setting, noisy):
-            epoch, inside = divmod(step, setting.program.steps_per_epoch)
-            if inside or epoch % self.epochs_between:
+        for epoch, state in after_epochs(network):
+            if epoch % self.epochs_between:
                 continue
             top = curvature.top_eigenpairs(
-                setting.loss,
+                network.loss,
                 state.params,
                 k=NUM_VECTORS,
                 num_iters=self.first_iters if start is None else self.later_iters,
@@ -138,76 +134,74 @@ class EigenSAMTracked(ClaimOnNetworks):
             )
             start = jax.tree.map(lambda x: x.sum(0), top.eigenvectors)
             of_batches = [
-                coordinates(setting, job, state, top.eigenvectors, batch_after(setting, noisy, step + i))
-                for i in range(min(self.num_batches, setting.program.steps_per_epoch))
+                with_first_and_span(
+                    along_epsilon(state, top.eigenvectors, batch_after(network, epoch * steps + i))
+                )
+                for i in range(min(self.num_batches, steps))
             ]
             vector = optax.tree.get(state.opt_state, "eigenvector")
             found["epoch"].append(epoch)
             found["eigenvalues"].append(rounded(top.eigenvalues))
             found["residuals"].append(rounded(top.residuals))
-            found["alignments"].append(rounded(np.mean([with_first_and_span(x) for x in of_batches], axis=0)))
+            found["alignments"].append(rounded(np.mean(of_batches, axis=0)))
             found["tracked"].append(
-                None if vector is None else rounded(with_first_and_span(along(top.eigenvectors, vector)))
+                None
+                if vector is None
+                else rounded(with_first_and_span(inner_products(top.eigenvectors, vector)))
             )
-        accuracy = {
-            f"{name}_accuracy": evaluate(setting.program, state, getattr(setting.dataset, name))["accuracy"]
-            for name in ("validation", "test")
-        }
-        return [record_of(job, setting.config, **found, **accuracy)]
+        return [found | accuracies(network, state) | recorded(network.config)]
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
-        """Verdicts, when all is measured, and tables."""
-        every = [summary(record) for record in records]
-        values = every if all(is_done(job, records) for job in self.jobs(records)) else []
-        alphas = {noise: chosen_alpha(select(values, label_noise=noise), self.alphas) for noise in LABELS}
-        measured = {noise: alpha for noise, alpha in alphas.items() if alpha is not None}
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
+        """Verdicts and tables."""
+        values = summaries(frame)
+        chosen = {noise: chosen_alpha(where(values, label_noise=noise), self.alphas) for noise in LABELS}
+        measured = {noise: alpha for noise, alpha in chosen.items() if alpha is not None}
+        name = lambda noise, alpha: f"{LABELS[noise]}, α = {alpha:g}"
 
-        def comparisons(field: str, alphas: dict[float, float], other: dict[str, Any], sign: int = 1):
-            """Its own value minus that of another row, or the reverse, for each kind of labels."""
-            return [
-                Comparison(f"{LABELS[noise]}, α = {alpha:g}", [sign * x for x in found])
-                for noise, alpha in alphas.items()
-                if (
-                    found := paired(select(values, label_noise=noise), field, eigen_sam("mean", alpha), other)
-                )
-            ]
+        def against(
+            field: str,
+            alphas: Mapping[float, float],
+            other: Mapping[str, Any],
+            factors: tuple[float, float] = (1, 1),
+        ) -> dict[float, pd.Series]:
+            """Own value minus the other row's, each with a factor, for each kind of labels."""
+            found = {}
+            for noise, alpha in alphas.items():
+                own = where(values, label_noise=noise)
+                own = own.assign(value=own[field] * np.where(own["method"] == "sam", factors[1], factors[0]))
+                found[noise] = paired(own, "value", eigen_sam("mean", alpha), other)
+            return found
+
+        def comparisons(gains: Mapping[float, pd.Series], alphas: Mapping[float, float], sign: int = 1):
+            return [Comparison(name(noise, alphas[noise]), sign * gain) for noise, gain in gains.items()]
 
         tracked = []
         for noise, alpha in measured.items():
-            own = select(values, label_noise=noise, **eigen_sam("mean", alpha))
-            is_near = np.mean([record["ratio"] for record in own]) > 0.8
-            name, least = ("tracked_span", 0.95) if is_near else ("tracked", 0.9)
+            own = where(values, label_noise=noise, **eigen_sam("mean", alpha))
+            is_near = own["ratio"].mean() > 0.8
+            field, least = ("tracked_span", 0.95) if is_near else ("tracked", 0.9)
             shown = "with the span, minus 0.95" if is_near else "with v₁, minus 0.9"
-            tracked.append(
-                Comparison(f"{LABELS[noise]}, α = {alpha:g}, {shown}", [r[name] - least for r in own])
-            )
-        against_paper = [
-            found
-            for alpha in self.alphas_of_the_paper
-            for found in comparisons("alignment", dict.fromkeys(measured, alpha), eigen_sam("paper", alpha))
+            tracked.append(Comparison(f"{name(noise, alpha)}, {shown}", own[field] - least))
+        against_paper = []
+        for alpha in self.alphas_of_the_paper:
+            same = dict.fromkeys(measured, alpha)
+            against_paper += comparisons(against("alignment", same, eigen_sam("paper", alpha)), same)
+        flatter = [
+            Comparison(f"{name(noise, measured[noise])}: 0.8 times SAM's λ₁ minus its own", -gain)
+            for noise, gain in against("last", measured, SAM, (1, 0.8)).items()
         ]
-        flatter, accurate = [], []
-        for noise, alpha in measured.items():
-            pairs = matched(select(values, label_noise=noise), eigen_sam("mean", alpha), SAM)
-            name = f"{LABELS[noise]}, α = {alpha:g}"
-            flatter.append(
-                Comparison(
-                    f"{name}: 0.8 times SAM's λ₁ minus its own",
-                    [0.8 * sam["last"] - own["last"] for own, sam in pairs],
-                )
+        accurate = [
+            Comparison(
+                f"{name(noise, measured[noise])}: accuracy minus SAM's plus 0.5 (percent)", gain + 0.005, 100
             )
-            accurate.append(
-                Comparison(
-                    f"{name}: accuracy minus SAM's plus 0.5 (percent)",
-                    [own["test_accuracy"] - sam["test_accuracy"] + 0.005 for own, sam in pairs],
-                    100,
-                )
-            )
+            for noise, gain in against("test_accuracy", measured, SAM).items()
+        ]
+        strongest = dict.fromkeys(measured, max(self.alphas))
         verdicts = [
             judge("At the paper's cost the tracked vector is the top eigenvector", tracked),
             judge(
                 "With it, ε is better aligned with v₁ than SAM's",
-                comparisons("alignment", measured, SAM),
+                comparisons(against("alignment", measured, SAM), measured),
             ),
             judge("ε is better aligned with v₁ than with the paper's tracker", against_paper),
             judge(
@@ -215,16 +209,23 @@ class EigenSAMTracked(ClaimOnNetworks):
             ),
             judge(
                 "λ₁ at the end is lower than SAM's with an ε of the same length",
-                comparisons("last", dict.fromkeys(measured, max(self.alphas)), LONGER_SAM, sign=-1),
+                comparisons(against("last", strongest, LONGER_SAM), strongest, sign=-1),
             ),
         ]
-        tables = [rows_table(select(every, label_noise=noise), self.rows(), noise) for noise in LABELS]
-        return Report(verdicts, tables)
+        return Report(
+            verdicts, [rows_table(where(values, label_noise=noise), self.rows(), noise) for noise in LABELS]
+        )
 
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Alignments, λ₁ and accuracy against α, for each kind of labels."""
-        values = [summary(record) for record in records]
-        figure, axes = plots.grid(
+        values = summaries(frame)
+        settings = values["settings"]
+        values = values.assign(
+            alpha=settings.map(lambda own: own.get("alpha")),
+            tracker=settings.map(lambda own: "mean" if "decay" in own else "paper"),
+            accuracy=100 * values["test_accuracy"],
+        )
+        figure, axes = figures.panels(
             2,
             4,
             f"Fashion-MNIST, ρ = {RHO}, {self.epochs} epochs: against the strength α (mean of seeds ± s.e.)",
@@ -233,41 +234,22 @@ class EigenSAMTracked(ClaimOnNetworks):
             "alignment": "Alignment of ε with v₁",
             "tracked": "Alignment of the tracked\nvector with v₁",
             "last": "λ₁ at the end",
-            "test_accuracy": "Test accuracy (%)",
+            "accuracy": "Test accuracy (%)",
         }
         for (noise, labels), row in zip(LABELS.items(), axes, strict=True):
-            own = select(values, label_noise=noise)
+            own = where(values, label_noise=noise)
             for panel, (field, title) in zip(row, fields.items(), strict=True):
-                scale = 100 if field == "test_accuracy" else 1
-                for tracker, style in STYLES.items():
-                    alphas = self.alphas if tracker == "mean" else self.alphas_of_the_paper
-                    alphas = [alpha for alpha in alphas if select(own, **eigen_sam(tracker, alpha))]
-                    columns = [
-                        [scale * r[field] for r in select(own, **eigen_sam(tracker, alpha))]
-                        for alpha in alphas
-                    ]
-                    seeds = min(map(len, columns), default=0)
-                    plots.curve(panel, alphas, np.array([x[:seeds] for x in columns]).T, style)
-                for label, line, settings in (
-                    ("SAM", "-", SAM),
-                    ("SAM, ε as long as at α = 1", ":", LONGER_SAM),
-                ):
-                    found = [scale * r[field] for r in select(own, **settings) if r[field] is not None]
-                    if found:
-                        panel.axhline(np.mean(found), color="#0072B2", ls=line, label=label)
-                panel.set(title=title, xscale="log", xlabel="α", xticks=self.alphas)
-                panel.set_xticklabels([f"{alpha:g}" for alpha in self.alphas])
-                panel.minorticks_off()
+                figures.lines(panel, where(own, method="eigen_sam"), "alpha", field, STYLES, "tracker")
+                for label, line, sam in (("SAM", "-", SAM), ("SAM, ε as long as at α = 1", ":", LONGER_SAM)):
+                    level = where(own, **sam)[field].mean()
+                    if level == level:
+                        panel.axhline(level, color=figures.style("sam").colour, ls=line, label=label)
+                panel.set(title=title, xlabel="α")
+                figures.ticks(panel, self.alphas)
             row[0].set(ylabel=labels, ylim=(0, 1.02))
             row[1].set(ylim=(0, 1.02))
             row[2].set(ylim=(0, None))
-        plots.legend_below(axes[0, 0])
-        plots.save(figure, path)
-
-
-def along(vectors: optax.Params, vector: optax.Params) -> np.ndarray:
-    """Inner products of a unit vector with several, which are stacked."""
-    return np.asarray(inner_products(vectors, vector))
+        self.save(figure, docs)
 
 
 @jax.jit
@@ -277,27 +259,20 @@ def inner_products(vectors: optax.Params, vector: optax.Params) -> jax.Array:
     return jax.vmap(lambda other: tree_math.vdot(other, vector))(vectors)
 
 
-def coordinates(
-    setting: Setting, job: Job, state: TrainState, vectors: optax.Params, batch: tuple[jax.Array, jax.Array]
-) -> np.ndarray:
-    """Inner products of the direction of a batch's ε with the vectors."""
-    options = {name: job["settings"][name] for name in ("rho", "alpha") if name in job["settings"]}
-    key = (setting.loss, job["method"], tuple(options.items()))
-    if key not in compiled:
-        perturbation, loss = perturbation_of(job["method"], **options), setting.loss
-        compiled[key] = jax.jit(
-            lambda state, vectors, batch: inner_products(
-                vectors, perturbation(jax.grad(loss)(state.params, batch), state)
-            )
+@functools.cache
+def coordinates(loss: Callable[..., jax.Array], method: str, **options: float) -> Callable[..., jax.Array]:
+    """State, vectors, batch -> inner products of the direction of ε with the vectors; compiled."""
+    perturbation = perturbation_of(method, **options)
+    return jax.jit(
+        lambda state, vectors, batch: inner_products(
+            vectors, perturbation(jax.grad(loss)(state.params, batch), state)
         )
-    return np.asarray(compiled[key](state, vectors, batch))
+    )
 
 
-compiled: dict[Any, Any] = {}  # of this process
-
-
-def with_first_and_span(inner: np.ndarray) -> tuple[float, float]:
+def with_first_and_span(inner: jax.Array) -> tuple[float, float]:
     """Alignment with v₁ and with the span."""
+    inner = np.asarray(inner)
     return float(abs(inner[0])), float(np.linalg.norm(inner))
 
 
@@ -306,63 +281,50 @@ def rounded(x: Any) -> Any:
     return np.round(np.asarray(x, float), 5).tolist()
 
 
-def summary(record: Record) -> Record:
+def summaries(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over the measurements of a training, and the values at its end."""
-    eigenvalues = np.array(record["eigenvalues"])
-    is_tracked = record["tracked"][0] is not None
-    tracked = np.mean(record["tracked"], axis=0) if is_tracked else (None, None)
-    alignment, span = np.mean(record["alignments"], axis=0)
-    return {name: record[name] for name in ("method", "settings", "label_noise", "seed")} | {
-        "alignment": float(alignment),
-        "span": float(span),
-        "tracked": tracked[0],
-        "tracked_span": tracked[1],
-        "ratio": float(np.mean(eigenvalues[:, 1] / eigenvalues[:, 0])),
-        "mean": float(eigenvalues[:, 0].mean()),
-        "last": float(eigenvalues[-1, 0]),
-        "validation_accuracy": record["validation_accuracy"],
-        "test_accuracy": record["test_accuracy"],
-    }
+    kept = ["method", "settings", "label_noise", "seed", "validation_accuracy", "test_accuracy"]
+    eigenvalues = frame["eigenvalues"].map(np.array)
+    both = frame["alignments"].map(lambda own: np.mean(own, axis=0))
+    tracked = frame["tracked"].map(lambda own: (np.nan,) * 2 if own[0] is None else np.mean(own, axis=0))
+    return frame[kept].assign(
+        alignment=both.map(lambda own: own[0]),
+        span=both.map(lambda own: own[1]),
+        tracked=tracked.map(lambda own: own[0]),
+        tracked_span=tracked.map(lambda own: own[1]),
+        ratio=eigenvalues.map(lambda own: np.mean(own[:, 1] / own[:, 0])),
+        mean=eigenvalues.map(lambda own: own[:, 0].mean()),
+        last=eigenvalues.map(lambda own: own[-1, 0]),
+    )
 
 
-def matched(values: list[Record], one: dict[str, Any], other: dict[str, Any]) -> list[tuple[Record, Record]]:
-    """The records of two rows, for the seeds that both have."""
-    found = [{record["seed"]: record for record in select(values, **row)} for row in (one, other)]
-    return [(found[0][seed], found[1][seed]) for seed in sorted(found[0].keys() & found[1].keys())]
-
-
-def chosen_alpha(values: list[Record], alphas: tuple[float, ...]) -> float | None:
+def chosen_alpha(values: pd.DataFrame, alphas: tuple[float, ...]) -> float | None:
     """The largest α that loses at most 0.2 points of validation accuracy, else the smallest."""
-    lost = {
-        alpha: -np.mean(differences)
-        for alpha in alphas
-        if (differences := paired(values, "validation_accuracy", eigen_sam("mean", alpha), SAM))
-    }
-    return max((alpha for alpha in lost if lost[alpha] <= 0.002), default=min(lost, default=None))
+    lost = {alpha: -paired(values, "validation_accuracy", eigen_sam("mean", alpha), SAM) for alpha in alphas}
+    means = {alpha: losses.mean() for alpha, losses in lost.items() if len(losses)}
+    return max((alpha for alpha in means if means[alpha] <= 0.002), default=min(means, default=None))
 
 
-def rows_table(values: list[Record], rows: dict[str, dict[str, Any]], noise: float) -> str:
+def rows_table(values: pd.DataFrame, rows: dict[str, dict[str, Any]], noise: float) -> str:
     """Means over training and values at its end, row by row."""
     lines = []
     for label, row in rows.items():
-        own = select(values, **row)
-        if not own:
+        own = where(values, **row)
+        if own.empty:
             continue
         pair = lambda first, span, own=own: (
-            "–"
-            if own[0][first] is None
-            else f"{number([r[first] for r in own])} ({np.mean([r[span] for r in own]):.2f})"
+            "–" if own[first].isna().any() else f"{number(own[first])} ({own[span].mean():.2f})"
         )
         lines.append(
             (
                 label,
                 pair("alignment", "span"),
                 pair("tracked", "tracked_span"),
-                number([record["mean"] for record in own]),
-                number([record["last"] for record in own]),
-                f"{np.mean([record['ratio'] for record in own]):.2f}",
-                number([100 * record["validation_accuracy"] for record in own]) + " %",
-                number([100 * record["test_accuracy"] for record in own]) + " %",
+                number(own["mean"]),
+                number(own["last"]),
+                f"{own['ratio'].mean():.2f}",
+                number(100 * own["validation_accuracy"]) + " %",
+                number(100 * own["test_accuracy"]) + " %",
                 str(len(own)),
             )
         )

@@ -16,15 +16,9 @@ from jax.flatten_util import ravel_pytree
 from scipy.stats import spearmanr
 
 import optax_sam
-from benchmarks.experiments.claims.setting import (
-    Setting,
-    batch_after,
-    mean_loss,
-    states_along_training,
-    training_data,
-)
-from benchmarks.reports.claims import Job, record_of
-from benchmarks.reports.records import Record
+from benchmarks.experiment import Job
+from benchmarks.experiments.networks import Network, batch_after, mean_loss, recorded, states_along_training
+from benchmarks.records import Record
 from benchmarks.training.sharpness import chunks
 from optax_sam import tree_math
 
@@ -148,14 +142,13 @@ def controlled(
         for name, epsilons in perturbations(noisy, problem).items():
             values = problem.increase(np.asarray(epsilons, np.float64))[len(noise) // 2 :]
             records.append(
-                record_of(
-                    job,
-                    noise_ratio=ratio,
-                    estimator=name,
-                    increase=float(values.mean()),
-                    standard_error_over_steps=float(values.std(ddof=1) / len(values) ** 0.5),
-                    noise_free_increase=problem.noise_free_increase(),
-                )
+                {
+                    "noise_ratio": ratio,
+                    "estimator": name,
+                    "increase": float(values.mean()),
+                    "standard_error_over_steps": float(values.std(ddof=1) / len(values) ** 0.5),
+                    "noise_free_increase": problem.noise_free_increase(),
+                }
             )
     return records
 
@@ -194,7 +187,7 @@ def rank_correlation(states: Mapping[str, Any], true_gradient: optax.Updates) ->
 
 def network(
     job: Job,
-    setting: Setting,
+    trained: Network,
     warm_up: int,
     every: int,
     observer: Callable[..., tuple[Callable[..., Any], Callable[..., Any]]] = compiled,
@@ -204,43 +197,41 @@ def network(
 
     Args:
         job: what to train.
-        setting: of the job.
+        trained: the network of the job.
         warm_up: first step that is measured.
         every: steps between two measurements.
         observer: what `compiled` is for `ESTIMATORS`.
         more: states, true gradient -> further fields of the records.
     """
-    noisy = training_data(setting)
-    parts = chunks(noisy)
+    parts = chunks(trained.noisy)
     rho = job["settings"]["rho"]
-    gradient_of, observe_batch = observer(setting.loss, rho)
+    gradient_of, observe_batch = observer(trained.loss, rho)
 
     def increase(params: optax.Params, epsilon: optax.Params, loss: float) -> float:
-        return mean_loss(setting, tree_math.add(params, epsilon), parts) - loss
+        return mean_loss(trained, tree_math.add(params, epsilon), parts) - loss
 
     records, states = [], None
-    for step, state in states_along_training(setting, noisy):
+    for step, state in states_along_training(trained):
         params = state.params
-        perturbations, states = observe_batch(params, states, batch_after(setting, noisy, step))
+        perturbations, states = observe_batch(params, states, batch_after(trained, step))
         if step < warm_up or step % every:
             continue
-        loss = mean_loss(setting, params, parts)
+        loss = mean_loss(trained, params, parts)
         true_gradient = summed(gradient_of, params, parts)
         noise_free = tree_math.scale(rho / tree_math.norm(true_gradient), true_gradient)
         noise_free_increase = increase(params, noise_free, loss)
         fields = more(states, true_gradient)
         records += [
-            record_of(
-                job,
-                setting.config,
-                step=step,
-                estimator=name,
-                loss=loss,
-                increase=increase(params, epsilon, loss),
-                noise_free_increase=noise_free_increase,
+            {
+                "step": step,
+                "estimator": name,
+                "loss": loss,
+                "increase": increase(params, epsilon, loss),
+                "noise_free_increase": noise_free_increase,
                 **fields,
-                cosine_with_the_noise_free=float(tree_math.vdot(epsilon, noise_free)) / rho**2,
-            )
+                "cosine_with_the_noise_free": float(tree_math.vdot(epsilon, noise_free)) / rho**2,
+            }
+            | recorded(trained.config)
             for name, epsilon in perturbations.items()
         ]
     return records

@@ -15,7 +15,7 @@ gradient would. All perturbations below have the same length ρ. Five statements
    of every seed (52 steps apart, after the first 156).
 4. There, the same as 2.
 5. infoSAM is more accurate than SAM with wrong labels. Compared, at each fraction of wrong labels: test
-   accuracies of the two tuned rows of the accuracy suite (`benchmarks/experiments/suite.py`),
+   accuracies of the two tuned rows of the accuracy suite (`benchmarks/experiments/suite/`),
    seed by seed.
 
 "infoSAM" in the statements has the library's defaults. The tables also show other estimators and, for the
@@ -27,54 +27,51 @@ all perturbations are computed at the same parameters from the same gradients.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
+import pandas as pd
 
+from benchmarks import figures
+from benchmarks.claim import Claim, Comparison, Report, judge
+from benchmarks.experiment import Job
 from benchmarks.experiments.claims import increases
-from benchmarks.experiments.claims.setting import ClaimOnNetworks, setting_of
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, paired, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.experiments.networks import RECIPES, Recipes, config_of, make_network
+from benchmarks.records import Record, read_records
+from benchmarks.tables import nested, number, paired, table, where
 
 RHO = 0.1
 CONTROLLED_RHO = 0.1  # in units of the length of the parameters
+CORRELATION = "rank_correlation_of_signal_and_noise"
 STYLES = {
-    "sam": plots.style("sam", "SAM"),
-    "info_sam": plots.style("info_sam", "infoSAM"),
-    "less_damping": plots.style("asam", "infoSAM, damping 0.01 of the mean variance", "--"),
-    "square_root": plots.style("xsam", "infoSAM, power ½", "--"),
-    "early_code": plots.style("eigen_sam", "infoSAM, the authors' early code", "--"),
+    "sam": figures.style("sam"),
+    "info_sam": figures.style("info_sam"),
+    "less_damping": figures.style("asam", "infoSAM, damping 0.01 of the mean variance", "--"),
+    "square_root": figures.style("xsam", "infoSAM, power ½", "--"),
+    "early_code": figures.style("eigen_sam", "infoSAM, the authors' early code", "--"),
 }
-NOISE_FREE = plots.style("sgd", "noise-free", ":")
+NOISE_FREE = figures.style("sgd", "noise-free", ":")
 LABELS = {name: style.label for name, style in STYLES.items()} | {
     "known_variance": "C = 1/σ² with the true σ²"
 }
+Groups = Mapping[str, pd.DataFrame]
 
 
 @dataclasses.dataclass(frozen=True)
-class InfoSAM(ClaimOnNetworks):
+class InfoSAM(Claim):
     """How much the perturbations of SAM and infoSAM raise the true loss."""
 
-    name: ClassVar[str] = "info_sam"
-    num_parameters: int = 100
-    """Number of parameters of the controlled problem."""
-    ratios: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-    """Lengths of its noise, relative to the length of the gradient."""
-    num_gradients: int = 1000
-    """Number of gradients, of which the second half is measured."""
-    controlled_seeds: tuple[int, ...] = tuple(range(10))
-    """Controlled problems."""
-    epochs: Mapping[int, int] = dataclasses.field(default_factory=lambda: {128: 8, 32: 2})
-    """For the networks: batch size -> passes over the data."""
+    name: str = "info_sam"
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Networks of each batch size."""
-    warm_up: int = 156
-    """First step of a training that is measured."""
-    every: int = 52
-    """Steps between two measurements."""
+    datasets: tuple[str, ...] = ("fashion_mnist",)
+    recipes: Recipes = dataclasses.field(default_factory=lambda: RECIPES)  # how the networks are trained
+    num_parameters: int = 100  # of the controlled problem
+    # Lengths of its noise, relative to the length of the gradient.
+    ratios: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    num_gradients: int = 1000  # of which the second half is measured
+    controlled_seeds: tuple[int, ...] = tuple(range(10))  # of the controlled problems
+    # For the networks: batch size -> passes over the data.
+    epochs: Mapping[int, int] = dataclasses.field(default_factory=lambda: {128: 8, 32: 2})
+    warm_up: int = 156  # first step of a training that is measured
+    every: int = 52  # steps between two measurements
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """Problems with a known Hessian, then networks."""
@@ -107,67 +104,65 @@ class InfoSAM(ClaimOnNetworks):
         """The increases of one problem or one network."""
         if job["experiment"] == "controlled":
             return increases.controlled(job, self.ratios)
-        return increases.network(job, setting_of(job, self.recipes, data_dir), self.warm_up, self.every)
+        network = make_network(config_of(job, self.recipes), data_dir)
+        return increases.network(job, network, self.warm_up, self.every)
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdicts and tables."""
-        noise, batches = by_noise(records), by_batch_size(records)
+        noise, batches = by_noise(frame), by_batch_size(frame)
         on_network = "on Fashion-MNIST, 40 % wrong labels"
+        suite = pd.DataFrame(read_records(results / "suite.jsonl"))
+        levels = sorted(set(suite["label_noise"]) - {0.0}) if len(suite) else ()
+        gains = {
+            level: paired(
+                where(suite, label_noise=level), "test_accuracy", {"row": "info_sam"}, {"row": "sam"}
+            )
+            for level in levels
+        }
         verdicts = [
             judge(
                 "Known Hessian: infoSAM's ε raises the true loss more than SAM's",
-                comparisons(noise, half_of_the_gap=False),
+                comparisons(noise, "info_sam"),
             ),
             judge(
                 "Known Hessian: it closes at least half of the gap to the noise-free ε",
-                comparisons(noise, half_of_the_gap=True),
+                comparisons(noise, "info_sam", half_of_the_gap=True),
             ),
             judge(
                 f"Network {on_network}: infoSAM's ε raises the true loss more than SAM's",
-                comparisons(batches, half_of_the_gap=False),
+                comparisons(batches, "info_sam"),
             ),
             judge(
                 "Network: it closes at least half of the gap to the noise-free ε",
-                comparisons(batches, half_of_the_gap=True),
+                comparisons(batches, "info_sam", half_of_the_gap=True),
             ),
             judge(
                 "infoSAM is more accurate than SAM with wrong labels, both tuned (accuracy suite, percent)",
-                suite_comparisons(suite.networks),
+                [Comparison(f"{level:.0%} wrong", gain, scale=100) for level, gain in gains.items()],
             ),
         ]
-        tables = []
-        for title, groups, names in (
-            ("Increase of the true loss, % of the noise-free one's: known Hessian", noise, LABELS),
-            (f"The same, network {on_network}", batches, STYLES),
-        ):
-            if groups:
-                tables.append(table((title, *groups), closed(groups, list(names), LABELS), numbers=False))
-        if batches:
-            field = "rank_correlation_of_signal_and_noise"
-            cells = [number([r[field] for r in select(own, estimator="sam")]) for own in batches.values()]
-            tables.append(
-                table(
-                    ("", *batches),
-                    [("rank correlation of squared gradient and noise", *cells)],
-                    numbers=False,
-                )
-            )
+        first = "Increase of the true loss, % of the noise-free one's: known Hessian"
+        correlations = [number(where(own, estimator="sam")[CORRELATION]) for own in batches.values()]
+        tables = [
+            closed(first, noise, list(LABELS), LABELS),
+            closed(f"The same, network {on_network}", batches, list(STYLES), LABELS),
+            table(
+                ("", *batches),
+                [("rank correlation of squared gradient and noise", *correlations)],
+                numbers=False,
+            ),
+        ]
         return Report(verdicts, tables)
 
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Increases by noise, and during the training of the network."""
-        groups = by_batch_size(records)
-        figure, axes = plots.panels(1 + len(groups), "What a perturbation of length ρ does to the true loss")
-        own = select(records, experiment="controlled")
-        ratios = sorted({record["noise_ratio"] for record in own})
-        relative = lambda record: record["increase"] / record["noise_free_increase"]
-        for name, style in STYLES.items():
-            seeds = sorted({record["seed"] for record in own})
-            values = [
-                [relative(*select(own, seed=seed, noise_ratio=ratio, estimator=name)) for ratio in ratios]
-                for seed in seeds
-            ]
-            plots.curve(axes[0], ratios, np.array(values), style)
+        frame = frame.assign(relative=frame["increase"] / frame["noise_free_increase"])
+        groups = by_batch_size(frame)
+        figure, (axes,) = figures.panels(
+            1, 1 + len(groups), "What a perturbation of length ρ does to the true loss"
+        )
+        controlled = where(frame, experiment="controlled")
+        figures.lines(axes[0], controlled, "noise_ratio", "relative", STYLES, "estimator")
         axes[0].axhline(1, color=NOISE_FREE.colour, ls=NOISE_FREE.line)
         axes[0].set(
             xscale="log",
@@ -175,76 +170,51 @@ class InfoSAM(ClaimOnNetworks):
             xlabel="length of the noise / length of the gradient",
             ylabel="increase / the noise-free ε's",
         )
-        for each, (title, group) in zip(axes[1:], groups.items(), strict=True):
-            steps = sorted({record["step"] for record in group})
-            seeds = sorted({record["seed"] for record in group})
-            get = lambda seed, step, name, group=group: select(group, seed=seed, step=step, estimator=name)[0]
-            for name, style in STYLES.items():
-                values = [[get(seed, step, name)["increase"] for step in steps] for seed in seeds]
-                plots.curve(each, steps, np.array(values), style)
-            free = [[get(seed, step, "sam")["noise_free_increase"] for step in steps] for seed in seeds]
-            plots.curve(each, steps, np.array(free), NOISE_FREE)
-            each.set(
-                title=f"Fashion-MNIST,\n40 % wrong labels, {title}", xlabel="step", ylabel="L(w + ε) − L(w)"
+        for panel, (title, group) in zip(axes[1:], groups.items(), strict=True):
+            free = where(group, estimator="sam")
+            free = free.assign(estimator="free", increase=free["noise_free_increase"])
+            styles = STYLES | {"free": NOISE_FREE}
+            figures.lines(panel, pd.concat([group, free]), "step", "increase", styles, "estimator")
+            panel.set(
+                title=f"Fashion-MNIST,\n40 % wrong labels, {title}",
+                xlabel="step",
+                ylabel="L(w + ε) − L(w)",
+                ylim=(0, None),
             )
-            each.set_ylim(0, None)
-        plots.legend_below(axes[-1])
-        plots.save(figure, path)
+        self.save(figure, docs)
 
 
-def differences(records: list[Record], estimator: str, *, half_of_the_gap: bool) -> list[float]:
-    """Increases minus SAM's, or minus the mean of SAM's and the noise-free one's, one by one."""
-    key = lambda record: (record["seed"], record.get("step"))
-    sam = {key(record): record["increase"] for record in select(records, estimator="sam")}
-    return [
-        record["increase"]
-        - ((sam[key(record)] + record["noise_free_increase"]) / 2 if half_of_the_gap else sam[key(record)])
-        for record in select(records, estimator=estimator)
-    ]
-
-
-def by_noise(records: list[Record]) -> dict[str, list[Record]]:
+def by_noise(frame: pd.DataFrame) -> Groups:
     """The records of the controlled problem, by the ratio of noise to gradient."""
-    own = select(records, experiment="controlled")
-    ratios = sorted({record["noise_ratio"] for record in own})
-    return {f"noise {ratio:g} times": select(own, noise_ratio=ratio) for ratio in ratios}
+    own = where(frame, experiment="controlled")
+    return {f"noise {ratio:g} times": group for ratio, group in own.groupby("noise_ratio")}
 
 
-def by_batch_size(records: list[Record]) -> dict[str, list[Record]]:
-    """The records of the network, by batch size."""
-    own = select(records, experiment="network")
-    sizes = sorted({record["settings"]["batch_size"] for record in own}, reverse=True)
-    return {f"batch {size}": [r for r in own if r["settings"]["batch_size"] == size] for size in sizes}
+def by_batch_size(frame: pd.DataFrame) -> Groups:
+    """The records of the network, by batch size, the largest first."""
+    own = where(frame, experiment="network")
+    sizes = nested(own, "settings", "batch_size")
+    return {f"batch {size}": own[sizes == size] for size in sorted(sizes.unique(), reverse=True)}
 
 
-def comparisons(groups: dict[str, list[Record]], *, half_of_the_gap: bool) -> list[Comparison]:
-    """InfoSAM's increase minus what it is compared with, in each group."""
-    return [
-        Comparison(name, differences(own, "info_sam", half_of_the_gap=half_of_the_gap))
-        for name, own in groups.items()
-    ]
-
-
-def suite_comparisons(networks: list[Record]) -> list[Comparison]:
-    """Test accuracies, infoSAM minus SAM, for each fraction of wrong labels."""
+def comparisons(groups: Groups, estimator: str, *, half_of_the_gap: bool = False) -> list[Comparison]:
+    """Increases minus SAM's, or minus the mean of SAM's and the noise-free one's, in each group."""
     found = []
-    for noise in sorted({record["label_noise"] for record in networks} - {0.0}):
-        own = select(networks, label_noise=noise)
-        gains = paired(own, "test_accuracy", {"row": "info_sam"}, {"row": "sam"})
-        if gains:
-            found.append(Comparison(f"{noise:.0%} wrong", gains, scale=100))
+    for name, group in groups.items():
+        on = ["seed", "step"] if "step" in group and group["step"].notna().any() else "seed"
+        gains = paired(group, "increase", {"estimator": estimator}, {"estimator": "sam"}, on)
+        if half_of_the_gap and len(gains):
+            sam = where(group, estimator="sam").set_index(on)
+            gains = gains - (sam["noise_free_increase"] - sam["increase"]) / 2
+        found.append(Comparison(name, gains))
     return found
 
 
-def closed(
-    groups: dict[str, list[Record]], names: Sequence[str], labels: Mapping[str, str]
-) -> list[tuple[str, ...]]:
-    """Rows of a table: mean increases in percent of the noise-free one, by group and estimator."""
-    rows = []
-    for name in names:
-        cells = [
-            number([100 * r["increase"] / r["noise_free_increase"] for r in select(own, estimator=name)])
-            for own in groups.values()
-        ]
-        rows.append((labels[name], *cells))
-    return rows
+def closed(title: str, groups: Groups, names: Sequence[str], labels: Mapping[str, str]) -> str:
+    """A table of mean increases in percent of the noise-free one, by group and estimator."""
+    relative = lambda own: 100 * own["increase"] / own["noise_free_increase"]
+    rows = [
+        (labels[name], *(number(relative(where(own, estimator=name))) for own in groups.values()))
+        for name in names
+    ]
+    return table((title, *groups), rows, numbers=False)

@@ -18,18 +18,17 @@ noise instead of weighting it. A weighting that holds at every batch size is tra
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
+import pandas as pd
 
+from benchmarks import figures
+from benchmarks.claim import Report, judge
+from benchmarks.experiment import Job
 from benchmarks.experiments.claims import weightings
-from benchmarks.experiments.claims.info_sam import InfoSAM, by_batch_size, by_noise, closed, differences
-from benchmarks.experiments.claims.setting import setting_of
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge
+from benchmarks.experiments.claims.info_sam import InfoSAM, by_batch_size, by_noise, closed, comparisons
+from benchmarks.experiments.networks import config_of, make_network
+from benchmarks.records import Record
+from benchmarks.tables import where
 
 NOISE = ("independent", "like the gradient")
 LABELS = {
@@ -44,11 +43,11 @@ LABELS = {
     "layer_signal_to_noise": "g m²/(m² + t), m² and t of each layer",
 }
 STYLES = {
-    "sam": plots.style("sam", "SAM"),
-    "info_sam": plots.style("info_sam", "infoSAM"),
-    "signal_to_noise": plots.style("asam", "signal to noise"),
-    "layer_signal_to_noise": plots.style("xsam", "signal to noise of each layer", "--"),
-    "running_mean": plots.style("eigen_sam", "running mean", "--"),
+    "sam": figures.style("sam"),
+    "info_sam": figures.style("info_sam"),
+    "signal_to_noise": figures.style("asam", "signal to noise"),
+    "layer_signal_to_noise": figures.style("xsam", "signal to noise of each layer", "--"),
+    "running_mean": figures.style("eigen_sam", "running mean", "--"),
 }
 
 
@@ -56,69 +55,51 @@ STYLES = {
 class InfoSAMWeightings(InfoSAM):
     """How much the perturbations of other weightings raise the true loss."""
 
-    name: ClassVar[str] = "info_sam_weightings"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Networks of each batch size."""
+    name: str = "info_sam_weightings"
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """Those of infoSAM, the controlled problems with both kinds of noise, the networks seed by seed."""
         jobs = super().jobs(records)
-        known = select(jobs, experiment="controlled")
+        known = [job for job in jobs if job["experiment"] == "controlled"]
         controlled = [job | {"noise": noise} for noise in NOISE for job in known]
-        return controlled + sorted(select(jobs, experiment="network"), key=lambda job: job["seed"])
+        return controlled + sorted(jobs[len(known) :], key=lambda job: job["seed"])
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
         """The increases of one problem or one network."""
         if job["experiment"] == "controlled":
             return weightings.controlled(job, self.ratios)
-        setting = setting_of(job, self.recipes, data_dir)
-        return weightings.network(job, setting, self.warm_up, self.every)
+        network = make_network(config_of(job, self.recipes), data_dir)
+        return weightings.network(job, network, self.warm_up, self.every)
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdicts and tables."""
-        batches = by_batch_size(records)
+        batches = by_batch_size(frame)
         verdicts = [
             judge(
                 f"Network on Fashion-MNIST, 40 % wrong: {LABELS[name]} raises the true loss more than g",
-                [
-                    Comparison(title, differences(own, name, half_of_the_gap=False))
-                    for title, own in batches.items()
-                ],
+                comparisons(batches, name),
             )
             for name in LABELS
             if name not in ("sam", "running_mean", "info_sam")
         ]
-        tables = []
-        for noise in NOISE:
-            groups = by_noise(select(records, noise=noise))
-            if groups:
-                title = f"Increase, % of the noise-free one's: known Hessian, noise {noise}"
-                rows = closed(groups, [name for name in LABELS if name not in weightings.LAYERWISE], LABELS)
-                tables.append(table((title, *groups), rows, numbers=False))
-        if batches:
-            rows = closed(batches, list(LABELS), LABELS)
-            tables.append(table(("The same, network", *batches), rows, numbers=False))
-        return Report(verdicts, tables)
+        known = [name for name in LABELS if name not in weightings.LAYERWISE]
+        title = "Increase, % of the noise-free one's: known Hessian, noise"
+        tables = [
+            closed(f"{title} {noise}", by_noise(where(frame, noise=noise)), known, LABELS) for noise in NOISE
+        ]
+        return Report(verdicts, [*tables, closed("The same, network", batches, list(LABELS), LABELS)])
 
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Increases by noise, and during the training of the network."""
-        batches = by_batch_size(records)
-        figure, axes = plots.panels(len(NOISE) + len(batches), "Other weightings of a noisy gradient")
-        relative = lambda found: [r["increase"] / r["noise_free_increase"] for r in found]
-        for each, noise in zip(axes, NOISE, strict=False):
-            own = select(records, noise=noise)
-            ratios = sorted({record["noise_ratio"] for record in own})
-            for name, style in STYLES.items():
-                values = [relative(select(own, noise_ratio=ratio, estimator=name)) for ratio in ratios]
-                if values and values[0]:
-                    plots.curve(each, ratios, np.array(values).T, style)
-            each.set(xscale="log", title=f"Known Hessian,\nnoise {noise}", xlabel="noise / gradient")
+        frame = frame.assign(relative=frame["increase"] / frame["noise_free_increase"])
+        batches = by_batch_size(frame)
+        figure, (axes,) = figures.panels(1, len(NOISE) + len(batches), "Other weightings of a noisy gradient")
+        for panel, noise in zip(axes, NOISE, strict=False):
+            own = where(frame, noise=noise)
+            figures.lines(panel, own, "noise_ratio", "relative", STYLES, "estimator")
+            panel.set(xscale="log", title=f"Known Hessian,\nnoise {noise}", xlabel="noise / gradient")
         axes[0].set_ylabel("increase / the noise-free ε's")
-        for each, (title, own) in zip(axes[len(NOISE) :], batches.items(), strict=True):
-            steps = sorted({record["step"] for record in own})
-            for name, style in STYLES.items():
-                values = [relative(select(own, step=step, estimator=name)) for step in steps]
-                plots.curve(each, steps, np.array(values).T, style)
-            each.set(title=f"Fashion-MNIST, 40 % wrong,\n{title}", xlabel="step")
-        plots.legend_below(axes[-1])
-        plots.save(figure, path)
+        for panel, (title, own) in zip(axes[len(NOISE) :], batches.items(), strict=True):
+            figures.lines(panel, own, "step", "relative", STYLES, "estimator")
+            panel.set(title=f"Fashion-MNIST, 40 % wrong,\n{title}", xlabel="step")
+        self.save(figure, docs)

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 import optax_sam
-from benchmarks.experiments.claims.setting import Setting, batch_after, states_along_training, training_data
-from benchmarks.reports.claims import Job, record_of
-from benchmarks.reports.records import Record
+from benchmarks.experiment import Job
+from benchmarks.experiments.networks import Network, batch_after, recorded, states_along_training
+from benchmarks.records import Record
 from optax_sam import tree_math
 
 ASCENT_RATE = 0.3
@@ -44,7 +44,7 @@ def quadratics(job: Job) -> list[Record]:
     with jax.enable_x64(True):
         for radius in QUADRATIC_RADII:
             alphas = np.asarray(jax.vmap(search, (0, 0, None))(hessians, points, radius))
-            records.append(record_of(job, radius=radius, alphas=[round(float(alpha), 2) for alpha in alphas]))
+            records.append({"radius": radius, "alphas": [round(float(alpha), 2) for alpha in alphas]})
     return records
 
 
@@ -115,38 +115,36 @@ def worst_found(
     return max(losses)
 
 
-def network(job: Job, setting: Setting, per_epoch: int, ascent_steps: int) -> list[Record]:
+def network(job: Job, trained: Network, per_epoch: int, ascent_steps: int) -> list[Record]:
     """Losses on the sphere during the training of a network, a record for each batch measured.
 
     Args:
         job: what to train.
-        setting: of the job.
+        trained: the network of the job.
         per_epoch: measurements in an epoch, of two batches each.
         ascent_steps: steps of the ascent on the sphere to the worst point found.
     """
-    noisy = training_data(setting)
-    probe = probes(setting.loss, job["settings"]["rho"], job["settings"]["rho_max"])
-    interval = max(1, setting.program.steps_per_epoch // per_epoch)
+    probe = probes(trained.loss, job["settings"]["rho"], job["settings"]["rho_max"])
+    interval = max(1, trained.program.steps_per_epoch // per_epoch)
 
     records = []
-    for step, state in states_along_training(setting, noisy):
+    for step, state in states_along_training(trained):
         if step % interval:
             continue
         kept = optax.tree.get(state.opt_state, "alpha")
         for index in range(2):
-            batch = batch_after(setting, noisy, step + index)
+            batch = batch_after(trained, step + index)
             loss, losses, best, epsilon = probe.look(state.params, kept, batch)
             records.append(
-                record_of(
-                    job,
-                    setting.config,
-                    step=step,
-                    batch=index,
-                    loss=float(loss),
-                    loss_at={name: float(value) for name, value in losses.items()}
+                {
+                    "step": step,
+                    "batch": index,
+                    "loss": float(loss),
+                    "loss_at": {name: float(value) for name, value in losses.items()}
                     | {"worst found": worst_found(probe, state.params, epsilon, batch, ascent_steps)},
-                    kept_alpha=round(float(kept), 2),
-                    alphas=[round(float(alpha), 2) for alpha in best],
-                )
+                    "kept_alpha": round(float(kept), 2),
+                    "alphas": [round(float(alpha), 2) for alpha in best],
+                }
+                | recorded(trained.config)
             )
     return records

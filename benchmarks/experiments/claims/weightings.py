@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import optax
 
 import optax_sam
+from benchmarks.experiment import Job
 from benchmarks.experiments.claims import increases
-from benchmarks.experiments.claims.setting import Setting
-from benchmarks.reports.claims import Job
-from benchmarks.reports.records import Record
+from benchmarks.experiments.networks import Network
+from benchmarks.records import Record
 from optax_sam import tree_math
 
 PARTS = 4
@@ -129,8 +129,8 @@ def compiled(loss: Callable[..., jax.Array], rho: float) -> tuple[Callable[..., 
     return gradient_of, observe_batch
 
 
-def network(job: Job, setting: Setting, warm_up: int, every: int) -> list[Record]:
+def network(job: Job, trained: Network, warm_up: int, every: int) -> list[Record]:
     """`increases.network` for all directions."""
     return increases.network(
-        job, setting, warm_up, every, observer=compiled, more=lambda statistics, true_gradient: {}
+        job, trained, warm_up, every, observer=compiled, more=lambda statistics, true_gradient: {}
     )

@@ -25,47 +25,45 @@ times per epoch, on two batches each time.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 
+from benchmarks import figures
+from benchmarks.claim import Claim, Comparison, Report, Verdict, judge, outcome
+from benchmarks.experiment import Job
 from benchmarks.experiments.claims import sphere
-from benchmarks.experiments.claims.setting import ClaimOnNetworks, setting_of
 from benchmarks.experiments.claims.sphere import RADII
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Job, Report, SuiteResults, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, Verdict, judge, number, outcome
+from benchmarks.experiments.networks import RECIPES, Recipes, config_of, make_network
+from benchmarks.records import Record
+from benchmarks.tables import nested, number, table, where
 
 RHO, RHO_MAX = 0.1, 0.2
 NOISE_LEVELS = (0.0, 0.4)
 QUADRATIC_RHO = 0.01  # in units of ‖w‖
-WRONG = {
-    0.0: plots.style("sam", "right labels"),
-    0.4: plots.style("xsam", "40 % wrong labels"),
+LABELS = {0.0: figures.style("sam", "right labels"), 0.4: figures.style("xsam", "40 % wrong labels")}
+DIRECTIONS = {
+    "v(0)": "v(0):\nε's",
+    "v(1)": "v(1):\nSAM's",
+    "v(kept)": "v(α*),\nkept",
+    "v(alpha*)": "v(α*),\nfresh",
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class XSAMDirection(ClaimOnNetworks):
+class XSAMDirection(Claim):
     """Losses along XSAM's arc, and how α* varies."""
 
-    name: ClassVar[str] = "xsam_direction"
-    num_quadratics: int = 100
-    """Random quadratics."""
-    epochs: int = 10
-    """Passes over the training data."""
+    name: str = "xsam_direction"
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Networks of each level of label noise."""
-    steps_per_epoch: int = 78
-    """Steps between two searches."""
-    per_epoch: int = 6
-    """Measurements in an epoch, of two batches each."""
-    ascent_steps: int = 20
-    """Steps of the ascent on the sphere to the worst point found."""
+    datasets: tuple[str, ...] = ("fashion_mnist",)
+    recipes: Recipes = dataclasses.field(default_factory=lambda: RECIPES)  # how the networks are trained
+    num_quadratics: int = 100  # random quadratics
+    epochs: int = 10  # passes over the training data
+    steps_per_epoch: int = 78  # steps between two searches
+    per_epoch: int = 6  # measurements in an epoch, of two batches each
+    ascent_steps: int = 20  # steps of the ascent on the sphere to the worst point found
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """Quadratics, then networks."""
@@ -74,7 +72,7 @@ class XSAMDirection(ClaimOnNetworks):
                 "experiment": "network",
                 "data": "fashion_mnist",
                 "method": "xsam",
-                "settings": {"rho": RHO, "rho_max": RHO_MAX, "refresh_every": self.steps_per_epoch},
+                "settings": {"rho": RHO, "rho_max": RHO_MAX, "interval": self.steps_per_epoch},
                 "label_noise": noise,
                 "epochs": self.epochs,
                 "seed": seed,
@@ -89,25 +87,24 @@ class XSAMDirection(ClaimOnNetworks):
         """Random quadratics, or a network."""
         if job["experiment"] == "quadratic":
             return sphere.quadratics(job)
-        setting = setting_of(job, self.recipes, data_dir)
-        return sphere.network(job, setting, self.per_epoch, self.ascent_steps)
+        network = make_network(config_of(job, self.recipes), data_dir)
+        return sphere.network(job, network, self.per_epoch, self.ascent_steps)
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdicts and tables."""
-        networks = {noise: select(records, experiment="network", label_noise=noise) for noise in NOISE_LEVELS}
-        networks = {noise: own for noise, own in networks.items() if own}
+        shares, variation = along_arc(frame), self.variation(frame)
+        losses = shares.groupby(["label_noise", "seed"])[[*DIRECTIONS]].mean()
         nearer, slow = [], []
-        for noise, own in networks.items():
-            for one, other in (("v(1)", "v(0)"), ("v(kept)", "v(1)")):
-                gains = by_seed(own, lambda r, one=one, other=other: r["loss_at"][one] - r["loss_at"][other])
-                name = one.replace("kept", "α*")
-                nearer.append(Comparison(f"{WRONG[noise].label}: {name} over {other}", gains))
-            slow.append(Comparison(WRONG[noise].label, [0.2 - x for x in changes(own, self.per_epoch)]))
+        for noise, own in losses.groupby("label_noise"):
+            label = LABELS[noise].label
+            nearer.append(Comparison(f"{label}: v(1) over v(0)", own["v(1)"] - own["v(0)"]))
+            nearer.append(Comparison(f"{label}: v(α*) over v(1)", own["v(kept)"] - own["v(1)"]))
+            slow.append(Comparison(label, 0.2 - variation.loc[noise]["change"]))
 
-        quadratic = {r["radius"]: np.array(r["alphas"]) for r in select(records, experiment="quadratic")}
+        quadratics = where(frame, experiment="quadratic").set_index("radius")["alphas"].map(np.array)
         ends = []
-        if quadratic:
-            ends = [(quadratic[max(quadratic)] > 1), (quadratic[min(quadratic)] < 1)]
+        if len(quadratics):
+            ends = [quadratics[quadratics.index.max()] > 1, quadratics[quadratics.index.min()] < 1]
         verdicts = [
             judge(
                 "At distance ρ_max the loss is larger along v(1) than along v(0), and larger still along"
@@ -125,146 +122,103 @@ class XSAMDirection(ClaimOnNetworks):
             ),
             judge("α* changes by less than a tenth of its range from one epoch to the next", slow),
         ]
-        directions = [
-            (
-                WRONG[noise].label,
-                *(number(by_seed(own, share(name))) for name in ("v(0)", "v(1)", "v(kept)", "v(alpha*)")),
-            )
-            for noise, own in networks.items()
-        ]
-        variation = [
-            (
-                WRONG[noise].label,
-                number([float(series(own, s).mean()) for s in sorted({r["seed"] for r in own})]),
-                number([float(series(own, s).std()) for s in sorted({r["seed"] for r in own})]),
-                number(slow_part(own)),
-                number(changes(own, self.per_epoch)),
-                number(changes_of_batch(own)),
-                number(autocorrelation(own, self.per_epoch)),
-            )
-            for noise, own in networks.items()
-        ]
-        tables = []
-        if networks:
-            tables = [
-                table(
-                    (
-                        "Increase of the batch loss at ρ_max, % of the worst found",
-                        "v(0)",
-                        "v(1)",
-                        "v(α*), kept",
-                        "v(α*), fresh",
-                    ),
-                    directions,
-                    numbers=False,
-                ),
-                table(
-                    (
-                        "α*",
-                        "mean",
-                        "standard deviation",
-                        "the same without the differences between batches",
-                        "change in an epoch",
-                        "change of batch, same w",
-                        "autocorrelation at an epoch",
-                    ),
-                    variation,
-                    numbers=False,
-                ),
-            ]
-        return Report(verdicts, tables)
-
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
-        """Losses on the sphere, α* during training, α* by distance."""
-        figure, axes = plots.panels(3, "XSAM: the worst direction on the arc, Fashion-MNIST")
-        directions = {"v(0)": "v(0):\nε's", "v(1)": "v(1):\nSAM's", "v(kept)": "v(α*),\nkept"}
-        directions["v(alpha*)"] = "v(α*),\nfresh"
-        for shift, (noise, style) in zip((-0.08, 0.08), WRONG.items(), strict=True):
-            group = select(records, experiment="network", label_noise=noise)
-            if not group:
-                continue
-            for x, name in enumerate(directions):
-                values = by_seed(group, share(name))
-                label = style.label if x == 0 else None
-                axes[0].scatter(
-                    [x + shift] * len(values), values, color=style.colour, marker=style.marker, label=label
+        percent = shares.groupby(["label_noise", "seed"])[[f"share of {name}" for name in DIRECTIONS]].mean()
+        titles = (
+            "Increase of the batch loss at ρ_max, % of the worst found",
+            *("v(0)", "v(1)", "v(α*), kept", "v(α*), fresh"),
+        )
+        of_alpha = (
+            "α*",
+            "mean",
+            "standard deviation",
+            "the same without the differences between batches",
+            "change in an epoch",
+            "change of batch, same w",
+            "autocorrelation at an epoch",
+        )
+        return Report(
+            verdicts,
+            [
+                table(head, [(LABELS[noise].label, *own.agg(number)) for noise, own in groups], numbers=False)
+                for head, groups in (
+                    (titles, percent.groupby("label_noise")),
+                    (of_alpha, variation.groupby("label_noise")),
                 )
-            steps = sorted({record["step"] for record in group})
-            seeds = sorted({record["seed"] for record in group})
-            axes[1].plot(steps, series(group, seeds[0]), color=style.colour, marker=style.marker, ms=4, lw=1)
-            multiples = np.array(
-                [np.mean([r["alphas"] for r in select(group, seed=seed)], axis=0) for seed in seeds]
-            )
-            plots.curve(axes[2], [multiple * RHO_MAX / RHO for multiple in RADII], multiples, style)
+            ],
+        )
+
+    def variation(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """How α* at distance ρ_max varies along training, by label noise and seed."""
+        lag, found = self.per_epoch, {}
+        own = where(frame, experiment="network")
+        own = own.assign(alpha=own["alphas"].str[RADII.index(1.0)])
+        for at, network in own.groupby(["label_noise", "seed"]):
+            one, other = (where(network, batch=batch)["alpha"].to_numpy(float) for batch in (0, 1))
+            of_batches = np.mean((one - other) ** 2) / 2
+            slow = max(0.0, np.var(np.concatenate([one, other])) - of_batches) ** 0.5
+            centred = one - one.mean()
+            variance = float(centred @ centred)
+            found[at] = {
+                "mean": one.mean(),
+                "deviation": one.std(),
+                "slow": slow,
+                "change": np.abs(one[lag:] - one[:-lag]).mean(),
+                "of_batch": np.abs(one - other).mean(),
+                # 0 if α* does not vary at all.
+                "autocorrelation": float(centred[lag:] @ centred[:-lag]) / variance if variance else 0.0,
+            }
+        return pd.DataFrame.from_dict(found, orient="index").rename_axis(["label_noise", "seed"])
+
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
+        """Losses on the sphere, α* during training, α* by distance."""
+        figure, (axes,) = figures.panels(1, 3, "XSAM: the worst direction on the arc, Fashion-MNIST")
+        names = [f"share of {name}" for name in DIRECTIONS]
+        means = along_arc(frame).groupby(["label_noise", "seed"], as_index=False)[names].mean()
+        long = means.melt(["label_noise", "seed"], value_name="share", var_name="direction")
+        shift = long["label_noise"].map({0.0: -0.08, 0.4: 0.08})
+        long = long.assign(place=long["direction"].map(names.index) + shift)
+        figures.points(axes[0], long, "place", "share", LABELS, "label_noise")
         axes[0].set(
             title="Batch loss at ρ_max\n(each point a network)",
             ylabel="increase (% of the worst found)",
-            xticks=range(len(directions)),
+            xticks=range(len(DIRECTIONS)),
         )
-        axes[0].set_xticklabels(directions.values())
+        axes[0].set_xticklabels(DIRECTIONS.values())
+        own = where(frame, experiment="network")
+        alphas = where(own, seed=self.seeds[0], batch=0)
+        alphas = alphas.assign(alpha=alphas["alphas"].str[RADII.index(1.0)].astype(float))
+        figures.lines(axes[1], alphas, "step", "alpha", LABELS, "label_noise")
         axes[1].set(
             title="α* along training,\none network, batch by batch",
             xlabel="step",
             ylabel="α*",
             ylim=(0, 2.05),
         )
-        quadratic = select(records, experiment="quadratic")
-        if quadratic:
-            values = np.array([record["alphas"] for record in quadratic]).T
-            radii = [record["radius"] for record in quadratic]
-            axes[2].plot(radii, values.mean(0), color="k", ls=":", label="100 random quadratics")
-            axes[2].fill_between(radii, values.min(0), values.max(0), color="k", alpha=0.08, lw=0)
+        radii = [multiple * RHO_MAX / RHO for multiple in RADII]
+        far = own.assign(radius=[radii] * len(own)).explode(["alphas", "radius"])
+        far = far.astype({"alphas": float, "radius": float})
+        far = far.groupby(["label_noise", "seed", "radius"], as_index=False)["alphas"].mean()
+        figures.lines(axes[2], far, "radius", "alphas", LABELS, "label_noise")
+        quadratic = where(frame, experiment="quadratic")
+        if len(quadratic):
+            values = np.array(quadratic["alphas"].tolist()).T
+            axes[2].plot(
+                *(quadratic["radius"], values.mean(0)), color="k", ls=":", label="100 random quadratics"
+            )
+            axes[2].fill_between(
+                *(quadratic["radius"], values.min(0), values.max(0)), color="k", alpha=0.08, lw=0
+            )
         axes[2].axhline(1, color="k", lw=0.8)
         axes[2].set(title="α* by distance", xlabel="ρ_max / ρ", ylabel="α*", xscale="log", ylim=(0, 2.05))
-        plots.legend_below(axes[2])
-        plots.save(figure, path)
+        self.save(figure, docs)
 
 
-def by_seed(records: list[Record], values) -> list[float]:
-    """Means of `values(record)` over training, seed by seed."""
-    seeds = sorted({record["seed"] for record in records})
-    return [float(np.mean([values(record) for record in select(records, seed=seed)])) for seed in seeds]
-
-
-def series(records: list[Record], seed: int, batch: int = 0) -> np.ndarray:
-    """α* at distance ρ_max during the training of a network."""
-    return np.array(
-        [record["alphas"][RADII.index(1.0)] for record in select(records, seed=seed, batch=batch)]
-    )
-
-
-def changes(records: list[Record], lag: int) -> list[float]:
-    """Mean absolute change of α* from a measurement to the `lag`-th next one, seed by seed."""
-    seeds = sorted({record["seed"] for record in records})
-    return [float(np.abs(series(records, s)[lag:] - series(records, s)[:-lag]).mean()) for s in seeds]
-
-
-def changes_of_batch(records: list[Record]) -> list[float]:
-    """Mean absolute difference of α* between two batches at the same w, seed by seed."""
-    seeds = sorted({record["seed"] for record in records})
-    return [float(np.abs(series(records, s, 0) - series(records, s, 1)).mean()) for s in seeds]
-
-
-def slow_part(records: list[Record]) -> list[float]:
-    """Standard deviation of α* during training, without differences between batches at the same w."""
-    found = []
-    for seed in sorted({record["seed"] for record in records}):
-        one, other = series(records, seed, 0), series(records, seed, 1)
-        of_batches = np.mean((one - other) ** 2) / 2
-        found.append(float(max(0.0, np.var(np.concatenate([one, other])) - of_batches) ** 0.5))
-    return found
-
-
-def autocorrelation(records: list[Record], lag: int) -> list[float]:
-    """Autocorrelation of α* at a lag, seed by seed; 0 if α* does not vary at all."""
-    found = []
-    for seed in sorted({record["seed"] for record in records}):
-        values = series(records, seed) - series(records, seed).mean()
-        variance = float(values @ values)
-        found.append(float(values[lag:] @ values[:-lag]) / variance if variance else 0.0)
-    return found
-
-
-def share(name: str) -> Callable[[Record], float]:
-    """Increase along a direction, in percent of the worst found."""
-    return lambda r: 100 * (r["loss_at"][name] - r["loss"]) / (r["loss_at"]["worst found"] - r["loss"])
+def along_arc(frame: pd.DataFrame) -> pd.DataFrame:
+    """Losses along the directions, and the increases in percent of the worst found, batch by batch."""
+    own = where(frame, experiment="network")
+    losses = {name: nested(own, "loss_at", name) for name in (*DIRECTIONS, "worst found")}
+    shares = {
+        f"share of {name}": 100 * (losses[name] - own["loss"]) / (losses["worst found"] - own["loss"])
+        for name in DIRECTIONS
+    }
+    return own[["label_noise", "seed"]].assign(**losses, **shares)

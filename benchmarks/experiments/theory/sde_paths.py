@@ -18,21 +18,22 @@ network, ρ and learning rate are not known to us: ours are in `SDEPaths` and `n
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
 import optax
+import pandas as pd
 
 import optax_sam
+from benchmarks import figures
+from benchmarks.claim import Claim, Comparison, Report, judge
+from benchmarks.experiment import Job
 from benchmarks.experiments.theory import network
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.records import Record
+from benchmarks.tables import nested, number, table, where
 from optax_sam import sde
 
 QUANTITIES = {
@@ -44,9 +45,9 @@ QUANTITIES = {
     "top_eigenvalue": "λ_max",
 }
 ROWS = {
-    "sam": plots.style("sgd", "SAM, discrete"),
-    "second": plots.style("xsam", "SDE of second order", "--"),
-    "third": plots.style("sam", "SDE of third order", "--"),
+    "sam": figures.style("sgd", "SAM, discrete"),
+    "second": figures.style("xsam", "SDE of second order", "--"),
+    "third": figures.style("sam", "SDE of third order", "--"),
 }
 
 
@@ -54,20 +55,16 @@ ROWS = {
 class SDEPaths(Claim):
     """SAM and its two SDEs along training."""
 
-    page: ClassVar[str] = "theory"
-    name: ClassVar[str] = "sde_paths"
-    setting: Mapping[str, Any] = dataclasses.field(default_factory=lambda: network.DATA)
-    """Data and network."""
-    learning_rate: float = 0.2
-    """η."""
-    radii: tuple[float, ...] = (0.2, 0.5, 1.0)
-    """Values of ρ."""
-    num_steps: int = 400
-    """Steps of a run."""
-    every: int = 25
-    """Steps between two measurements."""
-    seeds: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"sam": 8, "second": 4, "third": 4})
-    """Number of runs of each row."""
+    name: str = "sde_paths"
+    page: str = "theory"
+    seeds: tuple[int, ...] = tuple(range(8))
+    datasets: tuple[str, ...] = ("mnist",)
+    setting: Mapping[str, Any] = dataclasses.field(default_factory=lambda: network.DATA)  # data and network
+    learning_rate: float = 0.2  # η
+    radii: tuple[float, ...] = (0.2, 0.5, 1.0)  # values of ρ
+    num_steps: int = 400  # of a run
+    every: int = 25  # steps between two measurements
+    num_paths: int = 4  # runs of each SDE, the first so many of the seeds
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """One run each."""
@@ -82,8 +79,8 @@ class SDEPaths(Claim):
                 "seed": seed,
             }
             for rho in self.radii
-            for row, num in self.seeds.items()
-            for seed in range(num)
+            for row in ROWS
+            for seed in (self.seeds if row == "sam" else self.seeds[: self.num_paths])
         ]
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
@@ -101,48 +98,59 @@ class SDEPaths(Claim):
                 along[name].append(float(value))
             value, vector = network.top_eigenpair(params, made.train, 20 if vector is None else 8, vector)
             along["top_eigenvalue"].append(value)
-        return [record_of(job, along={name: [round(x, 6) for x in xs] for name, xs in along.items()})]
+        return [{"along": {name: [round(x, 6) for x in xs] for name, xs in along.items()}}]
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdicts and, for each ρ, the distances."""
-        verdicts, lines = [], []
-        groups = {rho: own for rho in self.radii if (own := select(records, rho=rho))}
-        for rho, own in groups.items():
-            verdicts.append(
+        nearer, within, lines = [], [], []
+        for rho, own in frame.groupby("rho"):
+            paths = {row: {name: along(own, row, name) for name in QUANTITIES} for row in ROWS}
+            centre = {name: values.mean(0) for name, values in paths["sam"].items()}
+            spread = {name: values.std(0, ddof=1) for name, values in paths["sam"].items()}
+            distance = {
+                row: {name: np.abs(paths[row][name] - centre[name]).mean(1) for name in QUANTITIES}
+                for row in ("second", "third")
+            }
+            nearer.append(
                 judge(
                     f"ρ = {rho:g}: the SDE of third order is nearer to SAM than that of second order",
-                    nearer(own),
+                    [
+                        Comparison(title, distance["second"][name] - distance["third"][name])
+                        for name, title in QUANTITIES.items()
+                    ],
                 )
             )
-        for rho, own in groups.items():
-            verdicts.append(
+            within.append(
                 judge(
                     f"ρ = {rho:g}: the SDE of third order stays within one standard deviation of SAM's runs",
-                    within(own, "third"),
+                    [
+                        Comparison(title, spread[name] - np.abs(paths["third"][name].mean(0) - centre[name]))
+                        for name, title in QUANTITIES.items()
+                    ],
                 )
             )
-            for row in ("second", "third"):
-                cells = [number(distances(own, row, name)) for name in QUANTITIES]
-                lines.append((f"ρ = {rho:g}, {ROWS[row].label}", *cells))
-            spreads = [f"{along(own, 'sam', name).std(0, ddof=1).mean():.2g}" for name in QUANTITIES]
+            for row, values in distance.items():
+                lines.append((f"ρ = {rho:g}, {ROWS[row].label}", *map(number, values.values())))
+            spreads = [f"{values.mean():.2g}" for values in spread.values()]
             lines.append((f"ρ = {rho:g}, standard deviation of SAM's runs", *spreads))
         titles = ("Distance from the mean of SAM's runs", *QUANTITIES.values())
-        return Report(verdicts, [table(titles, lines, numbers=False)])
+        return Report([*nearer, *within], [table(titles, lines, numbers=False)])
 
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """The six quantities one below the other, a column of panels for each ρ."""
-        radii = [rho for rho in self.radii if select(records, rho=rho)]
+        long = frame.assign(**{name: nested(frame, "along", name) for name in QUANTITIES})
+        steps = list(range(self.every, self.num_steps + 1, self.every))
+        long = long.assign(step=[steps] * len(long)).explode(["step", *QUANTITIES])
+        long = long.astype(dict.fromkeys(["step", *QUANTITIES], float))
+        groups = dict(list(long.groupby("rho")))
         title = "SAM and its SDEs on MNIST, fully connected network (mean of runs ± s.e.)"
-        figure, axes = plots.grid(6, len(radii), title, width=3.2, height=2.1)
-        steps = range(self.every, self.num_steps + 1, self.every)
-        for column, rho in zip(axes.T, radii, strict=True):
-            for each, (name, title) in zip(column, QUANTITIES.items(), strict=True):
-                for row, style in ROWS.items():
-                    plots.curve(each, steps, along(select(records, rho=rho), row, name), style)
-                each.set_title(f"{title}, ρ = {rho:g}")
+        figure, axes = figures.panels(6, len(groups), title, width=3.2, height=2.1)
+        for column, (rho, own) in zip(axes.T, groups.items(), strict=True):
+            for panel, (name, quantity) in zip(column, QUANTITIES.items(), strict=True):
+                figures.lines(panel, own, "step", name, ROWS)
+                panel.set_title(f"{quantity}, ρ = {rho:g}")
             column[-1].set_xlabel("step")
-        plots.legend_below(axes[0, 0])
-        plots.save(figure, path)
+        self.save(figure, docs)
 
 
 @functools.cache
@@ -187,35 +195,6 @@ def advance_sam(row: str, num_steps: int) -> Any:
     return advance
 
 
-def along(records: list[Record], row: str, name: str) -> np.ndarray:
-    """A quantity as an array, seeds by steps."""
-    return np.array([record["along"][name] for record in select(records, row=row)])
-
-
-def distances(records: list[Record], row: str, name: str) -> Sequence[float]:
-    """Mean distance of each path from the mean of SAM's runs."""
-    centre = along(records, "sam", name).mean(0)
-    return [float(np.abs(path - centre).mean()) for path in along(records, row, name)]
-
-
-def nearer(records: list[Record]) -> list[Comparison]:
-    """Distances, the second order's minus the third's, path by path."""
-    return [
-        Comparison(
-            title,
-            np.subtract(distances(records, "second", name), distances(records, "third", name)).tolist(),
-        )
-        for name, title in QUANTITIES.items()
-        if select(records, row="sam") and select(records, row="third")
-    ]
-
-
-def within(records: list[Record], row: str) -> list[Comparison]:
-    """Standard deviation of SAM's runs minus the distance of the means, step by step."""
-    found = []
-    for name, title in QUANTITIES.items():
-        sam, own = along(records, "sam", name), along(records, row, name)
-        if len(sam) and len(own):
-            distance = np.abs(own.mean(0) - sam.mean(0))
-            found.append(Comparison(title, (sam.std(0, ddof=1) - distance).tolist()))
-    return found
+def along(frame: pd.DataFrame, row: str, name: str) -> np.ndarray:
+    """A quantity as an array, runs by steps."""
+    return np.array(nested(where(frame, row=row), "along", name).tolist())

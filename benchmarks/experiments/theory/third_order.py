@@ -20,51 +20,63 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 
 import optax_sam
+from benchmarks import figures
+from benchmarks.claim import Claim, Comparison, Report, judge
+from benchmarks.experiment import Job
 from benchmarks.experiments.theory import network
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, paired, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.records import Record
+from benchmarks.tables import number, paired, table, where
 from optax_sam import curvature, tree_math
 from optax_sam.curvature.products import derivatives_along
 
 ROWS = {
-    "sam": (0.0, plots.style("sam", "SAM")),
-    "eigen_sam": (0.2, plots.style("eigen_sam", "Eigen-SAM, α = 0.2")),
-    "strong": (1.0, plots.style("xsam", "Eigen-SAM, α = 1", "--")),
+    "sam": (0.0, figures.style("sam", "SAM")),
+    "eigen_sam": (0.2, figures.style("eigen_sam", "Eigen-SAM, α = 0.2")),
+    "strong": (1.0, figures.style("xsam", "Eigen-SAM, α = 1", "--")),
 }
-TERMS = ("gradient", "second", "third")
+STYLES = {row: style for row, (_, style) in ROWS.items()}
+RATES = {
+    "rate_gradient": figures.style("sgd", "−∇f", ":"),
+    "rate_second": figures.style("asam", "second-order term", "--"),
+    "rate_third": figures.style("info_sam", "third-order term"),
+}
+FIELDS = {
+    "alignment": "⟨u/‖u‖, v₁⟩², mean over batches",
+    "cosine": "cosine of E T and ∇λ₁",
+    "share": "share of (ρ²/2) ∇λ₁",
+    "share_at_equal_length": "the same at equal length",
+    "length_second": "‖second-order term‖ / ‖gradient term‖",
+    "length_third": "‖third-order term‖ / ‖gradient term‖",
+    "rate_gradient": "rate of fall of λ₁ by the gradient",
+    "rate_second": "by the second-order term",
+    "rate_third": "by the third-order term",
+    "top_eigenvalue": "λ₁",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ThirdOrder(Claim):
     """The parts of the drift of SAM and Eigen-SAM, and what they do to λ₁, along training."""
 
-    page: ClassVar[str] = "theory"
-    name: ClassVar[str] = "third_order"
-    setting: Mapping[str, Any] = dataclasses.field(default_factory=lambda: network.DATA)
-    """Data and network."""
-    learning_rate: float = 0.2
-    """Of plain SGD."""
-    rho: float = 0.5
-    """ρ."""
-    interval: int = 20
-    """Steps between two refreshes of Eigen-SAM's eigenvector, with 5 products each."""
-    num_steps: int = 400
-    """Steps of a run."""
-    every: int = 40
-    """Steps between two measurements."""
+    name: str = "third_order"
+    page: str = "theory"
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Initial parameters and orders of the mini-batches."""
+    datasets: tuple[str, ...] = ("mnist",)
+    setting: Mapping[str, Any] = dataclasses.field(default_factory=lambda: network.DATA)  # data and network
+    learning_rate: float = 0.2  # of plain SGD
+    rho: float = 0.5  # ρ
+    interval: int = 20  # steps between two refreshes of Eigen-SAM's eigenvector, with 5 products each
+    num_steps: int = 400  # of a run
+    every: int = 40  # steps between two measurements
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """One network each."""
@@ -99,88 +111,55 @@ class ThirdOrder(Claim):
             value, vector = network.top_eigenpair(params, made.train, 20 if vector is None else 10, vector)
             found = terms(params, state, made.batches, made.train, vector)
             found = jax.tree.map(float, found)
-            records.append(record_of(job, step=count + 1, top_eigenvalue=value, **found))
+            records.append({"step": count + 1, "top_eigenvalue": value} | found)
         return records
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdicts and table."""
-        means = [
-            {"row": row, "seed": seed}
-            | {field: float(np.mean([r[field] for r in own])) for field in ("share", "share_at_equal_length")}
-            | {f"rate_{term}": float(np.mean([r[f"rate_{term}"] for r in own])) for term in TERMS}
-            for row in ROWS
-            for seed in self.seeds
-            if (own := select(records, row=row, seed=seed))
-        ]
+        means = frame.groupby(["row", "seed"], as_index=False)[[*FIELDS]].mean()
 
         def against_sam(field: str) -> list[Comparison]:
-            pairs = {row: paired(means, field, {"row": row}, {"row": "sam"}) for row in ROWS if row != "sam"}
-            return [Comparison(ROWS[row][1].label, values) for row, values in pairs.items() if values]
+            return [
+                Comparison(STYLES[row].label, paired(means, field, {"row": row}, {"row": "sam"}))
+                for row in ("eigen_sam", "strong")
+            ]
 
-        sam = select(means, row="sam")
+        sam = where(means, row="sam")
         verdicts = [
-            judge(
-                "SAM's third-order term lowers λ₁",
-                [Comparison("⟨∇λ₁, E T⟩", [r["rate_third"] for r in sam])] if sam else [],
-            ),
+            judge("SAM's third-order term lowers λ₁", [Comparison("⟨∇λ₁, E T⟩", sam["rate_third"])]),
             judge("Eigen-SAM's third-order term lowers λ₁ more than SAM's", against_sam("share")),
             judge("It does so also at equal ‖ε‖", against_sam("share_at_equal_length")),
             judge(
                 "SAM lowers λ₁ more by the third-order term than by the second-order term",
-                [Comparison("difference of the rates", [r["rate_third"] - r["rate_second"] for r in sam])]
-                if sam
-                else [],
+                [Comparison("difference of the rates", sam["rate_third"] - sam["rate_second"])],
             ),
         ]
-        fields = {
-            "alignment": "⟨u/‖u‖, v₁⟩², mean over batches",
-            "cosine": "cosine of E T and ∇λ₁",
-            "share": "share of (ρ²/2) ∇λ₁",
-            "share_at_equal_length": "the same at equal length",
-            "length_second": "‖second-order term‖ / ‖gradient term‖",
-            "length_third": "‖third-order term‖ / ‖gradient term‖",
-            "rate_gradient": "rate of fall of λ₁ by the gradient",
-            "rate_second": "by the second-order term",
-            "rate_third": "by the third-order term",
-            "top_eigenvalue": "λ₁",
-        }
         lines = [
-            (title, *(number(by_seed(records, row, field)) for row in ROWS))
-            for field, title in fields.items()
-            if records
+            (title, *(number(where(means, row=row)[field]) for row in ROWS))
+            for field, title in FIELDS.items()
         ]
-        titles = ("Mean over training", *(style.label for _, style in ROWS.values()))
-        return Report(verdicts, [table(titles, lines, numbers=False)] if records else [])
+        titles = ("Mean over training", *(style.label for style in STYLES.values()))
+        return Report(verdicts, [table(titles, lines, numbers=False)])
 
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Alignment, share, SAM's rates, and λ₁ along training."""
-        figure, axes = plots.grid(
+        figure, axes = figures.panels(
             2, 2, f"Third-order term along training, MNIST, ρ = {self.rho:g} (mean of seeds ± s.e.)"
         )
         axes = axes.ravel()
-        steps = range(self.every, self.num_steps + 1, self.every)
-        for row, (_, style) in ROWS.items():
-            plots.curve(axes[0], steps, along(records, row, "alignment"), style)
-            plots.curve(axes[1], steps, along(records, row, "share"), style)
-            plots.curve(axes[3], steps, along(records, row, "top_eigenvalue"), style)
-        rates = {
-            "gradient": plots.style("sgd", "−∇f", ":"),
-            "second": plots.style("asam", "second-order term", "--"),
-            "third": plots.style("info_sam", "third-order term"),
-        }
-        for term, style in rates.items():
-            plots.curve(axes[2], steps, along(records, "sam", f"rate_{term}"), style)
+        for panel, field in ((axes[0], "alignment"), (axes[1], "share"), (axes[3], "top_eigenvalue")):
+            figures.lines(panel, frame, "step", field, STYLES)
+        rates = where(frame, row="sam").melt(["seed", "step"], [*RATES], "rate")
+        figures.lines(axes[2], rates, "step", "value", RATES, "rate")
         axes[0].set(title="Squared cosine of ε and v₁, batch by batch", ylim=(0, None))
         axes[1].set(title="Third-order term: share of (ρ²/2) ∇λ₁")
         axes[2].set(title="SAM: how fast each term lowers λ₁")
         axes[3].set(title="λ₁ of the training loss", ylim=(0, None))
-        for each in axes:
-            each.set_xlabel("step")
-        for each in axes[1:3]:
-            each.axhline(0, color="k", lw=0.8)
-        for each in axes[2:4]:
-            each.legend(frameon=False, fontsize=8)
-        plots.save(figure, path)
+        for panel in axes:
+            panel.set_xlabel("step")
+        for panel in axes[1:3]:
+            panel.axhline(0, color="k", lw=0.8)
+        self.save(figure, docs)
 
 
 def ascent(alpha: float, rho: float) -> optax.GradientTransformationExtraArgs:
@@ -237,15 +216,3 @@ def compiled(alpha: float, rho: float, learning_rate: float) -> tuple[Any, Any]:
         }
 
     return step, terms
-
-
-def along(records: list[Record], row: str, field: str) -> np.ndarray:
-    """A field as an array, seeds by steps."""
-    own = select(records, row=row)
-    seeds = sorted({record["seed"] for record in own})
-    return np.array([[r[field] for r in own if r["seed"] == seed] for seed in seeds], float)
-
-
-def by_seed(records: list[Record], row: str, field: str) -> list[float]:
-    """Means over training."""
-    return [float(x) for x in along(records, row, field).mean(1)]

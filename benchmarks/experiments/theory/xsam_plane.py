@@ -14,20 +14,21 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 
 import optax_sam
+from benchmarks import figures
+from benchmarks.claim import Claim, Comparison, Report, judge
+from benchmarks.experiment import Job
 from benchmarks.experiments.theory import network
-from benchmarks.reports import plots
-from benchmarks.reports.claims import Claim, Job, Report, SuiteResults, record_of, select
-from benchmarks.reports.pages import table
-from benchmarks.reports.records import Record
-from benchmarks.reports.verdicts import Comparison, judge, number
+from benchmarks.records import Record
+from benchmarks.tables import nested, number, table
 from optax_sam import diagnostics, tree_math
 
 DIRECTIONS = {"v0": "g₀", "v1": "g₁", "v_alpha": "v(α*)"}
@@ -39,20 +40,15 @@ GRID = 31
 class XSAMPlane(Claim):
     """Angles from the worst point of the circle, and a picture of the plane."""
 
-    page: ClassVar[str] = "theory"
-    name: ClassVar[str] = "xsam_plane"
-    setting: Mapping[str, Any] = dataclasses.field(default_factory=lambda: network.DATA)
-    """Data and network."""
-    rho: float = 0.5
-    """ρ of the ascent, and of SAM's training."""
-    rho_max: float = 1.0
-    """ρ_m."""
-    learning_rate: float = 0.2
-    """Of plain SGD."""
-    steps: tuple[int, ...] = (0, 50, 150, 400)
-    """When to measure."""
-    num_batches: int = 10
-    """Mini-batches at each."""
+    name: str = "xsam_plane"
+    page: str = "theory"
+    datasets: tuple[str, ...] = ("mnist",)
+    setting: Mapping[str, Any] = dataclasses.field(default_factory=lambda: network.DATA)  # data and network
+    rho: float = 0.5  # ρ of the ascent, and of SAM's training
+    rho_max: float = 1.0  # ρ_m
+    learning_rate: float = 0.2  # of plain SGD
+    steps: tuple[int, ...] = (0, 50, 150, 400)  # when to measure
+    num_batches: int = 10  # mini-batches at each
 
     def jobs(self, records: list[Record]) -> list[Job]:
         """One network."""
@@ -76,63 +72,56 @@ class XSAMPlane(Claim):
                     found = jax.tree.map(lambda x: np.round(np.asarray(x, float), 5).tolist(), found)
                     if number_of_batch:
                         del found["surface"]
-                    records.append(record_of(job, step=count, batch=number_of_batch, **found))
+                    records.append({"step": count, "batch": number_of_batch} | found)
             params, state = step(params, state, jax.tree.map(lambda x, i=index: x[i], made.batches))
         return records
 
-    def report(self, records: list[Record], suite: SuiteResults) -> Report:
+    def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdict and table."""
-        steps = [step for step in self.steps if select(records, step=step)]
-        comparisons = []
-        for one, other in (("v1", "v0"), ("v_alpha", "v1")):
-            for step in steps:
-                own = select(records, step=step)
-                gains = [r["angle_from_worst"][other] - r["angle_from_worst"][one] for r in own]
-                name = f"{DIRECTIONS[one]} over {DIRECTIONS[other]}, step {step}"
-                comparisons.append(Comparison(name, gains))
+        angles = {name: nested(frame, "angle_from_worst", name) for name in DIRECTIONS}
+        rises = {f"rise {name}": 100 * nested(frame, "rise", name) for name in DIRECTIONS}
+        values = frame[["step", "alpha"]].assign(**angles, **rises)
+        comparisons = [
+            Comparison(f"{DIRECTIONS[one]} over {DIRECTIONS[other]}, step {step}", own[other] - own[one])
+            for one, other in (("v1", "v0"), ("v_alpha", "v1"))
+            for step, own in values.groupby("step")
+        ]
         verdict = judge(
             "g₁ points nearer to the worst point of the circle than g₀, and v(α*) nearer than g₁ (degrees)",
             comparisons,
         )
-        lines = [
-            (
-                f"step {step}",
-                *(number([r["angle_from_worst"][v] for r in own]) for v in DIRECTIONS),
-                *(number([100 * r["rise"][v] for r in own]) for v in DIRECTIONS),
-                number([r["alpha"] for r in own]),
-            )
-            for step in steps
-            if (own := select(records, step=step))
-        ]
+        cells = values.groupby("step")[[*angles, *rises, "alpha"]].agg(number)
         titles = (
             "",
             *(f"angle from the worst point, {name}" for name in DIRECTIONS.values()),
             *(f"rise, % of the worst, {name}" for name in DIRECTIONS.values()),
             "α*",
         )
+        lines = [(f"step {step}", *row) for step, row in cells.iterrows()]
         return Report([verdict], [table(titles, lines, numbers=False)])
 
-    def draw(self, records: list[Record], suite: SuiteResults, path: Path) -> None:
+    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """The plane at each step, on the first batch."""
         from optax_sam.diagnostics import plotting
 
-        shown = [r for r in records if "surface" in r]
-        figure, axes = plots.plt.subplots(2, 2, figsize=(8, 6.6), layout="constrained")
-        for each, record in zip(axes.flat, shown, strict=False):
+        title = "Loss of a batch around w; circle of radius ρ_m with a star at its worst point"
+        figure, axes = figures.panels(2, 2, title, width=4, height=3.3)
+        shown = frame.dropna(subset="surface").to_dict("records")
+        for panel, record in zip(axes.flat, shown, strict=False):
             grid = grid_of(record["rho_max"])
             surface = diagnostics.LossSurface((jnp.asarray(grid),) * 2, jnp.asarray(record["surface"]))
             # All of the same length, short enough to leave the star visible.
             arrows = {name: 0.75 * np.array(record["place"][v]) for v, name in DIRECTIONS.items()}
             plotting.plot_loss_surface(
-                surface, ax=each, points={"w": (0, 0)}, arrows=arrows, circle=record["rho_max"]
+                surface, ax=panel, points={"w": (0, 0)}, arrows=arrows, circle=record["rho_max"]
             )
-            each.set(
+            panel.set(
                 title=f"step {record['step']}, α* = {record['alpha']:.1f}",
                 xlabel="part of g₁ orthogonal to g₀",
                 ylabel="along g₀",
             )
-        figure.suptitle("Loss of a batch around w; circle of radius ρ_m with a star at its worst point")
-        plots.save(figure, path)
+            panel.grid(visible=False)
+        self.save(figure, docs)
 
 
 def grid_of(rho_max: float) -> np.ndarray:

@@ -1,1 +1,0 @@
-"""Result files, and the tables and figures made from them."""

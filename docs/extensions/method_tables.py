@@ -1,0 +1,172 @@
+"""The tables of methods in `README.md` and `docs/`, and their papers in `CITATION.cff`.
+
+    python docs/extensions/method_tables.py
+
+A row comes from the method itself and from its page `docs/methods/<name>.md`: what it computes and the
+paper's address from the docstring, its title from the page's heading, and the rest from the lines above it
+(YAML):
+
+    price: gradients a step takes
+    state: memory, in copies of the parameters
+    published_values: of rho and of what belongs to it
+    try_when: a reason to try it
+
+The numbers under "Evidence here" on these pages are written by `python -m benchmarks suite`.
+"""
+
+import inspect
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+import optax_sam
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+# The methods are the functions that have a file of their name in `optax_sam.methods`.
+METHODS = [
+    name
+    for name in optax_sam.__all__
+    if getattr(getattr(optax_sam, name), "__module__", "") == f"optax_sam.methods.{name}"
+]
+
+
+class Page(NamedTuple):
+    """What a method's page says."""
+
+    title: str
+    price: str
+    state: str
+    published_values: str
+    try_when: str
+
+
+def read_page(name: str) -> Page:
+    """Reads the lines above the heading of a method's page, and the heading.
+
+    Raises:
+        ValueError: if there is no page, or a line is missing or unknown.
+    """
+    path = DOCS / "methods" / f"{name}.md"
+    fields = ", ".join(Page._fields[1:])
+    if not path.exists():
+        raise ValueError(f"{name} has no page: write docs/methods/{name}.md, with {fields} as in sam.md")
+    match = re.match(r"---\n(.*?)\n---\n\n# ([^\n]*)\n", path.read_text(encoding="utf-8"), re.DOTALL)
+    values = yaml.safe_load(match[1]) if match else {}
+    if set(values) != set(Page._fields[1:]):
+        raise ValueError(f"docs/methods/{name}.md begins with {fields} between two lines ---, then a heading")
+    return Page(match[2], **{key: str(value) for key, value in values.items()})
+
+
+def equation(name: str) -> str:
+    """What a method computes: the first line of its docstring, after the name."""
+    summary = inspect.getdoc(getattr(optax_sam, name)).split("\n\n")[0].replace("\n", " ")
+    return summary.split(": ", 1)[-1].removesuffix(".")
+
+
+class Paper(NamedTuple):
+    """A paper in the references of a docstring: Foret et al., `Title <address>`_, 2021."""
+
+    authors: str
+    title: str
+    address: str
+    year: str
+
+
+def papers(name: str) -> list[Paper]:
+    """The papers of a method, its own first."""
+    references = inspect.getdoc(getattr(optax_sam, name)).split("\nReferences:\n")[1]
+    found = re.findall(r"([A-Z][^`]+), `([^`<]+) <(https://[^>]+)>`_, (\d{4})", " ".join(references.split()))
+    return [Paper(*(part.strip() for part in match)) for match in found]
+
+
+CITATION = """\
+# The list of references is written by `python docs/extensions/method_tables.py`.
+cff-version: 1.2.0
+title: "optax_sam: sharpness-aware minimisation for JAX"
+message: If a method helps your work, cite its paper, listed below; and this software, if it did.
+type: software
+authors:
+  - name: The optax_sam authors
+version: {version}
+license: Apache-2.0
+references:
+"""
+
+
+def citation() -> str:
+    """The text of `CITATION.cff`."""
+    every = {paper.address: paper for name in METHODS for paper in papers(name)}
+    entries = [
+        "  - type: article\n"
+        f"    authors:\n      - name: {paper.authors}\n"
+        f'    title: "{paper.title}"\n    year: {paper.year}\n    url: {paper.address}\n'
+        for paper in every.values()
+    ]
+    return CITATION.format(version=optax_sam.__version__) + "".join(entries)
+
+
+def tables(methods: str) -> dict[str, str]:
+    """The tables, by name.
+
+    Args:
+        methods: the folder of the methods' pages, seen from the page that the table is for.
+    """
+    pages = {name: read_page(name) for name in METHODS}
+    link = lambda name: f"[`{name}`]({methods}{name}.md)"
+    row = lambda cells: [cell.replace("|", r"\|") for cell in cells]
+    rows = [
+        row(
+            [f"[{page.title}]({papers(name)[0].address})", link(name), equation(name), page.price, page.state]
+        )
+        for name, page in pages.items()
+    ]
+    reasons = [row([link(name), page.published_values, page.try_when]) for name, page in pages.items()]
+    titles = ["Method", "Alias", "What it computes", "Gradients a step", "Extra state"]
+    return {
+        "methods": table(titles, rows),
+        "choose": table(["Alias", "Published values, as a start", "Try it when"], reasons),
+    }
+
+
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """Puts a table between its marks."""
+    before, after = re.escape(f"<!-- table: {name} -->\n"), re.escape("<!-- end -->")
+    page, count = re.subn(f"({before}).*?({after})", lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"the page has {count} places for the table {name!r}; it needs one")
+    return page
+
+
+# Page: the folder of the methods' pages seen from there, and its table.
+PLACES = {
+    "README.md": ("docs/methods/", "methods"),
+    "docs/methods/index.md": ("", "methods"),
+    "docs/choose.md": ("methods/", "choose"),
+}
+
+
+def filled_pages() -> dict[Path, str]:
+    """The text of `CITATION.cff` and of every page with a table of this file."""
+    read = lambda path: path.read_text(encoding="utf-8")
+    pages = {ROOT / "CITATION.cff": citation()}
+    for page, (folder, name) in PLACES.items():
+        pages[ROOT / page] = filled(read(ROOT / page), name, tables(folder)[name])
+    return pages
+
+
+def write_pages() -> None:
+    """Writes them."""
+    for path, text in filled_pages().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_pages()

@@ -1,0 +1,182 @@
+"""What is committed is complete and reproduces its pages; the layout of the code."""
+
+import ast
+import re
+from collections import Counter
+
+import pytest
+
+from benchmarks import __main__
+from benchmarks.experiment import is_done, is_result_of, read
+from benchmarks.experiments.demo import SGD_SEARCH, TUNING_SEEDS, best
+from benchmarks.experiments.suite.rows import known_trials
+from benchmarks.experiments.suite.suite import TUNING_SEED, Suite
+from benchmarks.methods import METHODS
+from benchmarks.records import RESULTS
+from benchmarks.tables import filled
+from tests.benchmarks.conftest import REPOSITORY
+
+PAGES_WITH_EVIDENCE = ("claims", "theory", "curvature", "cost", "scaling", "demo")
+EXPERIMENTS = {name: own for name, own in __main__.EXPERIMENTS.items() if read(own, RESULTS)}
+SUITES = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, Suite)}
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """All tables, from the committed results."""
+    return __main__.tables(EXPERIMENTS, RESULTS)
+
+
+def test_the_pages_show_the_committed_results(tables):
+    """If this fails after new results: python -m benchmarks NAME --report-only."""
+    for page, texts in tables.items():
+        shown = (REPOSITORY / page).read_text(encoding="utf-8")
+        assert filled(shown, texts) == shown, page
+
+
+def test_every_marked_place_is_filled_by_an_experiment_or_by_the_documentation(tables):
+    written_by_docs = {"methods", "choose"}
+    pages = [*(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("*.md")]
+    for page in [*pages, *(REPOSITORY / "benchmarks").glob("*.md")]:
+        name = page.relative_to(REPOSITORY).as_posix()
+        marks = set(re.findall(r"<!-- table: (\S+) -->", page.read_text(encoding="utf-8")))
+        if name != "CONTRIBUTING.md":
+            assert marks - written_by_docs <= set(tables.get(name, {})), name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_committed_results_are_those_of_the_code(name):
+    own = EXPERIMENTS[name]
+    records = read(own, RESULTS)
+    jobs = own.jobs(records)
+    assert all(any(is_result_of(record, job) for job in jobs) for record in records)
+    if name not in SUITES:
+        assert all(is_done(job, records) for job in jobs)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_committed_networks_have_all_their_trials_and_seeds_of_their_own(name):
+    """A row that is defined need not be committed; one that is committed is complete."""
+    own = SUITES[name]
+    trials, networks = ([r for r in read(own, RESULTS) if r["part"] == part] for part in ("trial", "network"))
+    assert {trial["seed"] for trial in trials} == {TUNING_SEED}
+    assert all("test_accuracy" not in trial for trial in trials)
+    counts = Counter((record["row"], record["label_noise"], record["seed"]) for record in networks)
+    assert set(counts.values()) == {1}
+    for row, noise, seed in counts:
+        assert known_trials(trials, row, noise, own.rows)[1]
+        assert seed in own.seeds
+
+
+def test_committed_rows_of_the_first_suite_had_five_trials_each():
+    trials = [record for record in read(SUITES["suite"], RESULTS) if record["part"] == "trial"]
+    assert set(Counter((trial["row"], trial["label_noise"]) for trial in trials).values()) == {5}
+
+
+def test_tuned_rows_of_the_demonstration_had_equally_many_trials_with_other_seeds():
+    demo = EXPERIMENTS["demo"]
+    trials = [record for record in read(demo, RESULTS) if record["part"] == "trial"]
+    counts = Counter(trial["row"] for trial in trials)
+    assert len({counts[name] for name in demo.rows if not name.endswith("_usual")}) == 1
+    assert not set(TUNING_SEEDS) & set(demo.seeds)
+    chosen = best(trials, "sgd")
+    for name, values in SGD_SEARCH.items():  # not at the edge of its grid
+        assert min(values) < chosen[name] < max(values)
+
+
+def test_pictures_of_the_pages_exist():
+    for page in ("docs/claims.md", "docs/theory.md", "docs/curvature.md", "docs/demo.md"):
+        pictures = re.findall(r"!\[.*?\]\(([^)]*\.png)\)", (REPOSITORY / page).read_text(encoding="utf-8"))
+        assert pictures
+        assert all((REPOSITORY / "docs" / picture).stat().st_size > 10_000 for picture in pictures)
+
+
+# --- The layout ---------------------------------------------------------------------------------------
+
+FLOORS = (
+    ("errors", "records", "methods"),
+    ("tables", "figures"),
+    ("experiment",),
+    ("claim",),
+    ("data", "models"),
+    ("training",),
+    ("train",),
+    ("experiments", "cost"),
+    ("__main__",),
+)
+
+
+def test_no_import_goes_up():
+    """Nothing imports what stands on a higher floor: records and engine below, experiments above."""
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    upward = []
+    for path in (REPOSITORY / "benchmarks").rglob("*.py"):
+        own = path.relative_to(REPOSITORY / "benchmarks").parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "benchmarks":
+                parts = node.module.split(".")
+                names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [a.name.split(".")[1] for a in node.names if a.name.startswith("benchmarks.")]
+            upward += [(path.name, name) for name in names if floor[name] > floor[own]]
+    assert upward == []
+
+
+def test_no_test_of_the_package_imports_the_benchmarks():
+    """But of the reader of compiled programs, which counts what a method sends between devices."""
+    tests = REPOSITORY / "tests"
+    importing = [
+        path.relative_to(tests).as_posix()
+        for path in tests.rglob("*.py")
+        if re.search(r"^\s*(?:from|import) benchmarks", path.read_text(encoding="utf-8"), re.MULTILINE)
+        and path.relative_to(tests).parts[0] != "benchmarks"
+    ]
+    assert importing == ["devices/test_collectives.py"]
+
+
+def test_there_is_one_table_of_methods():
+    """Constructors of methods are called in one file; experiments that take one apart use stages."""
+    aliases = "|".join(name for name in METHODS if name not in ("sgd", "one_gradient"))
+    found = {
+        path.relative_to(REPOSITORY / "benchmarks").as_posix()
+        for path in (REPOSITORY / "benchmarks").rglob("*.py")
+        if len(set(re.findall(rf'^\s+"(?:{aliases})": ', path.read_text(encoding="utf-8"), re.MULTILINE))) > 6
+    }
+    assert found == {"methods.py"}
+
+
+# --- Numbers ------------------------------------------------------------------------------------------
+
+EVIDENCE = ("benchmarks/RESULTS.md", *(f"docs/{page}.md" for page in PAGES_WITH_EVIDENCE))
+WRONG = r"of (?:their|the training) labels wrong|wrong"
+TYPED = re.compile(
+    r"\d+\.\d+|±\s*\d|\d\s*±"
+    rf"|(?<![\w.])\d[\d,]*\s*(?:%(?! (?:{WRONG}))|points?\b|times\b|ms\b|GB\b|MB\b)"
+)
+
+
+def prose(text):
+    """A page without generated tables, code, formulas, links and headings."""
+    for pattern in (r"<!-- table: .*?<!-- end -->", r"```.*?```", r"\$\$.*?\$\$"):
+        text = re.sub(pattern, "", text, flags=re.DOTALL)
+    text = re.sub(r"^(?: {4}|#).*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)|arXiv:\S+", "", text)
+
+
+@pytest.mark.parametrize("page", EVIDENCE)
+def test_a_number_stands_in_a_generated_table_or_nowhere(page):
+    """Prose says what a table means; where it needs a number, that is filled between marks like a table."""
+    text = prose((REPOSITORY / page).read_text(encoding="utf-8"))
+    typed = [(line, TYPED.findall(line)) for line in text.splitlines() if TYPED.search(line)]
+    assert typed == []
+
+
+def test_typed_numbers_are_found():
+    for typed in ("gains 0.5 points", "keeps 92 %", "of 3 ± 1", "1.7 times SGD", "takes 26 ms", "2 points"):
+        assert TYPED.search(prose(f"SAM {typed} here.")), typed
+    for kept in ("40 % wrong labels", "`rho=0.1`", "eight times", "| table |", "ten seeds, 60 epochs"):
+        assert not TYPED.search(prose(f"SAM with {kept} here.")), kept
+    assert not TYPED.search(prose("a <!-- table: x -->0.5 ± 0.1<!-- end --> gain"))
