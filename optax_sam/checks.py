@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -31,6 +31,7 @@ OF_UPDATE = (
     "record",
     "axis_name",
     "m_sharpness",
+    "params_axis_name",
     "observe",
 )
 STATE_OF_ANOTHER_CHAIN = (
@@ -436,9 +437,51 @@ def check_local(what: str, gradient: optax.Updates, axis_name: AxisName) -> None
         )
 
 
+def check_replicated(params: optax.Params, axis_name: AxisName, sharded: Iterable[Hashable]) -> None:
+    """Raises if the parameters are sharded along an axis that `axis_name` says they are the same along."""
+    wrong = (varies_over(params) | frozenset(sharded)).intersection(axis_names(axis_name))
+    if wrong:
+        names = ", ".join(sorted(map(repr, wrong)))
+        raise ValueError(
+            f"`axis_name={axis_name!r}` says that the parameters are the same along the axis {names}, but"
+            " each device has its own part of them. A mean over the devices would mix entries of different"
+            f" parameters, so leave {names} out of `axis_name`, and let `value_fn` gather the parameters and"
+            f" average the loss: `lambda params: jax.lax.pmean(loss(gather(params), batch), {names})`. Do not"
+            " average its gradient, which is the shard of the gradient of the whole batch."
+        )
+
+
+def check_summed(name: str, gradient: Any, params: optax.Params, sharded: Iterable[Hashable]) -> None:
+    """Raises if the gradient of a parameter varies over an axis along which only others are sharded."""
+    leaves = zip(jax.tree.leaves(gradient), jax.tree.leaves(params), strict=True)
+    varies = frozenset[Hashable]().union(*(varies_over(g) - varies_over(p) for g, p in leaves))
+    wrong = varies.intersection(sharded)
+    if wrong:
+        names = ", ".join(sorted(map(repr, wrong)))
+        raise ValueError(
+            f"{name} varies over the mesh axis {names} also for parameters that are the same along it: it is"
+            " the part of one device. JAX adds the parts of all devices unless the parameters were marked as"
+            " varying (`jax.lax.pcast`): take the gradient with respect to `params` as they"
+            " are."
+        )
+
+
+def check_one_loss(name: str, value: jax.Array, sharded: Iterable[Hashable]) -> None:
+    """Raises if a loss varies over an axis along which the parameters are sharded."""
+    wrong = varies_over(value).intersection(sharded)
+    if wrong:
+        names = ", ".join(sorted(map(repr, wrong)))
+        raise ValueError(
+            f"{name} varies over the mesh axis {names}, and so do the parameters. If each device has a shard"
+            " of them, the loss must be that of the whole model and batch, the same on all devices: average"
+            f" it inside, `jax.lax.pmean(loss, {names})`. If each device trains a model of its own, say so:"
+            " `tx.update(..., params_axis_name=())`."
+        )
+
+
 def check_same(name: str, result: Any, params: optax.Params) -> None:
     """Raises if `result` varies over a mesh axis over which the parameters do not."""
-    unaveraged = varies_over(result) - varies_over(params)
+    unaveraged = varies_over(result) - varies_over(params)  # of all leaves; `check_summed` looks at each
     if unaveraged:
         names = ", ".join(sorted(map(repr, unaveraged)))
         raise ValueError(

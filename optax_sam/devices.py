@@ -5,7 +5,7 @@ own part of the batch. Under `shard_map(check_vma=True)` JAX tracks along which 
 elsewhere nothing is known, and what the user says is used unchecked.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import jax
@@ -32,22 +32,22 @@ def varies_over(tree: Any) -> frozenset[Hashable]:
     return frozenset[Hashable]().union(*map(axes, jax.tree.leaves(tree)))
 
 
-def tracked(axis_name: AxisName) -> frozenset[Hashable]:
+def tracked(axis_name: AxisName, argument: str = "axis_name") -> frozenset[Hashable]:
     """Returns the axes that JAX tracks: those along which their own index is known to vary."""
     names = axis_names(axis_name)
     try:
         return frozenset[Hashable]().union(*(varies_over(jax.lax.axis_index(name)) for name in names))
     except NameError as error:
         raise ValueError(
-            f"`axis_name={axis_name!r}` names an axis of `jax.pmap`, `jax.shard_map` or `jax.vmap`, but there"
-            " is none of that name here. Under `jax.jit` with sharded arrays leave `axis_name` out."
+            f"`{argument}={axis_name!r}` names an axis of `jax.pmap`, `jax.shard_map` or `jax.vmap`, but"
+            f" there is none of that name here. Under `jax.jit` with sharded arrays leave `{argument}` out."
         ) from error
 
 
-def unnamed_axes() -> tuple[Hashable, ...]:
-    """Returns the axes of `jax.pmap` or `jax.shard_map` here, if JAX does not track what varies over them."""
+def unnamed_axes(named: Iterable[Hashable] = ()) -> tuple[Hashable, ...]:
+    """Returns the axes of `jax.pmap` or `jax.shard_map` here that JAX does not track and nobody named."""
     axes = tuple(sorted(jax.sharding.get_abstract_mesh().manual_axes, key=str))
-    return () if tracked(axes) else axes
+    return () if tracked(axes) else tuple(axis for axis in axes if axis not in set(named))
 
 
 def varying(tree: Any, axis_name: AxisName) -> Any:

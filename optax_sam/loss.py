@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 from jax.custom_derivatives import SymbolicZero
 
-from optax_sam import checks
-from optax_sam.devices import AxisName, unnamed_axes, varying
+from optax_sam import checks, shards
+from optax_sam.devices import AxisName, axis_names, unnamed_axes, varies_over, varying
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], optax.Updates]
@@ -39,6 +39,7 @@ class BatchLoss:
       curvature_fn: the loss whose Hessian is used; None: L.
       axis_name: mapped axis, or axes, over which the batch is split; parameters are the same along it.
       m_sharpness: whether the gradient passed to `update` is each device's own.
+      params_axis_name: mapped axes along which the parameters are sharded; see `optax_sam.shards`.
     """
 
     value_fn: ValueFn | None = None
@@ -46,17 +47,24 @@ class BatchLoss:
     curvature_fn: ValueFn | None = None
     axis_name: AxisName = None
     m_sharpness: bool = False
+    params_axis_name: Any = None
 
     def __post_init__(self) -> None:
         checks.check_m_sharpness(self.m_sharpness, self.axis_name)
 
-    def check_passed(self, gradient: optax.Updates) -> None:
-        """Raises if JAX knows that the gradient passed to `update` is not what `m_sharpness` says."""
+    def check_passed(self, gradient: optax.Updates, params: optax.Params) -> None:
+        """Raises if JAX knows that the gradient passed to `update` is not what the other arguments say."""
+        checks.check_replicated(params, self.axis_name, shards.axes_here())
+        checks.check_summed("The gradient passed to `update`", gradient, params, shards.axes_here())
         if self.m_sharpness:
             checks.check_local("the gradient passed to `update`", gradient, self.axis_name)
         else:
             checks.check_averaged(gradient, self.axis_name)
-        if self.axis_name is None and self.grad_fn is None and (axes := unnamed_axes()):
+        if not (axes := self._unnamed_axes()):
+            return
+        if self.axis_name is not None and self.params_axis_name is None:
+            _warn_of_shards(axes)
+        elif self.axis_name is None and self.grad_fn is None:
             _warn_of_unnamed(axes, "value_fn")
 
     def value(self, params: optax.Params) -> jax.Array:
@@ -71,13 +79,14 @@ class BatchLoss:
         """Returns ∇L(w)."""
         return self.value_and_gradient(params)[1]
 
-    def ascent_gradient(self, params: optax.Params) -> optax.Updates:
-        """Returns the gradient for a later ascent: ∇L(w), with m-sharpness that of this device's part."""
-        if not self.m_sharpness:
-            return self.gradient(params)
-        _, gradient = self._own_value_and_gradient(params)
-        checks.check_local("the result of `grad_fn`", gradient, self.axis_name)
-        return gradient
+    def own_gradient(self, params: optax.Params) -> optax.Updates:
+        """Returns ∇L(w), with m-sharpness that of this device's part alone, as the one passed to `update`."""
+        return self._value_and_own_gradient(params)[1]
+
+    def value_and_own_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+        """Returns L(w), of all devices, and what `own_gradient` returns."""
+        value, gradient = self._value_and_own_gradient(params)
+        return self.average(value), gradient
 
     def curvature_gradient(self, params: optax.Params) -> optax.Updates:
         """Returns the gradient whose Jacobian is the Hessian."""
@@ -93,21 +102,34 @@ class BatchLoss:
         """
         return self._mean(tree) if self.m_sharpness else tree
 
+    def _value_and_own_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
+        if not self.m_sharpness:
+            return self.value_and_gradient(params)
+        value, gradient = self._own_value_and_gradient(params)
+        checks.check_local("the result of `grad_fn`", gradient, self.axis_name)
+        return value, gradient
+
     def _own_value_and_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
         if self.grad_fn is None:
             checked = _checked(self.value_fn, "value_fn", self.axis_name)
             return jax.value_and_grad(checked)(self._varying(params))
         # The gradient is taken at parameters marked as varying over all mapped axes. One that JAX would
-        # otherwise have summed then varies too, which can be detected.
-        axes = self.axis_name or tuple(jax.sharding.get_abstract_mesh().manual_axes)
+        # otherwise have summed then varies too, which can be detected. Over axes along which some of the
+        # parameters are sharded JAX has to sum the gradient of the others.
+        manual = frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+        axes = self.axis_name or tuple(manual - varies_over(params))
         checks.check_takes_params("grad_fn", self.grad_fn)
-        if self.axis_name is None and (unnamed := unnamed_axes()):
-            _warn_if_local(self.grad_fn, params, unnamed)
+        if self.axis_name is None and (unnamed := self._unnamed_axes()):
+            _warn_if_local(self.grad_fn, params, unnamed, self.params_axis_name is None)
         gradient = _called(self.grad_fn, varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
+        checks.check_summed("The gradient returned by `grad_fn`", gradient, params, shards.axes_here())
         if self.axis_name is None:
             checks.check_same("The gradient returned by `grad_fn`", gradient, params)
         return None, gradient
+
+    def _unnamed_axes(self) -> tuple[Hashable, ...]:
+        return unnamed_axes((*axis_names(self.axis_name), *shards.axes_named(self.params_axis_name)))
 
     def _varying(self, params: optax.Params) -> optax.Params:
         return varying(params, self.axis_name)
@@ -163,6 +185,7 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
         checks.check_same(f"The result of `{name}`", value, params)
+        checks.check_one_loss(f"The result of `{name}`", value, shards.axes_here())
         if jax.tree.leaves(params):
             value = _warns_if_constant(name)(value, jax.tree.leaves(params)[0])
         # If `value_fn` averages the loss itself, the loss does not vary, and its gradient with respect to
@@ -173,9 +196,13 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
     return checked
 
 
-def _warn_if_local(grad_fn: GradFn, params: optax.Params, axes: tuple[Hashable, ...]) -> None:
-    """Warns if `grad_fn` averages nothing over the devices, where nothing else does."""
+def _warn_if_local(
+    grad_fn: GradFn, params: optax.Params, axes: tuple[Hashable, ...], may_be_shards: bool
+) -> None:
+    """Warns if `grad_fn` averages nothing over the devices, where nothing else does, or gathers shards."""
     program = str(jax.make_jaxpr(lambda params: _called(grad_fn, params))(params))
+    if may_be_shards and re.search(r"\b(all_gather|reduce_scatter)\w*\[", program):
+        _warn_of_shards(axes)
     if not re.search(r"\b(psum|all_gather|all_to_all|reduce_scatter|ppermute)\w*\[", program):
         _warn_of_unnamed(axes, "grad_fn")
 
@@ -185,8 +212,21 @@ def _warn_of_unnamed(axes: tuple[Hashable, ...], argument: str) -> None:
     warnings.warn(
         f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got no `axis_name`."
         " So the second gradient is that of each device's own part of the batch, and the devices drift apart."
-        f" Write `tx.update(grads, state, params, {argument}={argument}, axis_name={names})`. (If each device"
-        " trains a model of its own: `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
+        f" Write `tx.update(grads, state, params, {argument}={argument}, axis_name={names})`. If the"
+        f" parameters are sharded along it, norms are those of a shard: write `params_axis_name={names}`."
+        " (If each device trains a model of its own:"
+        " `warnings.filterwarnings('ignore', '`update` runs inside')`.)",
+        stacklevel=3,
+    )
+
+
+def _warn_of_shards(axes: tuple[Hashable, ...]) -> None:
+    names = ", ".join(map(repr, axes))
+    warnings.warn(
+        f"`update` runs inside `jax.pmap` or `jax.shard_map` over the axis {names}, but got neither"
+        " `axis_name` nor `params_axis_name` for it. If the parameters are sharded along it, norms are"
+        f" those of a shard, and ε is too long: write `tx.update(..., params_axis_name={names})`. If they"
+        " are the same along it: `params_axis_name=()`.",
         stacklevel=3,
     )
 

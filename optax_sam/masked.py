@@ -95,8 +95,9 @@ def masked(inner: optax.GradientTransformation, mask: Mask) -> optax.GradientTra
             others = jax.tree.map(jnp.zeros_like, updates)
         else:
             order.check_nothing_in_between(updates, params)
-            loss = BatchLoss(axis_name=axis_name, m_sharpness=m_sharpness)
-            loss.check_passed(updates)
+            named = extra_args.get("params_axis_name")
+            loss = BatchLoss(axis_name=axis_name, m_sharpness=m_sharpness, params_axis_name=named)
+            loss.check_passed(updates, params)
             others = loss.average(updates)
             extra_args |= {"axis_name": axis_name, "m_sharpness": m_sharpness}
         result, inner_state = inner.update(

@@ -27,6 +27,7 @@ from optax_sam import checks, order, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss
 from optax_sam.refresh import refreshed
+from optax_sam.shards import sums_over_shards
 
 
 class ReuseState(NamedTuple):
@@ -68,7 +69,8 @@ def reuse(
     Cost: that of the method on refresh steps, otherwise that of the base optimizer and, with α > 0, a norm.
     Memory for u, one copy of the parameters, with α > 0. A step compiled with `refresh=False` contains
     no second gradient; with `refresh=None` the second gradient is inside a `lax.cond`, which is slow for
-    convolutions on CPU. With `m_sharpness=True` the clean gradient is averaged too: one all-reduce more.
+    convolutions on CPU. With `m_sharpness=True` u, ‖g‖ and d come from the averages of the method's direction
+    and of the clean gradient, since u is kept: one all-reduce more.
 
     Example: SAM on every 5th step.
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -100,6 +102,7 @@ def reuse(
             inner_state=method.init(params),
         )
 
+    @sums_over_shards
     def update(
         updates: optax.Updates,
         state: ReuseState,
@@ -108,6 +111,7 @@ def reuse(
         refresh: bool | jax.Array | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ReuseState]:
@@ -124,9 +128,13 @@ def reuse(
 
         if observe is not None:
             observe(perturbation=None, ascent_value=None)  # Until the method says more.
-        where: dict[str, Any] = {"axis_name": axis_name, "m_sharpness": m_sharpness}
+        where: dict[str, Any] = {
+            "axis_name": axis_name,
+            "m_sharpness": m_sharpness,
+            "params_axis_name": params_axis_name,
+        }
         loss = BatchLoss(**where)
-        loss.check_passed(updates)
+        loss.check_passed(updates, params)
         gradient = loss.average(updates)
 
         def compute() -> tuple[optax.Updates, optax.Updates, optax.OptState]:

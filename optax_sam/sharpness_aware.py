@@ -42,8 +42,11 @@ The later ascents of a step see the state that the first one returned. If the eq
 old statistic in every ascent, its state has a method `for_later_ascents(new)` that returns the old one. The
 field `count` of Optax's stages, by which their schedules go, keeps the value from before the step.
 
-On several devices, the arguments of a descent are averages over them. With `m_sharpness=True` those of an
-ascent are the device's own, and it must average what it keeps in its state: `loss.average(x)`.
+On several devices the arguments of a stage are averages over them. With `m_sharpness=True` they are the
+device's own: the method is computed on each device, as if it were alone, and d is averaged at the end. An
+ascent must then average what it keeps in its state, `loss.average(x)`, so that it is the same everywhere. A
+descent that keeps numbers in its state is given averages instead, unless the state has a property
+`is_shared`, which says that they are the same on all devices anyway.
 """
 
 from collections.abc import Callable
@@ -56,6 +59,7 @@ import optax
 from optax_sam import checks, order, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
+from optax_sam.shards import sums_over_shards
 
 
 class SharpnessAwareState(NamedTuple):
@@ -95,7 +99,7 @@ def sharpness_aware(
         updates, state = tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))
 
     `update(updates, state, params, *, value_fn=None, grad_fn=None, curvature_fn=None, refresh=None,
-    axis_name=None, m_sharpness=False, **extra_args)`:
+    axis_name=None, m_sharpness=False, params_axis_name=None, **extra_args)`:
 
       updates: gradient of the batch loss at `params`.
       value_fn: the loss of the same batch as a function of the parameters, a scalar. Use the same dropout
@@ -110,10 +114,17 @@ def sharpness_aware(
         Not needed under `jit` with sharded arrays.
       m_sharpness: False: the gradients passed in are averages over `axis_name`, and there is one
         perturbation for all devices. True: they are each device's own, and each device makes its own
-        perturbation without communication; the last gradient is averaged, and so is what is kept in the
-        state. Under `shard_map(check_vma=True)` a wrong value is an error. Under `pmap`, `vmap` and
-        `check_vma=False` it goes undetected: with True, averaged gradients cost redundant communication,
-        and later ascents are local; with False, local gradients let the devices' states drift apart.
+        perturbation and direction without communication; the mean of the directions is returned, and what
+        is kept in the state is a mean too. Under `shard_map(check_vma=True)` a wrong value is an error.
+        Under `pmap`, `vmap` and `check_vma=False` it goes undetected: with True, averaged gradients cost
+        redundant communication, and everything later is local; with False, local gradients let the devices'
+        states drift apart.
+      params_axis_name: names of the axes along which the parameters are sharded *inside* `shard_map` or
+        `pmap` (FSDP, tensor parallelism by hand), over which norms and inner products must run too. None:
+        those along which JAX knows that a parameter varies, which is right under `shard_map(check_vma=True)`.
+        Where nothing is tracked (`pmap`, `vmap`, `check_vma=False`) say it: one name, or a tuple of names,
+        for all parameters, or a pytree with their structure or a prefix of it, such as the `in_specs`. `()`:
+        none, as where each device trains a model of its own. See docs/devices.md.
       observe: function called while the step is traced, with values that `update` does not return: the
         keyword arguments `perturbation` (ε) and `ascent_value` (the loss there, None with `grad_fn`). Used
         by `optax_sam.diagnostics.monitor`.
@@ -167,6 +178,7 @@ def sharpness_aware(
             descent=descent.init(params),
         )
 
+    @sums_over_shards
     def update(
         updates: optax.Updates,
         state: SharpnessAwareState,
@@ -178,6 +190,7 @@ def sharpness_aware(
         refresh: bool | jax.Array | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
@@ -186,8 +199,8 @@ def sharpness_aware(
         checks.check_not_a_stage(extra_args)
         checks.check_spelling(extra_args)
         order.check_nothing_in_between(updates, params)
-        loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
-        loss.check_passed(updates)
+        loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness, params_axis_name)
+        loss.check_passed(updates, params)
         extra_args |= {"loss": loss, "grad": updates, "step_count": state.step_count}
 
         epsilon, ascent_state = ascent.update(
@@ -197,24 +210,26 @@ def sharpness_aware(
         # They use the statistics of the first ascent (an eigenvector, a variance) without updating them.
         learnt = _for_later_ascents(state.ascent, ascent_state) if num_steps > 1 else ascent_state
         for step in range(1, num_steps):
-            gradient = loss.ascent_gradient(tree_math.add(params, perturbation))
+            gradient = loss.own_gradient(tree_math.add(params, perturbation))
             ascent_gradients.append(gradient)
             epsilon, _ = ascent.update(
                 gradient, learnt, params, ascent_step=step, refresh=False, **extra_args
             )
             perturbation = tree_math.add(perturbation, _divide(epsilon, num_steps))
-        value, gradient = loss.value_and_gradient(tree_math.add(params, perturbation))
+        value, gradient = loss.value_and_own_gradient(tree_math.add(params, perturbation))
 
         if observe is not None:
             observe(perturbation=perturbation, ascent_value=value)
-        extra_args |= {
-            "grad": loss.average(updates),
-            "perturbation": loss.average(perturbation),
-            "ascent_gradients": tuple(map(loss.average, ascent_gradients)),
-        }
+        learnt = {"perturbation": perturbation, "ascent_gradients": tuple(ascent_gradients)}
+        is_own = _takes_what_is_own(state.descent)
+        if not is_own:
+            gradient, updates_seen, learnt = loss.average((gradient, updates, learnt))
+            extra_args["grad"] = updates_seen
         direction, descent_state = descent.update(
-            gradient, state.descent, params, refresh=refresh, **extra_args
+            gradient, state.descent, params, refresh=refresh, **extra_args, **learnt
         )
+        if is_own:
+            direction = loss.average(direction)
         kept = state.ascent_value
         return tree_math.cast_like(direction, updates), SharpnessAwareState(
             step_count=optax.safe_increment(state.step_count),
@@ -224,6 +239,13 @@ def sharpness_aware(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _takes_what_is_own(state: optax.OptState) -> bool:
+    """Returns whether a descent may be given each device's own: it keeps no numbers that come of it."""
+    is_shared = lambda node: getattr(node, "is_shared", False)
+    kept = [node for node in jax.tree.leaves(state, is_leaf=is_shared) if not is_shared(node)]
+    return not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in kept)
 
 
 def _divide(tree: optax.Params, divisor: int) -> optax.Params:

@@ -5,6 +5,9 @@ every reduction here is carried out in at least float32, whatever the dtype of t
 products are element-wise (no `ravel`, no dot), so a sharded leaf is reduced without being gathered. If all
 entries of a gradient are under 1e-19, or one is over 1e19, float32 cannot hold their squares: the norm is
 0 or inf.
+
+Inside `jax.shard_map` and `jax.pmap` a leaf may be one device's shard of a parameter: while `update` of a
+method runs, sums run over all shards (`optax_sam.shards`).
 """
 
 import functools
@@ -16,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+
+from optax_sam import shards
 
 T = TypeVar("T")
 
@@ -41,12 +46,24 @@ def zeros_like(tree: optax.Params) -> optax.Params:
 def total(tree: optax.Params) -> jax.Array:
     """Returns the sum of all entries, a scalar."""
     dtype = accumulation_dtype(tree)
-    result = jnp.zeros((), dtype)
-    for i, x in enumerate(jax.tree.leaves(tree), start=1):
-        result += jnp.sum(x.astype(dtype))
+    nothing = jnp.zeros((), dtype)
+    sums: dict[shards.Axes, jax.Array] = {}
+    for i, (x, axes) in enumerate(zip(jax.tree.leaves(tree), shards.axes_of(tree), strict=True), start=1):
+        sums[axes] = sums.get(axes, nothing) + jnp.sum(x.astype(dtype))
         if i % 64 == 0:  # XLA for CPU compiles one long sum in a time that grows faster than its length.
-            result = computed_once(result)
-    return result
+            sums[axes] = computed_once(sums[axes])
+    return _over_shards(sums) if sums else nothing
+
+
+def _over_shards(sums: dict[shards.Axes, jax.Array]) -> jax.Array:
+    """Returns the sum, over leaves and shards, given that over the leaves here that are sharded alike."""
+    return functools.reduce(jnp.add, (jax.lax.psum(x, axes) if axes else x for axes, x in sums.items()))
+
+
+def size(tree: optax.Params) -> int:
+    """Returns the number of entries."""
+    each = zip(jax.tree.leaves(tree), shards.axes_of(tree), strict=True)
+    return sum(leaf.size * shards.number(axes) for leaf, axes in each)
 
 
 @one_program
@@ -186,7 +203,11 @@ def coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
         products = jnp.tensordot(rows, x, axes=x.ndim, precision="highest", out_sharding=everywhere)
         return products.astype(dtype)
 
-    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf, basis, vector)))
+    sums: dict[shards.Axes, jax.Array] = {}
+    products = jax.tree.leaves(jax.tree.map(leaf, basis, vector))
+    for x, axes in zip(products, shards.axes_of(vector), strict=True):
+        sums[axes] = sums[axes] + x if axes in sums else x
+    return _over_shards(sums)
 
 
 def weighted_sum(weights: jax.Array, vectors: optax.Params) -> optax.Params:
@@ -224,12 +245,13 @@ def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
     # Leaves of one type are drawn together: the generator takes long to compile, and deep networks repeat
     # their layers. In a loop, because XLA for CPU would repeat it for each leaf (see `computed_once`).
     alike: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        alike.setdefault(jax.typeof(leaf), []).append(i)
+    for i, (leaf, axes) in enumerate(zip(leaves, shards.axes_of(like), strict=True)):
+        alike.setdefault((jax.typeof(leaf), axes), []).append(i)
     drawn: list[jax.Array] = [*leaves]
-    for kind, indices in alike.items():
+    for (kind, axes), indices in alike.items():
+        own_key = shards.own_key(key, axes)
 
-        def normal(i: jax.Array, kind: Any = kind) -> jax.Array:
+        def normal(i: jax.Array, kind: Any = kind, key: jax.Array = own_key) -> jax.Array:
             # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
             key_i = jax.random.fold_in(key, i)
             return jax.random.normal(key_i, kind.shape, kind.dtype, out_sharding=kind.sharding)

@@ -157,7 +157,7 @@ def gradient_noise(
         return GradientNoiseState(count, gradient_mean, noise_variance)
 
     def inverse(noise_variance: optax.Updates) -> optax.Updates:
-        mean = tree_math.total(noise_variance) / max(optax.tree.size(noise_variance), 1)
+        mean = tree_math.total(noise_variance) / max(tree_math.size(noise_variance), 1)
 
         def damping_and_bound(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
             added, smallest = (damping * mean).astype(dtype), jnp.finfo(dtype).eps * mean.astype(dtype)

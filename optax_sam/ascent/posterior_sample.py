@@ -106,7 +106,7 @@ def posterior_sample(
         checks.check_whole(updates)
         precision = state.precision
         key_now = jax.random.fold_in(tree_math.random_key(key), step_count)
-        gradient = loss.ascent_gradient(_sample(key_now, params, precision, num_examples))
+        gradient = loss.own_gradient(_sample(key_now, params, precision, num_examples))
         radius = radius_at(rho, step_count)
         epsilon = jax.tree.map(lambda g, s: radius * g.astype(s.dtype) / s, gradient, precision)
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, shards, tree_math
 from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
 
@@ -105,7 +105,7 @@ def fisher_mask(sparsity: float = 0.5, *, interval: int = 100) -> optax.Gradient
 
     def choose(mask: optax.Params, gradient: optax.Updates, key: jax.Array, count: Any) -> optax.Params:
         scores = jax.tree.map(lambda g: g * g, gradient)
-        return _largest(scores, (1 - sparsity) * optax.tree.size(scores))
+        return _largest(scores, (1 - sparsity) * tree_math.size(scores))
 
     return _masked(choose, sparsity, interval, key=0)
 
@@ -146,7 +146,7 @@ def dynamic_mask(
     checks.check_fraction("drop_rate", drop_rate)
 
     def choose(mask: optax.Params, gradient: optax.Updates, key: jax.Array, count: Any) -> optax.Params:
-        size, num_kept = optax.tree.size(gradient), (1 - sparsity) * optax.tree.size(gradient)
+        size, num_kept = tree_math.size(gradient), (1 - sparsity) * tree_math.size(gradient)
         first = _largest(_uniform(key, gradient), num_kept)
         rate = drop_rate(jnp.asarray(count // interval)) if callable(drop_rate) else drop_rate
         num_dropped = jnp.minimum(num_kept * rate, size - num_kept)
@@ -207,12 +207,14 @@ def _uniform(key: jax.Array, like: optax.Params) -> optax.Params:
     """Returns independent uniform entries in [0, 1) with the shapes and shardings of `like`."""
     leaves, treedef = jax.tree.flatten(like)
 
-    def uniform(i: int, leaf: jax.Array) -> jax.Array:
+    def uniform(i: int, leaf: jax.Array, axes: shards.Axes) -> jax.Array:
         # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
         sharding = jax.typeof(leaf).sharding
-        return jax.random.uniform(jax.random.fold_in(key, i), leaf.shape, out_sharding=sharding)
+        key_i = jax.random.fold_in(shards.own_key(key, axes), i)
+        return jax.random.uniform(key_i, leaf.shape, out_sharding=sharding)
 
-    return jax.tree.unflatten(treedef, [uniform(i, leaf) for i, leaf in enumerate(leaves)])
+    each = zip(range(len(leaves)), leaves, shards.axes_of(like), strict=True)
+    return jax.tree.unflatten(treedef, [uniform(*of_leaf) for of_leaf in each])
 
 
 @tree_math.one_program  # Without `jit` its loop would be compiled again at every refresh.

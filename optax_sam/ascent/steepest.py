@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, shards, tree_math
 from optax_sam.schedules import radius_at
 
 
@@ -124,7 +124,7 @@ def steepest_ascent(
         if ord == math.inf:
             epsilon = tree_math.scale(radius, _multiply(t, jax.tree.map(jnp.sign, tcg)))
         elif layerwise:
-            epsilon = jax.tree.map(lambda x, y: _scaled(radius, x, y), tcg, _multiply(t, tcg))
+            epsilon = shards.map_leaves(lambda x, y: _scaled(radius, x, y), tcg, _multiply(t, tcg))
         else:
             epsilon = _scaled(radius, tcg, _multiply(t, tcg))
         return tree_math.cast_like(epsilon, updates), SteepestAscentState(

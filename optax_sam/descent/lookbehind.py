@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, shards, tree_math
 
 
 def lookbehind(alpha: float | None = 0.5) -> optax.GradientTransformationExtraArgs:
@@ -42,8 +42,7 @@ def lookbehind(alpha: float | None = 0.5) -> optax.GradientTransformationExtraAr
     Raises:
       ValueError: if alpha is negative.
 
-    Cost: no gradient: the ascent has computed them. Memory for their sum. With `m_sharpness=True` one
-    more all-reduce for each.
+    Cost: no gradient: the ascent has computed them. Memory for their sum.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
@@ -71,7 +70,7 @@ def lookbehind(alpha: float | None = 0.5) -> optax.GradientTransformationExtraAr
             factor = _agreement(first, total) if alpha is None else jnp.asarray(alpha, dtype)
             return (factor * total).astype(first.dtype)
 
-        return jax.tree.map(leaf, first, *others), state
+        return shards.map_leaves(leaf, first, *others), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

@@ -50,6 +50,11 @@ class SphericalSearchState(NamedTuple):
 
     alpha: jax.Array
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is the same on all devices: it comes of losses that are averages over them."""
+        return True
+
 
 def spherical_search(
     rho_max: optax.ScalarOrSchedule,
@@ -78,7 +83,9 @@ def spherical_search(
       TypeError: if `num_alphas` is not a Python integer.
 
     Cost: `num_alphas` forward passes on refresh steps; on others two norms and an inner product. No memory.
-    With `m_sharpness=True` one more all-reduce, of ε.
+
+    With `m_sharpness=True` each device has its own arc, through its own ε and g'. α* is one for all, since it
+    is kept: it maximises the mean of the devices' losses, each on its own arc.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam

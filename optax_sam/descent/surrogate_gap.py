@@ -8,7 +8,8 @@ the gap can be lowered without raising L_p: along the part of g that is orthogon
 Symbols: g `grad`, g' `updates`, α `alpha`.
 
 Deviations from the authors' code (juntang-zhuang/GSAM): g' = 0 gives g⊥ = g without 1e-12 in the
-denominators; on several devices the averages of g and g' are decomposed, not those of each device.
+denominators. On several devices they decompose the g of each device along its own g' and average d, as
+`m_sharpness=True` does here; by default averages are decomposed.
 
 References:
   Zhuang et al., `Surrogate gap minimization improves sharpness-aware training

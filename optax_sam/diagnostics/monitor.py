@@ -35,6 +35,7 @@ from optax_sam.diagnostics.perturbations import alignment
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
 from optax_sam.order import current_trace
 from optax_sam.refresh import refreshed
+from optax_sam.shards import sums_over_shards
 
 QUANTITIES = ("gradient_norm", "perturbation_norm", "sharpness", "alignment", "top_eigenvalue")
 OF_CURVATURE = {"alignment", "top_eigenvalue"}
@@ -145,6 +146,7 @@ def monitor(
             inner_state=method.init(params),
         )
 
+    @sums_over_shards
     def update(
         updates: optax.Updates,
         state: MonitorState,
@@ -156,6 +158,7 @@ def monitor(
         record: bool | jax.Array | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, MonitorState]:
         checks.check_params(updates, params)
@@ -164,7 +167,7 @@ def monitor(
                 "A `monitor` was put around another one, and both would see the same: ask one of them for all"
                 " `quantities`."
             )
-        loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness)
+        loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness, params_axis_name)
         seen: dict[str, Any] = {}
         observe = lambda **what: seen.update(what, trace=current_trace())
         direction, inner_state = method.update(

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import checks, order
+from optax_sam import checks, order, shards
 from optax_sam.devices import AxisName, axis_names, unnamed_axes, varies_over
 from optax_sam.diagnostics import wiring_measure
 from optax_sam.diagnostics.wiring_causes import Comparison, likely_cause
@@ -120,6 +120,7 @@ def wiring_check(
         reported.forget()
         return WiringCheckState(mismatch=jnp.zeros((), jnp.float32))
 
+    @shards.sums_over_shards
     def update(
         updates: optax.Updates,
         state: WiringCheckState,
@@ -131,6 +132,7 @@ def wiring_check(
         record: bool | jax.Array | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WiringCheckState]:
         checks.check_spelling(extra_args)
@@ -139,24 +141,23 @@ def wiring_check(
 
         def measure() -> jax.Array:
             checks.check_params(updates, params)
-            if clean_value_fn is None:
-                loss = BatchLoss(value_fn, grad_fn, axis_name=axis_name, m_sharpness=m_sharpness)
-            else:
-                loss = BatchLoss(clean_value_fn, axis_name=axis_name, m_sharpness=m_sharpness)
-            loss.check_passed(updates)
+            clean = (value_fn, grad_fn) if clean_value_fn is None else (clean_value_fn, None)
+            loss = BatchLoss(*clean, None, axis_name, m_sharpness, params_axis_name)
+            loss.check_passed(updates, params)
+            axes = shards.axes_of(params)
             program = _traced(loss, params)
             eps = wiring_measure.precision(program)
             gradient_at = jax.extend.core.jaxpr_as_fun(program)
             passed, leaves = jax.tree.leaves(updates), jax.tree.leaves(params)
             gradient = gradient_at(*leaves)
-            numbers = wiring_measure.products(gradient, passed, leaves, axis_name)
+            numbers = wiring_measure.products(gradient, passed, leaves, axis_name, axes)
             mismatch = wiring_measure.mismatch(numbers)
             if action == "record":
                 return jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32))
 
             def details() -> wiring_measure.Details:
                 changed = gradient_at(*wiring_measure.last_digit_changed(leaves, eps))
-                return wiring_measure.details(gradient, passed, changed, numbers, axis_name)
+                return wiring_measure.details(gradient, passed, changed, numbers, axis_name, axes)
 
             limit = tolerance
             if limit is None:
@@ -242,7 +243,7 @@ def _report(
 
 def _traced(loss: BatchLoss, params: optax.Params) -> jax.extend.core.ClosedJaxpr:
     """Returns the program of the gradient; raises if a call of the loss changes what the next computes."""
-    program = jax.make_jaxpr(loss.ascent_gradient)(params)
+    program = jax.make_jaxpr(loss.own_gradient)(params)
     again = jax.make_jaxpr(loss.gradient if loss.value_fn is None else loss.value)(params)
     closed_over = set(map(id, program.consts))
     if any(isinstance(x, jax.core.Tracer) and id(x) not in closed_over for x in again.consts):
@@ -259,7 +260,8 @@ def _where(condition: jax.Array, compute: Callable[[], T]) -> T:
 def _is_the_same_everywhere(numbers: wiring_measure.Products, axis_name: AxisName) -> bool:
     """Returns whether all devices take the same branch of a `cond` on these numbers: it may communicate."""
     manual = set(jax.sharding.get_abstract_mesh().manual_axes)
-    return manual <= set(axis_names(axis_name)) and not varies_over(numbers)
+    known = {*axis_names(axis_name), *shards.axes_here()}
+    return manual <= known and not varies_over(numbers)
 
 
 def _num_devices(axis_name: AxisName) -> int:

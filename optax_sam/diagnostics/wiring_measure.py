@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from optax_sam import tree_math
 from optax_sam.devices import AxisName, varying
+from optax_sam.shards import Axes
 
 Leaves = list[jax.Array]
 
@@ -55,12 +56,15 @@ class Details(NamedTuple):
     sums: jax.Array
 
 
-def products(gradient: Leaves, passed: Leaves, params: Leaves, axis_name: AxisName) -> Products:
+def products(
+    gradient: Leaves, passed: Leaves, params: Leaves, axis_name: AxisName, axes: list[Axes]
+) -> Products:
     """Returns the numbers from which the mismatch is computed."""
     dtype = tree_math.accumulation_dtype(gradient, passed, params)
     gradient, passed, params = (_cast(leaves, dtype) for leaves in (gradient, passed, params))
     largest = [list(map(_largest, leaves)) for leaves in (gradient, passed)]
-    by_array = jnp.stack([jnp.stack(pair) for pair in zip(*largest, strict=True)] or [jnp.zeros(2, dtype)])
+    pairs = [jnp.stack(pair) for pair in zip(*largest, strict=True)]
+    by_array = jnp.stack(_over_shards(jax.lax.pmax, pairs, axes) or [jnp.zeros(2, dtype)])
     by_array = _over_devices(jax.lax.pmax, by_array, axis_name)
     of_v, of_g = jnp.max(jnp.where(jnp.isfinite(by_array), by_array, 0), 0)
     scales = jnp.stack([jnp.maximum(of_v, of_g), of_g])
@@ -70,7 +74,8 @@ def products(gradient: Leaves, passed: Leaves, params: Leaves, axis_name: AxisNa
         v, d, g = v / scales[0], (v - g) / scales[0], g / scales[1]
         return jnp.stack([jnp.sum(x * y) for x, y in ((v, v), (g, g), (v, g), (d, d), (d, w), (w, w))])
 
-    table = jnp.stack(list(map(row, gradient, passed, params)) or [jnp.zeros(6, dtype)])
+    rows = list(map(row, gradient, passed, params))
+    table = jnp.stack(_over_shards(jax.lax.psum, rows, axes) or [jnp.zeros(6, dtype)])
     return Products(_over_devices(jax.lax.pmean, table, axis_name), by_array, scales)
 
 
@@ -90,7 +95,12 @@ def zero_in_one(largest: Any, eps: float) -> tuple[Any, Any]:
 
 
 def details(
-    gradient: Leaves, passed: Leaves, changed: Leaves, numbers: Products, axis_name: AxisName
+    gradient: Leaves,
+    passed: Leaves,
+    changed: Leaves,
+    numbers: Products,
+    axis_name: AxisName,
+    axes: list[Axes],
 ) -> Details:
     """Returns what tells causes apart. `changed`: v at parameters changed in their last digit."""
     dtype = numbers.products.dtype
@@ -114,7 +124,8 @@ def details(
         return jnp.stack([change, units, *(jnp.sum(x, dtype=dtype) for x in counts), *sums])
 
     leaves = (_cast(leaves, dtype) for leaves in (gradient, passed, changed))
-    table = jnp.stack(list(map(row, *leaves)) or [jnp.zeros(9, dtype)])
+    rows = _over_shards(jax.lax.psum, list(map(row, *leaves)), axes)
+    table = jnp.stack(rows or [jnp.zeros(9, dtype)])
     table = _over_devices(jax.lax.pmean, table, axis_name)
     return Details(table[:, 0], table[:, 1], table[:, 2:7], table[:, 7:])
 
@@ -158,6 +169,11 @@ def _cast(leaves: Leaves, dtype: jnp.dtype) -> Leaves:
 
 def _largest(x: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(x), initial=0)
+
+
+def _over_shards(reduce: Any, rows: Leaves, axes: list[Axes]) -> Leaves:
+    """Returns each array's numbers for all its shards."""
+    return [_over_devices(reduce, x, along or None) for x, along in zip(rows, axes, strict=True)]
 
 
 def _over_devices(reduce: Any, x: jax.Array, axis_name: AxisName) -> jax.Array:

@@ -9,9 +9,10 @@ import optax
 
 from optax_sam import checks, order, tree_math
 from optax_sam.curvature.products import check_second_derivative, hessian_vector_product
-from optax_sam.devices import AxisName
+from optax_sam.devices import AxisName, varying
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
 from optax_sam.schedules import radius_at
+from optax_sam.shards import sums_over_shards
 
 
 class GradientNormPenaltyState(NamedTuple):
@@ -43,7 +44,7 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
       ValueError: if rho is negative.
 
     Cost: a Hessian-vector product, about two gradients more than the base optimizer; SAM costs one more.
-    With `m_sharpness=True` the gradient is averaged before it is normalised: one more all-reduce.
+    With `m_sharpness=True` g, H and d are each device's own, and the mean of d is returned: one all-reduce.
 
     Deviations from the papers: Zhao et al. approximate the product by a difference of gradients, which is
     `sharpness_aware(steepest_ascent(r), extrapolation(ρ/r))`.
@@ -67,6 +68,7 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         checks.check_arrays(params)
         return GradientNormPenaltyState(jnp.zeros((), jnp.int32))
 
+    @sums_over_shards
     def update(
         updates: optax.Updates,
         state: GradientNormPenaltyState,
@@ -76,6 +78,7 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         grad_fn: GradFn | None = None,
         axis_name: AxisName = None,
         m_sharpness: bool = False,
+        params_axis_name: Any = None,
         observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradientNormPenaltyState]:
@@ -83,15 +86,15 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         checks.check_state(state, GradientNormPenaltyState)
         checks.check_spelling(extra_args)
         order.check_nothing_in_between(updates, params)
-        loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness)
-        loss.check_passed(updates)
+        loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness, params_axis_name)
+        loss.check_passed(updates, params)
         if observe is not None:
             observe(perturbation=None, ascent_value=None)
-        gradient = loss.average(updates)
-        check_second_derivative(loss.gradient, params, gradient)
-        product = hessian_vector_product(loss.gradient, params, tree_math.unit(gradient))
+        own_params = varying(params, axis_name) if m_sharpness else params
+        check_second_derivative(loss.own_gradient, own_params, updates)
+        product = hessian_vector_product(loss.own_gradient, own_params, tree_math.unit(updates))
         one = jnp.ones((), tree_math.accumulation_dtype(updates))
-        direction = tree_math.combine(one, gradient, radius_at(rho, state.step_count) * one, product)
-        return direction, GradientNormPenaltyState(optax.safe_increment(state.step_count))
+        direction = tree_math.combine(one, updates, radius_at(rho, state.step_count) * one, product)
+        return loss.average(direction), GradientNormPenaltyState(optax.safe_increment(state.step_count))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -18,15 +18,15 @@ from tests.registry import BY_NAME
 PARAMETER_BYTES = 8 * NUM_PARAMETERS
 # The other methods differ from these by element-wise operations only.
 METHODS = ("sam", "sam_3_steps", "info_sam", "eigen_sam", "xsam", "combination", "look_sam", "momentum_sam")
+DESCENTS = ("gsam", "wsam", "stable_sam", "lookbehind_sam", "gradient_norm_penalty")
 SHARDED_LAYOUTS = ("fsdp", "tensor", "fsdp and tensor")
 REPLICATED_LAYOUTS = ("data", *layouts.PER_DEVICE_VIEW)
 GRADIENTS = {"averaged": averaged_gradient, "local": local_gradient}
 
 # Second gradients, of which there are `num_steps`. Momentum-SAM computes only that one, LookSAM the first.
 INNER_GRADIENTS = {"sam_3_steps": 3, "combination": 2, "look_sam": 0, "momentum_sam": 0}
-# Averages that state needs of what is local: of the gradient that `gradient_noise` observes, of the
-# perturbation that `spherical_search` starts from.
-AVERAGES = {"info_sam": 1, "xsam": 1, "combination": 2}
+# Averages that state needs of what is local: of the gradient that `gradient_noise` observes.
+AVERAGES = {"info_sam": 1, "combination": 1}
 ALPHAS = {"xsam": 21, "combination": 5}
 
 
@@ -101,6 +101,12 @@ def test_averaged_gradients_each_gradient_is_reduced_once(case):
 def test_local_gradients_the_last_gradient_is_reduced(case):
     """However many ascents there are; and what state needs. What no descent reads is dropped."""
     assert rounds(*case) == 1 + AVERAGES.get(case[0], 0)
+
+
+@pytest.mark.parametrize("layout", layouts.PER_DEVICE_VIEW)
+@pytest.mark.parametrize("name", DESCENTS)
+def test_local_gradients_the_direction_alone_is_reduced(name, layout):
+    assert rounds(name, layout, "local", None) == 1
 
 
 @cases(SGD + PLAIN["averaged"] + PLAIN["local"] + REFRESH)

@@ -18,7 +18,7 @@ from tests.registry import BY_NAME
 
 TOLERANCE = 1e-12
 RHO = 0.1
-STATELESS = ("sam", "asam", "fisher_sam", "presam")
+STATELESS = ("sam", "asam", "fisher_sam", "presam", "gsam", "wsam", "stable_sam", "lookbehind")
 STATEFUL = ("info_sam", "eigen_sam", "xsam", "combination")
 AXIS_METHODS = ("sam", "eigen_sam", "xsam")
 ON_DEVICES = layouts.PER_DEVICE_VIEW
@@ -29,7 +29,8 @@ MAKE = {name: method.make for name, method in BY_NAME.items()} | {
         optax_sam.presam,
         objective=optax_sam.fisher_information(),
         constraint=optax_sam.weight_magnitude(),
-    )
+    ),
+    "lookbehind": functools.partial(optax_sam.lookbehind_sam, alpha=None),
 }
 
 
@@ -135,6 +136,85 @@ def test_local_gradients_give_the_mean_of_the_groups_own_gradients(name, way, nu
     assert spread(found) == 0
 
 
+def with_alpha(state):
+    """Returns the state of XSAM as after a search."""
+    return optax.tree.set(state, alpha=jnp.asarray(1.4))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["gradient_norm_penalty", "xsam"])
+def test_other_methods_are_means_of_the_groups_too(name, way):
+    """XSAM between searches: a search gives one α for all."""
+    tx = MAKE[name](RHO)
+    state = with_alpha(tx.init(parameters())) if name == "xsam" else tx.init(parameters())
+
+    def alone(part):
+        value_fn = lambda params: loss(params, part)
+        gradient = jax.grad(value_fn)(parameters())
+        return tx.update(gradient, state, parameters(), value_fn=value_fn, refresh=False)[0]
+
+    def together(params, part):
+        gradient = local_gradient(lambda params: loss(params, part), params, AXIS, way)
+        words = {"axis_name": AXIS, "m_sharpness": True, "refresh": False}
+        return tx.update(gradient, state, params, value_fn=lambda params: loss(params, part), **words)[0]
+
+    expected = jax.tree.map(lambda d: d.mean(0), jax.jit(jax.vmap(alone))(groups()))
+    found = on_groups(way, together, parameters())
+    assert difference_to(expected, found) <= TOLERANCE
+    assert spread(found) == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_search_maximises_the_mean_loss_of_the_groups_each_on_its_own_arc(way):
+    tx = optax_sam.xsam(RHO, rho_max=0.5, num_alphas=11)
+
+    def together(params, part):
+        gradient = local_gradient(lambda params: loss(params, part), params, AXIS, way)
+        words = {"axis_name": AXIS, "m_sharpness": True, "refresh": True}
+        _, state = tx.update(
+            gradient, tx.init(params), params, value_fn=lambda params: loss(params, part), **words
+        )
+        return optax.tree.get(state, "alpha")
+
+    def losses(part):
+        value_fn = lambda params: loss(params, part)
+        g = jax.grad(value_fn)(parameters())
+        epsilon = jax.tree.map(lambda x: RHO * x / optax.tree.norm(g), g)
+        g_prime = jax.grad(value_fn)(jax.tree.map(jnp.add, parameters(), epsilon))
+        v0, v1 = (
+            jax.tree.map(lambda x, tree=tree: x / optax.tree.norm(tree), tree) for tree in (epsilon, g_prime)
+        )
+        psi = jnp.arccos(optax.tree.vdot(v0, v1))
+        at = lambda a: jax.tree.map(
+            lambda w, x, y: w + 0.5 * (jnp.sin((1 - a) * psi) * x + jnp.sin(a * psi) * y) / jnp.sin(psi),
+            parameters(),
+            v0,
+            v1,
+        )
+        return jnp.stack([value_fn(at(a)) for a in np.linspace(0, 2, 11)])
+
+    expected = np.linspace(0, 2, 11)[np.argmax(np.mean(jax.vmap(losses)(groups()), 0))]
+    np.testing.assert_allclose(on_groups(way, together, parameters()), expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_descent_that_keeps_a_statistic_keeps_that_of_the_averages(way):
+    tx = optax_sam.sharpness_aware(optax_sam.steepest_ascent(RHO), optax.scale_by_rss())
+
+    def together(params, part):
+        gradient = local_gradient(lambda params: loss(params, part), params, AXIS, way)
+        words = {"axis_name": AXIS, "m_sharpness": True}
+        return tx.update(
+            gradient, tx.init(params), params, value_fn=lambda params: loss(params, part), **words
+        )
+
+    _, state = found = on_groups(way, together, parameters())
+    assert spread(found) == 0
+    mean = group_mean("sam")[1]
+    expected = jax.tree.map(lambda g: 0.1 + g**2, mean)
+    assert difference_to(expected, optax.tree.get(state, "sum_of_squares")) <= TOLERANCE
+
+
 @pytest.mark.parametrize("name", STATELESS)
 def test_groups_one_after_the_other_in_one_program(name):
     def add_group(total, part):
@@ -164,7 +244,13 @@ def test_devices_that_share_a_gradient_are_one_group(inside, is_checked, num_ste
             params_here = params
         functions = {"value_fn": value_fn} if inside == "value_fn" else {"grad_fn": grad_fn}
         return tx.update(
-            grad_fn(params_here), tx.init(params), params, axis_name="data", m_sharpness=True, **functions
+            grad_fn(params_here),
+            tx.init(params),
+            params,
+            axis_name="data",
+            m_sharpness=True,
+            params_axis_name=(),
+            **functions,
         )[0]
 
     mapped = jax.shard_map(
