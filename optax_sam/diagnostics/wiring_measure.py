@@ -8,7 +8,8 @@ A difference is rounding if v changes about as much when the parameters change i
     ‖v − g‖  ≤  room · ‖v(w̃) − v(w)‖,      w̃ = w ± 2 eps (|w| + rms(w))
 
 Near a minimum, where the terms of g cancel, that is far more than a part of ‖g‖. Measured for a mean over
-micro-batches beside the mean over the batch, ‖v − g‖ is at most that change.
+micro-batches beside the mean over the batch, ‖v − g‖ is at most that change; where v is computed in 16 bits,
+0.02 times.
 """
 
 import re
