@@ -11,18 +11,24 @@ A training loop that decides on the host has two compiled programs and no extra 
     for i, batch in enumerate(batches):
         params, state = step(params, state, batch, refresh=i % 100 == 0)
 
-Without `jit`, the decision is made in Python as well. Under `vmap` over an ensemble a `cond` computes both
-branches: pass a `refresh` that is not mapped, or every step costs as much as a refresh.
+Without `jit`, the decision is made in Python as well.
+
+Under `vmap` over an ensemble (seeds, hyper-parameters) the costly work is done for all members in each step
+in which one of them refreshes. Members with one `interval` that began together refresh together. If they do
+not, as with a mapped `interval`, pass a `refresh` that is not mapped.
 
 Why to decide on the host: on XLA:CPU the weight gradient of a convolution inside `cond`, `while` or
 `scan` runs far slower than outside (jax-ml/jax#12868; `python -m benchmarks step_cost` measures it),
 and on every device a program with a `cond` reserves the memory of its largest branch on every step.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.custom_batching
+import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
@@ -50,4 +56,35 @@ def refreshed(
     # A known value is used here: without `jit` a `cond` would be compiled again at every step.
     if not isinstance(refresh, jax.core.Tracer):
         return compute() if refresh else kept
-    return jax.lax.cond(refresh, compute, lambda: kept)
+
+    def of_those_that_refresh() -> T:
+        return jax.tree.map(functools.partial(jnp.where, _in_this(refresh)), compute(), kept)
+
+    return jax.lax.cond(_in_any(refresh), of_those_that_refresh, lambda: kept)
+
+
+# Under `vmap`, a `cond` on a mapped condition computes both branches in every step. So it is made on
+# whether any member of the ensemble refreshes, which is not mapped. Without `vmap` neither function
+# computes anything.
+
+
+@jax.custom_batching.custom_vmap
+def _in_any(refresh: jax.Array) -> jax.Array:
+    """Returns whether any member refreshes."""
+    return refresh
+
+
+@_in_any.def_vmap
+def _in_any_mapped(size: int, is_mapped: list[bool], refresh: jax.Array) -> tuple[jax.Array, bool]:
+    return _in_any(jnp.any(refresh)), False
+
+
+@jax.custom_batching.custom_vmap
+def _in_this(refresh: jax.Array) -> jax.Array:
+    """Returns whether this member refreshes, where any does."""
+    return jnp.ones((), bool)
+
+
+@_in_this.def_vmap
+def _in_this_mapped(size: int, is_mapped: list[bool], refresh: jax.Array) -> tuple[jax.Array, bool]:
+    return refresh, True

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optax_sam.refresh import refreshed
-from tests.registry import METHODS
+from tests.registry import METHODS, every_method_with_refresh
 
 NEW, OLD = 1.0, 0.0
 
@@ -67,3 +67,70 @@ def test_kept_values_are_not_computed():
         raise AssertionError
 
     assert refreshed(False, jnp.asarray(0), 1, compute, OLD) == OLD
+
+
+# Ensembles: `vmap` over seeds.
+
+
+def members(number=3):
+    return jnp.arange(number, dtype=jnp.float32) + 1
+
+
+def quadratic(w):
+    return jnp.sum(jnp.array([1.0, 9.0]) * w**2) + jnp.sum(w**4)
+
+
+def trained(method, w, num_steps=5):
+    """Returns the parameters and the state after some steps in a scan, as in PureJaxRL."""
+    tx = method.make(0.1)
+
+    def step(carry, _):
+        w, state = carry
+        updates, state = tx.update(jax.grad(quadratic)(w), state, w, value_fn=quadratic)
+        return (w - 0.01 * updates, state), None
+
+    return jax.lax.scan(step, (w, tx.init(w)), length=num_steps)[0]
+
+
+@every_method_with_refresh
+def test_each_member_of_an_ensemble_is_trained_as_if_alone(method):
+    starts = members()[:, None] * jnp.array([1.0, 0.5])
+    together = jax.jit(jax.vmap(lambda w: trained(method, w)))(starts)
+    for i, start in enumerate(starts):
+        alone = jax.jit(lambda w: trained(method, w))(start)
+        jax.tree.map(
+            lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=2e-5, atol=1e-6), together, alone
+        )
+
+
+def counted_refreshes(counts, refresh=None):
+    """Returns what each member has after `refreshed`, and how often the costly work was done."""
+    calls = []
+
+    def compute():
+        jax.debug.callback(lambda: calls.append(None))
+        return jnp.array(NEW)
+
+    one = lambda count: refreshed(refresh, count, 3, compute, jnp.array(OLD))
+    found = jax.block_until_ready(jax.jit(jax.vmap(one))(jnp.asarray(counts)))
+    jax.effects_barrier()
+    return found.tolist(), len(calls) > 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([1, 1, 1], ([OLD, OLD, OLD], False)),
+        ([3, 3, 3], ([NEW, NEW, NEW], True)),
+        ([1, 3, 2], ([OLD, NEW, OLD], True)),
+    ],
+)
+def test_ensemble_does_the_work_only_where_a_member_refreshes(counts, expected):
+    assert counted_refreshes(counts) == expected
+
+
+def test_ensemble_of_ensembles_and_a_mapped_refresh():
+    one = lambda refresh: refreshed(refresh, 1, 3, lambda: jnp.array(NEW), jnp.array(OLD))
+    wanted = jnp.array([[False, True], [False, False]])
+    assert (jax.vmap(jax.vmap(one))(wanted) == jnp.where(wanted, NEW, OLD)).all()
+    assert "cond[" in str(jax.make_jaxpr(jax.vmap(jax.vmap(one)))(wanted))
