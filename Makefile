@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml
 export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile
 # Compiles in half the time, where jaxlib can. The tests of the benchmarks count and compare programs as users
-# compile them.
-FAST = flag="$$($(BIN)/python -m tests.xla)" && XLA_FLAGS="$$XLA_FLAGS $$flag"
+# compile them. (jaxlib takes a variable of blanks for the name of a file.)
+FAST = flag="$$($(BIN)/python -m tests.xla)" && XLA_FLAGS="$${XLA_FLAGS:+$$XLA_FLAGS }$$flag"
 # JAX fixes the number of devices when it starts: those with 8 simulated ones have processes of their own.
 PACKAGE := --ignore tests/devices --ignore tests/benchmarks --ignore tests/test_notebooks.py \
   --ignore tests/site --ignore tests/test_package.py
