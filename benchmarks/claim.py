@@ -27,31 +27,19 @@ from benchmarks.tables import mean_and_error, number, table
 
 
 class Verdict(NamedTuple):
-    """The outcome for a claim.
+    """The outcome for a claim."""
 
-    Attributes:
-        statement: the claim in one sentence.
-        outcome: "holds", "in part", "does not hold" or "not measured yet".
-        evidence: the numbers that decided.
-    """
-
-    statement: str
-    outcome: str
-    evidence: str
+    statement: str  # the claim in one sentence
+    outcome: str  # "holds", "in part", "does not hold" or "not measured yet"
+    evidence: str  # the numbers that decided
 
 
 class Comparison(NamedTuple):
-    """A difference that is positive if a claim is right.
+    """A difference that is positive if a claim is right."""
 
-    Attributes:
-        name: what is compared.
-        differences: one for each seed or step.
-        scale: factor of the numbers as they are shown, such as 100 for percent.
-    """
-
-    name: str
-    differences: Iterable[float]
-    scale: float = 1.0
+    name: str  # what is compared
+    differences: Iterable[float]  # one for each seed or step
+    scale: float = 1.0  # factor of the numbers as they are shown, such as 100 for percent
 
     def is_shown(self) -> bool:
         """Whether the mean is more than two standard errors above zero."""
@@ -79,15 +67,10 @@ def judge(statement: str, comparisons: Iterable[Comparison]) -> Verdict:
 
 
 class Report(NamedTuple):
-    """What the page shows for a claim.
+    """What the page shows for a claim."""
 
-    Attributes:
-        verdicts: one for each of its statements.
-        tables: Markdown.
-    """
-
-    verdicts: list[Verdict]
-    tables: list[str]
+    verdicts: list[Verdict]  # one for each of its statements
+    tables: list[str]  # Markdown
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,18 +31,12 @@ R = TypeVar("R")
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(abc.ABC):
-    """One of the programs. Its fields are the settings of the measurement.
+    """One of the programs. Its fields are the settings of the measurement."""
 
-    Attributes:
-        name: on the command line, and of the result file.
-        seeds: of the networks or runs; `--seeds` replaces them.
-        datasets: that are prepared before the jobs start.
-        is_alone: whether a job needs the whole machine: jobs are done one after another in this process.
-    """
-
-    name: str = ""
-    seeds: tuple[int, ...] = (0,)
-    datasets: tuple[str, ...] = ()
+    name: str = ""  # on the command line, and of the result file
+    seeds: tuple[int, ...] = (0,)  # of the networks or runs; `--seeds` replaces them
+    datasets: tuple[str, ...] = ()  # that are prepared before the jobs start
+    # Whether a job needs the whole machine: jobs are done one after another in this process.
     is_alone: bool = False
 
     @property

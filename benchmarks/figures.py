@@ -32,19 +32,12 @@ DASHES = {"-": "", "--": (4, 1.5), ":": (1, 1), "-.": (3, 1.25, 1.5, 1.25)}
 
 
 class Style(NamedTuple):
-    """How a row is drawn.
+    """How a row is drawn."""
 
-    Attributes:
-        label: in the legend.
-        colour: of line and marker.
-        marker: at the points.
-        line: style of the line.
-    """
-
-    label: str
-    colour: str
-    marker: str
-    line: str = "-"
+    label: str  # in the legend
+    colour: str  # of line and marker
+    marker: str  # at the points
+    line: str = "-"  # style of the line
 
 
 def style(method: str, label: str | None = None, line: str | None = None) -> Style:

@@ -71,28 +71,10 @@ MEASURES = {
     ),
 }
 # Stages are called by a method that has checked the parameters; the others take none.
-TAKE_NONE = {
-    "rho_following_learning_rate",
-    "steepest_ascent",
-    "weight_magnitude",
-    "fisher_information",
-    "gradient_noise",
-    "tilt_to_top_eigenvector",
-    "running_mean",
-    "subtract_running_mean",
-    "random_mask",
-    "fisher_mask",
-    "dynamic_mask",
-    "posterior_sample",
-    "spherical_search",
-    "surrogate_gap",
-    "extrapolation",
-    "gradient_length",
-    "lookbehind",
-    "posterior_momentum",
-    "mask_by_name",
-    "curvature.gauss_newton_loss",
-}
+STAGES = ("optax_sam.ascent.", "optax_sam.descent.")
+TAKE_NONE = {name for name, function in PUBLIC.items() if function.__module__.startswith(STAGES)}
+TAKE_NONE -= MEASURES.keys()
+TAKE_NONE |= {"rho_following_learning_rate", "mask_by_name", "curvature.gauss_newton_loss"}
 FUNCTIONS = METHODS | MEASURES
 
 

@@ -12,6 +12,7 @@ local       replicated (shard_map) of the device's own part: m_sharpness=True
 """
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -43,29 +44,18 @@ UPDATE_ARGUMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """The training whose step time is modelled.
+    """The training whose step time is modelled."""
 
-    Attributes:
-        num_devices: devices N.
-        num_parameters: parameters P of a dense transformer: a gradient takes 6 P flops per token.
-        tokens_per_device: tokens of a batch on each device.
-        bytes_per_parameter: bytes sent for a parameter or its gradient; 2 is bfloat16.
-        flops_per_second: peak performance of a device.
-        efficiency: share of the peak that training reaches.
-        bandwidth: bytes per second that a device sends and simultaneously receives; 50e9 is 400 Gbit/s.
-        latency: seconds of one hop.
-        interval: steps from one refresh to the next.
-    """
-
-    num_devices: int = 1000
-    num_parameters: float = 1e9
-    tokens_per_device: int = 4096
-    bytes_per_parameter: float = 2
-    flops_per_second: float = 1e15
-    efficiency: float = 0.4
+    num_devices: int = 1000  # devices N
+    num_parameters: float = 1e9  # parameters P of a dense transformer: a gradient takes 6 P flops per token
+    tokens_per_device: int = 4096  # tokens of a batch on each device
+    bytes_per_parameter: float = 2  # bytes sent for a parameter or its gradient; 2 is bfloat16
+    flops_per_second: float = 1e15  # peak performance of a device
+    efficiency: float = 0.4  # share of the peak that training reaches
+    # Bytes per second that a device sends and simultaneously receives; 50e9 is 400 Gbit/s.
     bandwidth: float = 50e9
-    latency: float = 5e-6
-    interval: int = 100
+    latency: float = 5e-6  # seconds of one hop
+    interval: int = 100  # steps from one refresh to the next
 
 
 MACHINE = Machine()
@@ -102,10 +92,7 @@ class Scaling(Experiment):
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
         """Compiles the training step, for a method with refreshes without and with one."""
-        jax.config.update("jax_platforms", "cpu")
-        if jax.device_count() < max(self.devices):
-            jax.clear_backends()
-            jax.config.update("jax_num_cpu_devices", max(self.devices))
+        simulate(max(self.devices))
         is_occasional = METHODS[job["method"]].occasional
         records = [self.program(job, refresh) for refresh in ((False, True) if is_occasional else (None,))]
         if job["method"] == "xsam":  # XLA counts one pass of its loop over the losses.
@@ -154,6 +141,13 @@ class Scaling(Experiment):
             "faster": model_table(faster, FASTER),
         }
         return {"docs/scaling.md": {name: f"```text\n{text}\n```" for name, text in made.items()}}
+
+
+@functools.cache
+def simulate(num_devices: int) -> None:
+    """Simulates so many devices: before anything else is computed in this process."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", num_devices)
 
 
 def make_step(

@@ -259,7 +259,7 @@ def duration(seconds: float) -> str:
 
 def time_of(record: Record | None) -> str:
     """Returns the ratio to SGD with its quartiles, and milliseconds."""
-    if record is None or not isinstance(record["seconds"], list):
+    if record is None or not isinstance(record.get("seconds"), list):
         return ""
     low, median, high = record["seconds_relative_to_sgd"]
     return f"{median:.2f} ({low:.2f}–{high:.2f}), {duration(record['seconds'][1])}"

@@ -31,23 +31,14 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Images in float32, standardised by the mean and deviation of the training pixels, channel by channel.
+    """Images in float32, standardised by mean and deviation of the training pixels, channel by channel."""
 
-    Attributes:
-        train: for training.
-        validation: for choosing hyper-parameters; empty if nothing is held out.
-        test: for the results that are reported.
-        num_classes: number of classes.
-        mean: what was subtracted from the pixels (0 to 255), `[channels]`.
-        deviation: what they were then divided by.
-    """
-
-    train: Split
-    validation: Split
-    test: Split
-    num_classes: int
-    mean: np.ndarray | float = 0.0
-    deviation: np.ndarray | float = 1.0
+    train: Split  # for training
+    validation: Split  # for choosing hyper-parameters; empty if nothing is held out
+    test: Split  # for the results that are reported
+    num_classes: int  # number of classes
+    mean: np.ndarray | float = 0.0  # what was subtracted from the pixels (0 to 255), `[channels]`
+    deviation: np.ndarray | float = 1.0  # what they were then divided by
 
     @property
     def black(self) -> np.ndarray | float:

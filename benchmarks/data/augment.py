@@ -16,20 +16,15 @@ import numpy as np
 
 
 class Augmentation(NamedTuple):
-    """How a batch is augmented.
+    """How a batch is augmented."""
 
-    Attributes:
-        padding: pixels added around an image before it is cropped to its own size at random. 0: no crop.
-        flip: whether half of the images are mirrored left to right.
-        cutout_size: height and width of the square hole in pixels, an even number. Its centre is anywhere in
-            the image, so part of it may be outside. 0: none.
-        cutout_probability: share of the images with a hole.
-    """
-
+    # Pixels added around an image before it is cropped to its own size at random. 0: no crop.
     padding: int = 0
-    flip: bool = False
+    flip: bool = False  # whether half of the images are mirrored left to right
+    # Height and width of the square hole in pixels, an even number. Its centre is anywhere in the image, so
+    # part of it may be outside. 0: none.
     cutout_size: int = 0
-    cutout_probability: float = 0.5
+    cutout_probability: float = 0.5  # share of the images with a hole
 
 
 AUGMENTATIONS = {

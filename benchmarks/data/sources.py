@@ -21,19 +21,12 @@ DEFAULT_DATA_DIR = Path("data")
 
 
 class Source(NamedTuple):
-    """The source of a data set.
+    """The source of a data set."""
 
-    Attributes:
-        builder: TFDS builder class.
-        num_validation: how many training images are held out for validation. None: a tenth.
-        files: names of the raw files; empty if there is nothing to download.
-        downloadable: whether TFDS can fetch them.
-    """
-
-    builder: Callable[..., tfds.core.DatasetBuilder]
-    num_validation: int | None = None
-    files: tuple[str, ...] = ()
-    downloadable: bool = True
+    builder: Callable[..., tfds.core.DatasetBuilder]  # TFDS builder class
+    num_validation: int | None = None  # how many training images are held out for validation. None: a tenth
+    files: tuple[str, ...] = ()  # names of the raw files; empty if there is nothing to download
+    downloadable: bool = True  # whether TFDS can fetch them
 
 
 IDX_FILES = tuple(

@@ -49,19 +49,12 @@ RADII = {"rho": (0.2, 0.3, 0.4, 0.5)}
 
 
 class Row(NamedTuple):
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        method: its name in `methods.METHODS`.
-        label: its name in table and picture.
-        search: values to choose from on validation data.
-        looks: what differs from the method's colour, marker and line.
-    """
-
-    method: str
-    label: str
-    search: Mapping[str, tuple[float, ...]]
-    looks: Mapping[str, str] = {}
+    method: str  # its name in `methods.METHODS`
+    label: str  # its name in table and picture
+    search: Mapping[str, tuple[float, ...]]  # values to choose from on validation data
+    looks: Mapping[str, str] = {}  # what differs from the method's colour, marker and line
 
 
 def tuned(method: str, search: Mapping[str, tuple[float, ...]]) -> Row:

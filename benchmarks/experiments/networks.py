@@ -39,21 +39,14 @@ RECIPES: Recipes = {
 
 
 class Network(NamedTuple):
-    """A network to be trained. Seeds and levels of label noise share all but configuration and labels.
+    """A network to be trained. Seeds and levels of label noise share all but configuration and labels."""
 
-    Attributes:
-        config: of the network.
-        dataset: arrays.
-        program: compiled functions.
-        loss: params, (images, labels) -> mean loss; compiled. The same for all methods.
-        noisy: training images with the labels of the network's seed.
-    """
-
-    config: Config
-    dataset: Dataset
-    program: Program
+    config: Config  # of the network
+    dataset: Dataset  # arrays
+    program: Program  # compiled functions
+    # Params, (images, labels) -> mean loss; compiled. The same for all methods.
     loss: Callable[[optax.Params, Any], jax.Array]
-    noisy: Split
+    noisy: Split  # training images with the labels of the network's seed
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:

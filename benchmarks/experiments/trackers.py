@@ -22,7 +22,7 @@ are means over training of the other seeds.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ import pandas as pd
 
 from benchmarks import figures
 from benchmarks.experiment import Experiment, Job, Tables
-from benchmarks.experiments.networks import Network, batch_after, make_network, states_along_training
+from benchmarks.experiments.networks import batch_after, make_network, states_along_training
 from benchmarks.records import Record
 from benchmarks.tables import number, table, where
 from benchmarks.training.config import Config
@@ -63,22 +63,14 @@ STYLES = {
 
 
 class Tracker(NamedTuple):
-    """A way to spend the budget.
+    """A way to spend the budget."""
 
-    Attributes:
-        label: in tables.
-        examples: whose Hessian a product is with.
-        num_iters: products per refresh.
-        interval: steps from one refresh to the next.
-        solver: of the refresh; "gradients" and "differences" use what SAM's step computes anyway.
-        decays: values of `decay` to choose from; 0 keeps nothing of the products before.
-    """
-
-    label: str
-    examples: int
-    num_iters: int
-    interval: int
-    solver: str = "power"
+    label: str  # in tables
+    examples: int  # whose Hessian a product is with
+    num_iters: int  # products per refresh
+    interval: int  # steps from one refresh to the next
+    solver: str = "power"  # of the refresh; "gradients" and "differences" use what SAM's step computes anyway
+    # Values of `decay` to choose from; 0 keeps nothing of the products before.
     decays: tuple[float, ...] = (0.0,)
 
     def cost(self) -> float:
@@ -157,7 +149,8 @@ class Trackers(Experiment):
 
         found, start, steps, exact = {}, None, [], []
         measured = {choice: {"alignment": [], "span": [], "eigenvalue": []} for choice in choices}
-        for step, state in states_from_the_start(network):
+        begin = (0, network.program.init(job["seed"]))
+        for step, state in itertools.chain([begin], states_along_training(network)):
             if step >= self.first and (step - self.first) % self.every == 0:
                 top = curvature.top_eigenpairs(
                     loss,
@@ -285,12 +278,6 @@ def summaries(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def both(own: pd.DataFrame, form: Callable[[pd.Series], str]) -> str:
     """Alignment with v₁ (and with the span)."""
     return f"{form(own['alignment'])} ({own['span'].mean():.2f})" if len(own) else "–"
-
-
-def states_from_the_start(network: Network) -> Iterator[tuple[int, TrainState]]:
-    """Yields (number of steps made, state), from 0 steps on."""
-    start = (0, network.program.init(network.config.seed))
-    return itertools.chain([start], states_along_training(network))
 
 
 def rounded(x: Any) -> Any:

@@ -26,47 +26,31 @@ from optax_sam.diagnostics.monitor import QUANTITIES
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint contains.
+    """What a checkpoint contains."""
 
-    Attributes:
-        params: trainable variables.
-        rest: all other variables of the model: BatchNorm statistics, random streams.
-        opt_state: state of the method and of SGD.
-    """
-
-    params: nnx.State
-    rest: nnx.State
-    opt_state: optax.OptState
+    params: nnx.State  # trainable variables
+    rest: nnx.State  # all other variables of the model: BatchNorm statistics, random streams
+    opt_state: optax.OptState  # state of the method and of SGD
 
 
 class Program(NamedTuple):
-    """The compiled functions of a configuration; all its seeds share them.
+    """The compiled functions of a configuration; all its seeds share them."""
 
-    Attributes:
-        init: seed -> state.
-        loss: params, rest, images, labels -> (mean loss, rest after the batch); not compiled.
-        step: state, training data, order, index of the batch, key of the epoch (if images are augmented),
-            refresh, record -> state, mean loss: of the clean pass, so of `ascent_batch` images, or at w + ε
-            for a method that needs no clean pass.
-        evaluate: state, images, labels -> sum of losses, number of correct predictions.
-        steps_per_epoch: whole batches in the training data.
-        num_steps: steps of the whole run.
-        interval: steps between refreshes; None if the method has nothing to refresh.
-        record_every: steps between recordings of the monitor; None if there is none.
-        layout: how the arrays are placed.
-        like: the abstract state, to restore a checkpoint into.
-    """
-
-    init: Callable[..., TrainState]
+    init: Callable[..., TrainState]  # seed -> state
+    # Params, rest, images, labels -> (mean loss, rest after the batch); not compiled.
     loss: Callable[..., tuple[jax.Array, nnx.State]]
+    # State, training data, order, index of the batch, key of the epoch (if images are augmented), refresh,
+    # record -> state, mean loss: of the clean pass, so of `ascent_batch` images, or at w + ε for a method
+    # that needs no clean pass.
     step: Callable[..., tuple[TrainState, jax.Array]]
+    # State, images, labels -> sum of losses, number of correct predictions.
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
-    steps_per_epoch: int
-    num_steps: int
-    interval: int | None
-    record_every: int | None
-    layout: OneDevice
-    like: TrainState
+    steps_per_epoch: int  # whole batches in the training data
+    num_steps: int  # steps of the whole run
+    interval: int | None  # steps between refreshes; None if the method has nothing to refresh
+    record_every: int | None  # steps between recordings of the monitor; None if there is none
+    layout: OneDevice  # how the arrays are placed
+    like: TrainState  # the abstract state, to restore a checkpoint into
 
 
 def make_program(config: Config, dataset: Dataset) -> Program:

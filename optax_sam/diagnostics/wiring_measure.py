@@ -8,7 +8,8 @@ A difference is rounding if v changes about as much when the parameters change i
     ‖v − g‖  ≤  room · ‖v(w̃) − v(w)‖,      w̃ = w ± 2 eps (|w| + rms(w))
 
 Near a minimum, where the terms of g cancel, that is far more than a part of ‖g‖. Measured for a mean over
-micro-batches beside the mean over the batch, ‖v − g‖ is at most that change.
+micro-batches beside the mean over the batch, ‖v − g‖ is at most that change; where v is computed in 16 bits,
+0.02 times.
 """
 
 import re
@@ -138,7 +139,11 @@ def last_digit_changed(params: Leaves, eps: float) -> Leaves:
             return w
         wide = w.astype(tree_math.accumulation_dtype(w))
         # Signs without order, by multiplicative hashing: random numbers would cost more than all the rest.
-        mixed = jnp.arange(w.size, dtype=jnp.uint32).reshape(w.shape) * jnp.uint32(2654435769)
+        # The indices of each axis by themselves, so that a sharded array is not gathered.
+        mixed = jnp.zeros_like(w, jnp.uint32)
+        for axis in range(w.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, w.shape, axis)
+            mixed = (mixed + index + 1) * jnp.uint32(2654435769)
         size = 2 * eps * (jnp.abs(wide) + jnp.sqrt(jnp.mean(wide**2)))
         return (wide + jnp.where(mixed >> 31, size, -size)).astype(w.dtype)
 

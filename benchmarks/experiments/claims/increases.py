@@ -57,19 +57,12 @@ def observe(
 
 
 class Quadratic(NamedTuple):
-    """A controlled problem: the gradient at some parameters, a known Hessian, known noise.
+    """A controlled problem: the gradient at some parameters, a known Hessian, known noise."""
 
-    Attributes:
-        gradient: g, without noise.
-        hessian: its eigenvalues are 0.1 to 10, in random directions.
-        deviation: standard deviations of the noise of each coordinate; as long as g.
-        rho: length of the perturbations.
-    """
-
-    gradient: np.ndarray
-    hessian: np.ndarray
-    deviation: np.ndarray
-    rho: float
+    gradient: np.ndarray  # g, without noise
+    hessian: np.ndarray  # its eigenvalues are 0.1 to 10, in random directions
+    deviation: np.ndarray  # standard deviations of the noise of each coordinate; as long as g
+    rho: float  # length of the perturbations
 
     def increase(self, epsilon: np.ndarray) -> np.ndarray:
         """L(w + ε) − L(w)."""

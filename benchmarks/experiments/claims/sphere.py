@@ -49,18 +49,13 @@ def quadratics(job: Job) -> list[Record]:
 
 
 class Probes(NamedTuple):
-    """Compiled functions of a loss.
+    """Compiled functions of a loss."""
 
-    Attributes:
-        look: params, kept α, batch -> loss; losses at v(0), v(1), v(kept α), v(α*) at distance ρ_max; α* at
-            all radii; ρ_max v(α*).
-        value_and_gradient: params, batch -> loss, gradient.
-        ascend: ε on the sphere, gradient there -> the next ε on the sphere.
-    """
-
+    # Params, kept α, batch -> loss; losses at v(0), v(1), v(kept α), v(α*) at distance ρ_max; α* at all
+    # radii; ρ_max v(α*).
     look: Callable[..., Any]
-    value_and_gradient: Callable[..., Any]
-    ascend: Callable[..., Any]
+    value_and_gradient: Callable[..., Any]  # params, batch -> loss, gradient
+    ascend: Callable[..., Any]  # ε on the sphere, gradient there -> the next ε on the sphere
 
 
 @functools.cache

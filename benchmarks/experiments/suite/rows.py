@@ -13,33 +13,22 @@ FOUR = (0.5, 1, 2, 3)
 
 
 class Row(NamedTuple):
-    """One row of the tables.
+    """One row of the tables."""
 
-    Attributes:
-        method: its name in `methods.METHODS`.
-        label: its name in tables and figures.
-        first: four settings, of which the best on validation data is kept; empty if nothing is chosen.
-        then: changes to the best of the four, for a fifth trial.
-        epochs: passes over the training data.
-        interval: steps between refreshes, as in the method's paper.
-        fixed: settings of this row that are not chosen.
-        group: the table and the pictures in which it appears.
-        starts_from: another row, with whose best settings all settings of this row are completed.
-        num_seeds: how many of the suite's seeds are trained; left out: all.
-        looks: what differs from the method's colour, marker and line.
-    """
-
-    method: str
-    label: str
+    method: str  # its name in `methods.METHODS`
+    label: str  # its name in tables and figures
+    # Four settings, of which the best on validation data is kept; empty if nothing is chosen.
     first: Sequence[Mapping[str, float]] = ()
-    then: Mapping[str, float] | None = None
-    epochs: int = 20
-    interval: int = 100
-    fixed: Mapping[str, float] = {}
+    then: Mapping[str, float] | None = None  # changes to the best of the four, for a fifth trial
+    epochs: int = 20  # passes over the training data
+    interval: int = 100  # steps between refreshes, as in the method's paper
+    fixed: Mapping[str, float] = {}  # settings of this row that are not chosen
+    # The table and the pictures in which it appears.
     group: Literal["methods", "family", "cheap", "controls"] = "methods"
+    # Another row, with whose best settings all settings of this row are completed.
     starts_from: str | None = None
-    num_seeds: int | None = None
-    looks: Mapping[str, str] = {}
+    num_seeds: int | None = None  # how many of the suite's seeds are trained; left out: all
+    looks: Mapping[str, str] = {}  # what differs from the method's colour, marker and line
 
     def style(self) -> Style:
         """How it is drawn."""

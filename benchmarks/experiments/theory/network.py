@@ -6,7 +6,7 @@ have): the Taylor expansion in ρ converges only where ρ times that length is n
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,23 +23,13 @@ PIXEL_SCALE = 3.0
 
 
 class Problem(NamedTuple):
-    """A network to be trained.
+    """A network to be trained."""
 
-    Attributes:
-        params: at the start.
-        batches: images `[M, batch size, pixels]` and labels, all mini-batches of the training data.
-        train: the same in one batch.
-        test: test data.
-        loss: params, (images, labels) -> mean cross-entropy; compiled.
-        logits: params, images -> logits.
-    """
-
-    params: optax.Params
+    params: optax.Params  # at the start
+    # Images `[M, batch size, pixels]` and labels, all mini-batches of the training data.
     batches: tuple[jax.Array, jax.Array]
-    train: tuple[jax.Array, jax.Array]
-    test: tuple[jax.Array, jax.Array]
-    loss: Callable[[optax.Params, Any], jax.Array]
-    logits: Callable[[optax.Params, jax.Array], jax.Array]
+    train: tuple[jax.Array, jax.Array]  # the same in one batch
+    test: tuple[jax.Array, jax.Array]  # test data
 
 
 def logits(params: optax.Params, images: jax.Array) -> jax.Array:
@@ -69,7 +59,7 @@ def problem(setting: Mapping[str, Any], data_dir: Path, seed: int = 0) -> Proble
         return {"kernel": kernel, "bias": jnp.zeros(outputs)}
 
     params = {"hidden": layer(keys[0], pixels, width), "head": layer(keys[1], width, num_classes)}
-    return Problem(params, batches, train, test, loss, logits)
+    return Problem(params, batches, train, test)
 
 
 @functools.cache
