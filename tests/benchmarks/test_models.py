@@ -71,8 +71,8 @@ def test_patches_must_fit():
 
 
 def test_unknown_options_are_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="'resnet50' has no option depth; its options are: num_blocks"):
-        num_params("resnet50", (8, 8, 3), 10, depth=3)
+    with pytest.raises(UsageError, match="'resnet18' has no option depth; its options are: num_blocks"):
+        num_params("resnet18", (8, 8, 3), 10, depth=3)
     with pytest.raises(UsageError, match="depth=27 is not 6n"):
         num_params("wide_resnet28_10", (8, 8, 3), 10, depth=27)
 

@@ -34,6 +34,13 @@ MAKE = {name: BY_NAME[name].make for name in NAMES} | {
     "layerwise": lambda rho: optax_sam.sharpness_aware(optax_sam.steepest_ascent(rho, layerwise=True)),
     "lookbehind_agreement": lambda rho: optax_sam.lookbehind_sam(rho, alpha=None),
     "fisher_mask": lambda rho: optax_sam.sparse_sam(rho, optax_sam.fisher_mask(0.3, interval=3)),
+    "masked": lambda rho: optax_sam.masked(optax_sam.sam(rho), {"layer1": True, "layer2": False}),
+    "radius_per_group": lambda rho: optax_sam.sharpness_aware(
+        optax_sam.partition(
+            {1: optax_sam.steepest_ascent(rho), 2: optax_sam.steepest_ascent(2 * rho)},
+            {"layer1": 1, "layer2": 2},
+        )
+    ),
     # Of so many examples that the posterior has no width.
     "bayesian_sam": lambda rho: optax_sam.bayesian_sam(rho, num_examples=10**40, weight_decay=0.0),
     "lanczos_in_chain": lambda rho: optax_sam.eigen_sam(rho, solver="lanczos", num_iters=4, interval=2),
