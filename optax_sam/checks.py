@@ -6,9 +6,7 @@ except for numbers that fix the shape of the program, which must be Python integ
 
 import difflib
 import functools
-import importlib
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any, ParamSpec, TypeVar
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_sam import descriptions
 from optax_sam.devices import AxisName, axis_names, tracked, varies_over
 
 Number = int | float | np.number
@@ -338,8 +337,8 @@ def check_gradient(name: str, gradient: Any, params: optax.Params) -> None:
     if structures[0] != structures[1]:
         raise ValueError(
             f"{name} must have the tree structure of the parameters, but"
-            f" {first_difference(gradient, params)}. Pass the gradient with respect to all of `params`, and"
-            " that alone (no loss, no auxiliary output)."
+            f" {descriptions.first_difference(gradient, params)}. Pass the gradient with respect to all of"
+            " `params`, and that alone (no loss, no auxiliary output)."
         )
     for (path, leaf), param in zip(
         jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(params), strict=True
@@ -367,7 +366,7 @@ def check_loss(value_fn: Any, params: optax.Params) -> None:
         )
         raise TypeError(
             "`value_fn` must be a function of the parameters, `value_fn(params)`, or with `batches` of a"
-            f" batch too, `value_fn(params, batch)`, got {_kind(value_fn)}.{are_swapped}"
+            f" batch too, `value_fn(params, batch)`, got {descriptions.kind(value_fn)}.{are_swapped}"
         )
     check_params(params, params)
 
@@ -377,7 +376,8 @@ def check_vector(name: str, vector: Any, params: optax.Params) -> None:
     structures: tuple[Any, Any] = (jax.tree.structure(vector), jax.tree.structure(params))
     if structures[0] != structures[1]:
         raise ValueError(
-            f"{name} must have the tree structure of the parameters, but {first_difference(vector, params)}."
+            f"{name} must have the tree structure of the parameters, but"
+            f" {descriptions.first_difference(vector, params)}."
         )
     leaves = jax.tree_util.tree_leaves_with_path(vector)
     for (path, leaf), param in zip(leaves, jax.tree.leaves(params), strict=True):
@@ -491,57 +491,3 @@ def check_same(name: str, result: Any, params: optax.Params) -> None:
             f" function: `jax.lax.pmean(loss, {names})` in `value_fn`, `jax.lax.pmean(gradient, {names})` in"
             " `grad_fn`."
         )
-
-
-def first_difference(tree: Any, other: Any, *, prefix: bool = False) -> str:
-    """Returns where two pytrees differ first, and how: whole trees are too long to be read.
-
-    With `prefix` a leaf of `tree` may stand for a subtree of `other`.
-    """
-    found = _first_difference(tree, other, (), prefix)
-    return found or "nodes of the same types have different static parts"
-
-
-def _first_difference(tree: Any, other: Any, path: tuple[Any, ...], prefix: bool) -> str:
-    where = f"at `{jax.tree_util.keystr(path)}`" if path else "at the top"
-    if jax.tree_util.all_leaves([tree] if prefix else [tree, other]):
-        return ""
-    if type(tree) is not type(other):
-        return f"{where} there is {_kind(tree)} instead of {_kind(other)}"
-    children, expected = _children(tree), _children(other)
-    for child in expected | children:
-        if child not in children:
-            return f"{where} `{jax.tree_util.keystr(child)}` is missing"
-        if child not in expected:
-            return f"{where} `{jax.tree_util.keystr(child)}` does not belong there"
-    below = (_first_difference(children[name], expected[name], path + name, prefix) for name in children)
-    return next(filter(None, below), "")
-
-
-def _children(tree: Any) -> dict[tuple[Any, ...], Any]:
-    return dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree))
-
-
-def _kind(node: Any) -> str:
-    if name := _of_flax("describe", node):
-        return str(name)
-    if node is None:
-        return "nothing (None)"
-    return "an array" if hasattr(node, "dtype") else f"a {type(node).__name__}"
-
-
-def note_of_flax(error: Exception) -> str | None:
-    """Returns what `optax_sam.flax` has to say about an error, if flax is in use."""
-    return _of_flax("note", error)
-
-
-def _of_flax(function: str, argument: Any) -> str | None:
-    """Asks `optax_sam.flax`, which knows flax's objects, but only where flax is imported already."""
-    if "flax" not in sys.modules:
-        return None
-    try:
-        module = importlib.import_module("optax_sam.flax")
-    except ImportError:  # A release of flax without nnx.
-        return None
-    answer: str | None = getattr(module, function)(argument)
-    return answer

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.custom_derivatives import SymbolicZero
 
-from optax_sam import checks, shards
+from optax_sam import checks, descriptions, shards
 from optax_sam.devices import AxisName, axis_names, unnamed_axes, varies_over, varying
 
 ValueFn = Callable[[optax.Params], jax.Array]
@@ -238,7 +238,7 @@ def _called(function: Callable[[optax.Params], Any], params: optax.Params) -> An
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(DRAWS_KEYS) from error
     except Exception as error:
-        if note := checks.note_of_flax(error):
+        if note := descriptions.note_of_flax(error):
             error.add_note(note)
         raise
 

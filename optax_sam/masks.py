@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from optax_sam import checks
+from optax_sam import descriptions
 
 Mask = Any | Callable[[optax.Params], Any]
 
@@ -78,7 +78,7 @@ def resolved(mask: Mask, params: optax.Params, remedy: str = "") -> Any:
     except ValueError as error:
         raise ValueError(
             "`mask` must have the tree structure of the parameters or a prefix of it, but"
-            f" {checks.first_difference(tree, params, prefix=True)}.{remedy}"
+            f" {descriptions.first_difference(tree, params, prefix=True)}.{remedy}"
         ) from error
 
 

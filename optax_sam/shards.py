@@ -20,7 +20,7 @@ import jax
 import optax
 from jax.sharding import PartitionSpec
 
-from optax_sam import checks
+from optax_sam import descriptions
 from optax_sam.devices import axis_names, tracked, varies_over
 
 Axes = tuple[Hashable, ...]
@@ -66,7 +66,7 @@ def _named(params: optax.Params, params_axis_name: Any) -> list[frozenset[Hashab
         raise ValueError(
             "`params_axis_name` must be one name (or a tuple of names) for all parameters, or a pytree with"
             " their structure or a prefix of it, such as the `in_specs` of `jax.shard_map` for them, but"
-            f" {checks.first_difference(params_axis_name, params, prefix=True)}."
+            f" {descriptions.first_difference(params_axis_name, params, prefix=True)}."
         ) from error
     return [
         _names(name) for name, subtree in zip(names, subtrees, strict=True) for _ in jax.tree.leaves(subtree)

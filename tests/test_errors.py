@@ -15,7 +15,7 @@ from flax import nnx
 from flax.training import train_state
 
 import optax_sam
-from optax_sam import checks, diagnostics
+from optax_sam import diagnostics
 from tests.registry import METHODS, every_method
 
 PARAMS = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
@@ -782,7 +782,7 @@ TREE = {"a": [1, 2], "b": {"c": 1, "d": None}}
     ids=str,
 )
 def test_first_difference_of_two_trees(tree, difference):
-    assert checks.first_difference(tree, TREE) == difference
+    assert descriptions.first_difference(tree, TREE) == difference
 
 
 def test_first_difference_in_what_is_static():
@@ -790,4 +790,4 @@ def test_first_difference_in_what_is_static():
     object.__setattr__(half, "use_bias", False)
     trees = eqx.filter(MODEL, eqx.is_inexact_array), eqx.filter(half, eqx.is_inexact_array)
     assert jax.tree.structure(trees[0]) != jax.tree.structure(trees[1])
-    assert checks.first_difference(*trees) == "nodes of the same types have different static parts"
+    assert descriptions.first_difference(*trees) == "nodes of the same types have different static parts"
