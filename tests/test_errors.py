@@ -15,7 +15,7 @@ from flax import nnx
 from flax.training import train_state
 
 import optax_sam
-from optax_sam import diagnostics
+from optax_sam import descriptions, diagnostics
 from tests.registry import METHODS, every_method
 
 PARAMS = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
