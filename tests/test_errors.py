@@ -791,3 +791,40 @@ def test_first_difference_in_what_is_static():
     trees = eqx.filter(MODEL, eqx.is_inexact_array), eqx.filter(half, eqx.is_inexact_array)
     assert jax.tree.structure(trees[0]) != jax.tree.structure(trees[1])
     assert descriptions.first_difference(*trees) == "nodes of the same types have different static parts"
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.adam(1e-3), optax.adamw(1e-3)])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda optimizer: optax_sam.steepest_ascent(0.1, constraint=optimizer),
+        lambda optimizer: optax_sam.steepest_ascent(0.1, objective=optimizer),
+        lambda optimizer: optax_sam.sparse_sam(0.1, optimizer),
+        lambda optimizer: diagnostics.sharpness(loss, PARAMS, 0.1, constraint=optimizer),
+        lambda optimizer: diagnostics.worst_case_sharpness(loss, PARAMS, 0.1, constraint=optimizer),
+        lambda optimizer: update(optax_sam.reuse(optimizer), value_fn=loss),
+    ],
+    ids=["constraint", "objective", "mask", "sharpness", "worst case", "reuse"],
+)
+def test_an_optimizer_where_a_stage_or_a_method_is_meant(use, optimizer):
+    with raises(TypeError, "(as an optimizer does|no second gradient)", r"optax\.chain\("):
+        use(optimizer)
+
+
+def test_arguments_that_were_accepted_silently():
+    with raises(TypeError, "`layerwise` must be True or False", "static_args"):
+        optax_sam.steepest_ascent(0.1, layerwise="no")
+    for make in (optax_sam.gsam, optax_sam.steepest_ascent, optax_sam.spherical_search):
+        with raises(ValueError, "must be finite, got inf"):
+            make(float("inf"))
+        with raises(TypeError, "must be a number or a schedule", "got True"):
+            make(True)
+    for drop_rate in (-1.0, 2.0):
+        with raises(ValueError, r"`drop_rate` is a fraction and must be in \[0, 1\], got"):
+            optax_sam.dynamic_mask(0.5, drop_rate)
+    with raises(ValueError, "`rhos` are the radii at the two learning rates"):
+        optax_sam.rho_following_learning_rate(lambda count: 0.1, (0.0, 0.1), (-0.02, 0.06))
+    with raises(TypeError, "`learning_rate` must be the schedule"):
+        optax_sam.rho_following_learning_rate(0.1, (0.0, 0.1), (0.02, 0.06))
+    with raises(ValueError, "`alpha` is a length relative to the gradient", "interval=5"):
+        optax_sam.reuse(optax_sam.sam(0.1), 5)

@@ -89,7 +89,9 @@ def check_ball(rho: float | jax.Array, ord: float, constraint: optax.GradientTra
     checks.check_number("rho", rho)
     check_ord(ord)
     if constraint is not None:
-        checks.check_stage("constraint", constraint)
+        checks.check_keeps_signs(
+            "constraint", constraint, "a stage that maps a gradient to a positive diagonal"
+        )
 
 
 def check_ord(ord: float) -> None:
