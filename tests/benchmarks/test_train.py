@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import itertools
 import json
 import os
@@ -85,7 +86,12 @@ def without_times(log):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_trains(method, dataset):
-    config = Config(method=method, interval=5, model="tiny")
+    row = methods.METHODS[method]
+    arguments = inspect.signature(row.make).parameters
+    options = {k: v for k, v in row.options.items() if arguments[k].default is inspect.Parameter.empty}
+    config = Config(method=method, interval=5, model="tiny", options=options)
+    if method == "bayesian_sam":  # It contains momentum; 0.5 is its authors' learning rate.
+        config = dataclasses.replace(config, momentum=0.0, learning_rate=0.5)
     _, losses = train_few_steps(train.make_program(config, dataset), config, dataset, steps=30)
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
