@@ -10,7 +10,7 @@ Everything is computed in float32, or wider if the parameters are wider. A model
 each product to three digits, so cast its parameters to float32 if eigenvalues near zero matter.
 """
 
-from optax_sam.batches import Batches
+from optax_sam.batches import Batches as Batches
 from optax_sam.curvature.density import SpectralDensity, spectral_density
 from optax_sam.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from optax_sam.curvature.products import (
@@ -29,7 +29,6 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "hessian_operator",
     "gauss_newton_product",
     "gauss_newton_loss",
-    "Batches",
     # Spectra.
     "top_eigenpairs",
     "Eigenpairs",
