@@ -24,6 +24,7 @@ from benchmarks.claim import Claim, summary
 from benchmarks.cost.compile_time import CompileTime
 from benchmarks.cost.scaling import Scaling
 from benchmarks.cost.step_cost import StepCost
+from benchmarks.cost.tpu import TPU
 from benchmarks.data import sources
 from benchmarks.errors import UsageError
 from benchmarks.experiment import Experiment, Job, Tables
@@ -49,7 +50,7 @@ CLAIMS = (
     Alternatives(),
 )
 THEORY = (SDEPaths(), ThirdOrder(), XSAMPlane())
-OTHERS = (Demo(), EigenvectorSolvers(), Trackers(), StepCost(), CompileTime(), Scaling())
+OTHERS = (Demo(), EigenvectorSolvers(), Trackers(), StepCost(), CompileTime(), Scaling(), TPU())
 EXPERIMENTS = {own.name: own for own in (*SUITES, *CLAIMS, *THEORY, *OTHERS)}
 GROUPS = {"claims": [own.name for own in CLAIMS], "theory": [own.name for own in THEORY]}
 

@@ -1,0 +1,203 @@
+"""What a program scheduled for a TPU says: estimated cycles, collectives, and how often its loops run.
+
+read(jax.jit(step).lower(...).compile().as_text())
+
+XLA counts the body of a loop once (`cost_analysis()`), so here cycles and collectives count as often as they
+run, and there are factors by which flops and bytes grow.
+"""
+
+import math
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.cost.collectives import KINDS, computations, sizes
+
+SHAPE = re.compile(r"\b(pred|bf16|[fsuc]\d+)\[([\d,]*)\]")
+COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(-start)?")
+# Neither computed nor moved.
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
+
+
+class Collective(NamedTuple):
+    """One collective of the schedule.
+
+    Attributes:
+        kind: one of `collectives.KINDS`.
+        sizes: bytes of the whole arrays under the kind, and the number of "scalars".
+        times: how often it runs.
+        hidden_cycles: of what is scheduled between its start and its end; None if the program waits for it.
+    """
+
+    kind: str
+    sizes: Counter
+    times: int
+    hidden_cycles: int | None
+
+
+class Computation(NamedTuple):
+    """What runs when a computation is called."""
+
+    counts: Counter  # cycles; flops and bytes, and these with loop bodies once: flops_once, bytes_once
+    collectives: list[Collective]
+    # Bytes of the arrays in the instructions, loops left out, by length of the first axis.
+    lengths: Counter
+
+
+def read(text: str) -> dict[str, Any]:
+    """Reads a scheduled program.
+
+    Returns:
+        cycles: the compiler's estimates, added up; collectives have none.
+        flops_factor, bytes_factor: counted in every iteration of the loops, relative to once.
+        lines: of the program.
+        collectives: kind -> how many arrays or groups of arrays are sent, scalars alone left out.
+        asynchronous: kind -> how many of these the program does not wait for.
+        collective_bytes: kind -> bytes of the whole arrays.
+        hidden_cycles: cycles of what runs while collectives do.
+        collective_scalars: how many scalars are sent.
+    """
+    known: dict[str, Computation] = {}
+    conditions: dict[str, int] = {}
+    for name, instructions in computations(text):
+        known[name] = one(instructions, known, conditions)
+        limits = [match["rest"] for match in instructions if match["op"] == "constant"]
+        conditions[name] = max((int(n) for n in re.findall(r"^(\d+)\)", "\n".join(limits), re.M)), default=1)
+    counts, collectives, _ = known[name]  # the program itself
+    numbers, asynchronous, total, hidden = Counter(), Counter(), Counter(), 0
+    for kind, size, times, cycles in collectives:
+        total += Counter({key: times * number for key, number in size.items()})
+        if set(size) == {"scalars"}:
+            continue
+        numbers[kind] += times
+        if cycles is not None:
+            asynchronous[kind] += times
+            hidden += times * cycles
+    return {
+        "cycles": counts["cycles"],
+        "flops_factor": counts["flops"] / max(counts["flops_once"], 1),
+        "bytes_factor": counts["bytes"] / max(counts["bytes_once"], 1),
+        "lines": len(text.splitlines()),
+        "collectives": dict(numbers),
+        "asynchronous": dict(asynchronous),
+        "collective_bytes": {kind: total[kind] for kind in KINDS if total[kind]},
+        "collective_scalars": total["scalars"],
+        "hidden_cycles": hidden,
+    }
+
+
+def one(instructions: list[re.Match], known: dict[str, Computation], limits: dict[str, int]) -> Computation:
+    """Adds up the instructions of one computation, in the order of the schedule."""
+    counts, collectives, lengths = Counter(), [], Counter()
+    shapes = {match["name"]: match["shapes"] for match in instructions}
+    begun: tuple[str, Counter, int] | None = None  # kind, sizes and cycles so far, at an asynchronous start
+    for match in instructions:
+        op, rest = match["op"], match["rest"]
+        called = dict(re.findall(r"(calls|body|condition)=%([\w.-]+)", rest))
+        cycles = int(found[1]) if (found := re.search(r'"estimated_cycles":"(\d+)"', rest)) else 0
+        own = Counter(cycles=cycles)
+        if op == "while":
+            times = limits[called["condition"]]
+            body = known[called["body"]]
+            own += repeated(body, times)
+            collectives += [sent._replace(times=sent.times * times) for sent in body.collectives]
+        elif op in ("call", "conditional"):
+            branches = [known[name] for name in re.findall(r"%([\w.-]+)", rest) if name in known]
+            longest = max(branches, key=lambda branch: branch.counts["cycles"], default=None)
+            if longest:
+                own += longest.counts
+                collectives += longest.collectives
+        elif op == "convolution":
+            own["flops"] = own["flops_once"] = flops_of(match["shapes"], rest, shapes)
+        elif op == "fusion":
+            inside = known[called["calls"]]
+            own["flops"] = own["flops_once"] = inside.counts["flops"]
+        if op not in FREE and not op.endswith("-done"):
+            moved = bytes_of(match["shapes"], rest, shapes)
+            lengths += moved
+            own["bytes"] = own["bytes_once"] = moved.total()
+        kind, size, is_start, is_end = collective(match, known, called)
+        if is_start:
+            begun = kind, size, counts["cycles"]
+        elif is_end and begun:
+            collectives.append(Collective(*begun[:2], 1, counts["cycles"] - begun[2]))
+            begun = None
+        elif kind and not begun:
+            collectives.append(Collective(kind, size, 1, None))
+        counts += own
+    return Computation(counts, collectives, lengths)
+
+
+def collective(
+    match: re.Match, known: dict[str, Computation], called: dict[str, str]
+) -> tuple[str, Counter, bool, bool]:
+    """Returns kind and sizes of a collective, and whether an asynchronous one starts or ends here."""
+    name, op = match["name"], match["op"]
+    if found := COLLECTIVE.fullmatch(op):
+        kind, is_start = found[1], bool(found[2])
+        text = match["shapes"]
+        if is_start and kind in ("all-gather", "collective-permute"):  # operands, then results
+            pieces = SHAPE.findall(text)
+            text = " ".join(f"{dtype}[{dims}]" for dtype, dims in pieces[len(pieces) // 2 :])
+        return kind, sizes(kind, text, 1), is_start, False
+    if op.endswith("-done") and COLLECTIVE.fullmatch(op.removesuffix("-done")):
+        return "", Counter(), False, True
+    inside = known[called["calls"]].collectives if op == "fusion" else []
+    if not inside:
+        return "", Counter(), False, False
+    kind, size = inside[0].kind, inside[0].sizes
+    if called["calls"].startswith("all-reduce-scatter"):
+        kind, size = "reduce-scatter", Counter({"reduce-scatter": size["all-reduce"]})
+    return (
+        kind,
+        size,
+        name.startswith("async-collective-start"),
+        name.startswith("async-collective-done"),
+    )
+
+
+def repeated(body: Computation, times: int) -> Counter:
+    """The counts of a loop. Of an array with an entry for each pass, a pass uses its own."""
+    counts = {key: n * (1 if key.endswith("_once") else times) for key, n in body.counts.items()}
+    counts["bytes"] = counts.get("bytes", 0) - (times - 1) * body.lengths[times]
+    return Counter(counts)
+
+
+def dims_of(shapes: str) -> list[tuple[int, tuple[int, ...]]]:
+    """Bytes an entry, and dimensions, of each array."""
+    return [
+        (int(re.sub(r"\D", "", dtype) or 8) // 8, tuple(map(int, filter(None, dims.split(",")))))
+        for dtype, dims in SHAPE.findall(shapes)
+    ]
+
+
+def bytes_of(shapes: str, rest: str, known: dict[str, str]) -> Counter:
+    """Bytes of the result and of the operands, by length of the first axis."""
+    operands = re.findall(r"%([\w.-]+)", rest.split("),")[0])
+    found: Counter = Counter()
+    for size, dims in dims_of(" ".join([shapes, *(known.get(name, "") for name in operands)])):
+        found[dims[0] if dims else 0] += size * math.prod(dims)
+    return found
+
+
+def flops_of(shapes: str, rest: str, known: dict[str, str]) -> int:
+    """Flops of a convolution, which on TPUs a matrix product is too; padding does not count."""
+    left, right = re.findall(r"%([\w.-]+)", rest)[:2]
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
+    lhs, rhs, result = (
+        dict(zip(own, dims_of(text)[0][1], strict=True))
+        for own, text in zip(labels.groups(), (known[left], known[right], shapes), strict=True)
+    )
+    found = re.search(r"window={(.*?)}", rest)
+    window = dict(re.findall(r"(\w+)=([\dx_-]+)", found[1] if found else ""))
+    of = lambda key, axis, usual: window[key].split("x")[axis] if key in window else usual
+    total = 2 * result["b"] * result["f"] * rhs["i"]
+    for axis in range(len(labels[1]) - 2):
+        low = int(of("pad", axis, "0_0").split("_")[0])
+        stride, dilation, holes = (int(of(k, axis, "1")) for k in ("stride", "lhs_dilate", "rhs_dilate"))
+        at = np.arange(result[str(axis)])[:, None] * stride + np.arange(rhs[str(axis)]) * holes - low
+        inside = (at >= 0) & (at <= (lhs[str(axis)] - 1) * dilation) & (at % dilation == 0)
+        total *= int(inside.sum())
+    return total

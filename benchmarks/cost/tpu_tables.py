@@ -1,0 +1,154 @@
+"""The tables of `cost/tpu.py`: by network, against the forms by hand, what is sent, what fits."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from benchmarks.cost.tpu_programs import HAND, NETWORKS
+from benchmarks.records import Record
+from benchmarks.tables import aligned, table
+
+COUNTS = {
+    "flops": "flops",
+    "cycles": "cycles",
+    "bytes": "bytes_accessed",
+    "temporary": "temporary_bytes",
+    "peak": "peak_bytes",
+}
+GROUP = ("network", "chip", "chips", "layout")
+NAMES = {"data": "data-parallel", "fsdp": "FSDP", "local": "m-sharpness"}
+
+
+def fill(frame: pd.DataFrame) -> dict[str, str]:
+    """Name of a table -> Markdown."""
+    records = frame.to_dict("records")
+    trained = [record for record in records if isinstance(record.get("network"), str) and record["fits"]]
+    published = [record for record in records if isinstance(record.get("config"), str)]
+    return {
+        "networks": by_network(trained),
+        "limit": against_by_hand(trained),
+        "sent": sent(trained),
+        "fits": fits(published),
+        "provenance": provenance(records),
+    }
+
+
+def grouped(records: Iterable[Record]) -> dict[tuple, dict[str, Record]]:
+    """(network, chip, number of chips, layout) -> row -> record."""
+    found: dict[tuple, dict[str, Record]] = {}
+    for record in records:
+        found.setdefault(tuple(record[key] for key in GROUP), {})[record["row"]] = record
+    return found
+
+
+def place(group: tuple) -> str:
+    """What is compiled for."""
+    _, chip, number, layout = group
+    return f"{number} x {chip}, {NAMES[layout]}" if number > 1 else f"1 x {chip}"
+
+
+def by_network(records: list[Record]) -> str:
+    """Relative to the base optimizer's step."""
+    parts = []
+    for group, rows in grouped(records).items():
+        unit = base_of(group, records)
+        if unit is None:
+            continue
+        lines = [
+            [
+                row,
+                *(ratio(record, unit, key) for key in COUNTS.values()),
+                f"{record['lines']:,}",
+                ratio(record, unit, "compile_processor_seconds"),
+            ]
+            for row, record in rows.items()
+        ]
+        temporary, peak = (f"{unit[key] / 1e6:,.0f} MB" for key in ("temporary_bytes", "peak_bytes"))
+        titles = ["", *COUNTS, "program lines", "compile time"]
+        parts += [
+            f"### {NETWORKS[group[0]].title} ({place(group)})",
+            f"The base optimizer's step (1.00): {unit['flops']:.3g} flops and {unit['cycles']:.3g} cycles "
+            f"a chip, memory {temporary} temporary and {peak} at the peak, "
+            f"{unit['compile_processor_seconds']:.0f} s of processor time to compile.",
+            aligned(table(titles, lines)),
+        ]
+    return "\n\n".join(parts)
+
+
+def base_of(group: tuple, records: list[Record]) -> Record | None:
+    """The base optimizer's step; with m-sharpness the data-parallel one."""
+    groups = grouped(records)
+    own = groups.get(group, {}).get("base")
+    return own or groups.get((*group[:3], "data"), {}).get("base")
+
+
+def against_by_hand(records: list[Record]) -> str:
+    """Each method relative to its own form by hand."""
+    lines = []
+    for group, rows in grouped(records).items():
+        for row, record in rows.items():
+            if row + HAND in rows:
+                other = rows[row + HAND]
+                lines.append(
+                    [row, group[0], place(group), *(ratio(record, other, key, 3) for key in COUNTS.values())]
+                )
+    return aligned(table(["", "network", "chips", *COUNTS], lines))
+
+
+def sent(records: list[Record]) -> str:
+    """The collectives of each program."""
+    lines = []
+    for group, rows in grouped(records).items():
+        for row, record in rows.items():
+            if group[2] == 1:
+                continue
+            number, behind = sum(record["collectives"].values()), sum(record["asynchronous"].values())
+            size = record["parameter_bytes"]
+            sizes = {kind: n / size for kind, n in record["collective_bytes"].items()}
+            lines.append(
+                [
+                    row,
+                    group[0],
+                    place(group),
+                    f"{number}",
+                    f"{behind}",
+                    f"{record['collective_scalars']}",
+                    *(f"{sizes.get(kind, 0):.2f}" for kind in ("all-reduce", "all-gather", "reduce-scatter")),
+                    f"{record['hidden_cycles'] / record['cycles']:.2f}",
+                ]
+            )
+    titles = ["", "network", "chips", "collectives", "asynchronous", "scalars"]
+    return aligned(
+        table([*titles, "summed", "gathered", "summed in parts", "of the cycles run meanwhile"], lines)
+    )
+
+
+def fits(records: list[Record]) -> str:
+    """The published settings on one chip."""
+    lines = [
+        [
+            f"`{record['config']}.toml`",
+            record["row"],
+            f"{record['batch_size_per_chip']}",
+            f"{record['peak_bytes'] / 1e9:.2f} GB" if record["fits"] else "more than there is",
+            "yes" if record["fits"] else "no",
+        ]
+        for record in records
+    ]
+    return aligned(table(["settings", "program", "batch", "memory", "fits"], lines))
+
+
+def provenance(records: list[Record]) -> str:
+    """Versions and commits."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for package, version in record["versions"].items():
+            found.setdefault(package, set()).add(version)
+    names = ", ".join(f"{package} {' and '.join(sorted(own))}" for package, own in found.items())
+    code = ", ".join(sorted({record["commit"][:7] for record in records}))
+    return f"{len(records)} programs; {names}; the code of {code}"
+
+
+def ratio(record: Record, unit: Record, key: str, digits: int = 2) -> str:
+    """A count relative to the same of another program."""
+    return f"{record[key] / unit[key]:.{digits}f}" if unit[key] else "–"
