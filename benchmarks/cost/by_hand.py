@@ -77,7 +77,8 @@ def info_sam(grads: Tree, gradient: Gradient, params: Tree, state: Tree) -> tupl
     mean_weight = jnp.where(count == 0, 1.0, 0.1)
     mean = jax.tree.map(lambda m, g: m + mean_weight * (g - m), mean, grads)
     # The n-th of n squares has the weight (1 − λ)/(1 − λ^n).
-    weight = jnp.where(count == 0, 0.0, 0.01 / (1 - 0.99 ** jnp.maximum(count, 1)))
+    decay = jnp.log(0.99)
+    weight = jnp.where(count == 0, 0.0, jnp.expm1(decay) / jnp.expm1(jnp.maximum(count, 1) * decay))
     variance = jax.tree.map(lambda v, m, g: v + weight * ((m - g) ** 2 - v), variance, mean, grads)
     number = sum(x.size for x in jax.tree.leaves(variance))
     damping = sum(jnp.sum(x) for x in jax.tree.leaves(variance)) / number

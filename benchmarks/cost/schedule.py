@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.cost.collectives import KINDS, computations, sizes
 
 SHAPE = re.compile(r"\b(pred|bf16|[fsuc]\d+)\[([\d,]*)\]")
-COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(-start)?")
+COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(?:-(start|done))?")
 # Neither computed nor moved.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
 
@@ -28,12 +28,14 @@ class Collective(NamedTuple):
         kind: one of `collectives.KINDS`.
         sizes: bytes of the whole arrays under the kind, and the number of "scalars".
         times: how often it runs.
+        channel: by which an asynchronous start and its end find each other.
         hidden_cycles: of what is scheduled between its start and its end; None if the program waits for it.
     """
 
     kind: str
     sizes: Counter
     times: int
+    channel: str
     hidden_cycles: int | None
 
 
@@ -67,7 +69,7 @@ def read(text: str) -> dict[str, Any]:
         conditions[name] = max((int(n) for n in re.findall(r"^(\d+)\)", "\n".join(limits), re.M)), default=1)
     counts, collectives, _ = known[name]  # the program itself
     numbers, asynchronous, total, hidden = Counter(), Counter(), Counter(), 0
-    for kind, size, times, cycles in collectives:
+    for kind, size, times, _, cycles in collectives:
         total += Counter({key: times * number for key, number in size.items()})
         if set(size) == {"scalars"}:
             continue
@@ -92,7 +94,7 @@ def one(instructions: list[re.Match], known: dict[str, Computation], limits: dic
     """Adds up the instructions of one computation, in the order of the schedule."""
     counts, collectives, lengths = Counter(), [], Counter()
     shapes = {match["name"]: match["shapes"] for match in instructions}
-    begun: tuple[str, Counter, int] | None = None  # kind, sizes and cycles so far, at an asynchronous start
+    begun: dict[str, tuple[Collective, int]] = {}  # by channel; with the cycles before the asynchronous start
     for match in instructions:
         op, rest = match["op"], match["rest"]
         called = dict(re.findall(r"(calls|body|condition)=%([\w.-]+)", rest))
@@ -118,44 +120,44 @@ def one(instructions: list[re.Match], known: dict[str, Computation], limits: dic
             moved = bytes_of(match["shapes"], rest, shapes)
             lengths += moved
             own["bytes"] = own["bytes_once"] = moved.total()
-        kind, size, is_start, is_end = collective(match, known, called)
-        if is_start:
-            begun = kind, size, counts["cycles"]
-        elif is_end and begun:
-            collectives.append(Collective(*begun[:2], 1, counts["cycles"] - begun[2]))
-            begun = None
-        elif kind and not begun:
-            collectives.append(Collective(kind, size, 1, None))
+        sent, part = collective(match, known, called)
+        if part == "start":
+            begun[sent.channel] = sent, counts["cycles"]
+        elif part == "done":
+            sent, before = begun.pop(sent.channel)
+            collectives.append(sent._replace(hidden_cycles=counts["cycles"] - before))
+        elif part == "whole":
+            collectives.append(sent)
         counts += own
     return Computation(counts, collectives, lengths)
 
 
 def collective(
     match: re.Match, known: dict[str, Computation], called: dict[str, str]
-) -> tuple[str, Counter, bool, bool]:
-    """Returns kind and sizes of a collective, and whether an asynchronous one starts or ends here."""
-    name, op = match["name"], match["op"]
-    if found := COLLECTIVE.fullmatch(op):
-        kind, is_start = found[1], bool(found[2])
-        text = match["shapes"]
-        if is_start and kind in ("all-gather", "collective-permute"):  # operands, then results
-            pieces = SHAPE.findall(text)
-            text = " ".join(f"{dtype}[{dims}]" for dtype, dims in pieces[len(pieces) // 2 :])
-        return kind, sizes(kind, text, 1), is_start, False
-    if op.endswith("-done") and COLLECTIVE.fullmatch(op.removesuffix("-done")):
-        return "", Counter(), False, True
-    inside = known[called["calls"]].collectives if op == "fusion" else []
-    if not inside:
-        return "", Counter(), False, False
-    kind, size = inside[0].kind, inside[0].sizes
-    if called["calls"].startswith("all-reduce-scatter"):
-        kind, size = "reduce-scatter", Counter({"reduce-scatter": size["all-reduce"]})
-    return (
-        kind,
-        size,
-        name.startswith("async-collective-start"),
-        name.startswith("async-collective-done"),
-    )
+) -> tuple[Collective | None, str]:
+    """Returns an instruction's collective, and which part it is: "start", "done", "whole", or "" for none."""
+    name, op, rest = match["name"], match["op"], match["rest"]
+    if op == "fusion":  # The compiler puts what an asynchronous collective overlaps with in one with it.
+        inside, callee = known[called["calls"]].collectives, called["calls"]
+        if not inside or callee.startswith("async_collective_fusion"):
+            return None, ""
+        sent = inside[0]
+        if callee.startswith("all-reduce-scatter"):
+            parts = Counter({"reduce-scatter": sent.sizes["all-reduce"]})
+            sent = sent._replace(kind="reduce-scatter", sizes=parts)
+        part = re.match(r"async-collective-(start|done)", name)
+        return sent, part[1] if part else "whole"
+    found = COLLECTIVE.fullmatch(op)
+    if not found:
+        return None, ""
+    kind, part, shapes = found[1], found[2] or "whole", match["shapes"]
+    channel = name if part == "start" else re.search(r"%([\w.-]+)", rest)[1]
+    if part == "whole":
+        channel = id_[1] if (id_ := re.search(r"channel_id=(\d+)", rest)) else name
+    elif kind in ("all-gather", "collective-permute"):  # operands, then results
+        pieces = SHAPE.findall(shapes)
+        shapes = " ".join(f"{dtype}[{dims}]" for dtype, dims in pieces[len(pieces) // 2 :])
+    return Collective(kind, sizes(kind, shapes, 1), 1, channel, None), part
 
 
 def repeated(body: Computation, times: int) -> Counter:

@@ -51,15 +51,15 @@ OTHERS = ("asam", "momentum_sam", "eigen_sam", "fisher_sam", "info_sam", "xsam")
 PAIRS = tuple(name for method in OTHERS for name in (method + HAND, method))
 # Chip, number of chips, network, layout, rows: the most telling first.
 PLAN: tuple[tuple[str, int, str, str, tuple[str, ...]], ...] = (
-    ("v5e", 8, "decoder_40m", "data", (*SAM, *PAIRS[:6])),
-    ("v5e", 8, "resnet18", "data", SAM),
+    ("v5e", 8, "decoder_40m", "data", (*SAM, *PAIRS[2:6])),
     ("v5e", 8, "decoder_100m", "data", SAM),
-    ("v5e", 8, "decoder_40m", "local", ("sam",)),
     ("v5e", 8, "decoder_40m", "fsdp", ("base", "sam")),
+    ("v5e", 8, "decoder_40m", "local", ("sam",)),
     ("v5e", 256, "decoder_40m", "data", ("base", "sam")),
-    ("v5e", 8, "vit_b16", "data", SAM),
+    ("v5e", 8, "resnet18", "data", SAM),
     ("v5e", 8, "decoder_1b", "fsdp", SAM),
-    ("v5e", 8, "decoder_40m", "data", (f"eigen_sam{REFRESH}",)),
+    ("v5e", 8, "decoder_40m", "data", (*PAIRS[:2], f"eigen_sam{REFRESH}")),
+    ("v5e", 8, "vit_b16", "data", SAM),
     ("v5e", 8, "resnet50", "data", SAM),
     ("v5e", 8, "wide_resnet28_10", "data", SAM),
     ("v5e", 256, "decoder_40m", "local", ("sam",)),
