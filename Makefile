@@ -7,7 +7,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 # Small programs too: most of the tests are the time that these take to compile.
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: help env test quick test-lowest test-newest lint format types docs check demo bench clean
+.PHONY: help env test quick test-lowest test-newest test-tpu lint format types docs check demo bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,10 +16,11 @@ env: $(STAMP)  ## make the virtual environment and install the package with its 
 
 # Which versions uv installs: the newest, unless a target says otherwise.
 RESOLUTION := highest
+EXTRAS := dev
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --resolution $(RESOLUTION) --python $(BIN)/python --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --resolution $(RESOLUTION) --python $(BIN)/python --editable '.[$(EXTRAS)]'
 	@$(BIN)/uv pip freeze --quiet --python $(BIN)/python | grep -E '^(jax|jaxlib|flax|optax)=='
 	touch $@
 
@@ -60,6 +61,12 @@ test-newest:  ## the same with the newest versions of everything, on the Python 
 	rm -rf $(VENV)-newest
 	$(MAKE) test docs VENV=$(VENV)-newest
 
+# The compiler alone: there is no TPU to run on.
+test-tpu:  ## compile small training steps with the TPU's own compiler, on any Linux machine
+	rm -rf $(VENV)-tpu
+	$(MAKE) env VENV=$(VENV)-tpu EXTRAS=dev,tpu
+	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest tests/benchmarks/test_tpu.py
+
 lint: $(STAMP)  ## ruff: style, docstrings, formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -94,4 +101,4 @@ bench: $(STAMP)  ## rerun a part of the accuracy suite: every method, 40 % wrong
 	$(BIN)/python -m benchmarks suite --where label_noise=0.4 --seeds 0 1 --results runs/bench $(DATA)
 
 clean:  ## remove environments, caches and the site (data/ and runs/ stay)
-	rm -rf docs/_build docs/notebooks/*.ipynb $(VENV) $(VENV)-lowest $(VENV)-newest .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/notebooks/*.ipynb $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-tpu .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

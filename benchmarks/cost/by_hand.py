@@ -124,11 +124,11 @@ def first_noise(params: Tree) -> Tree:
 
 
 BY_HAND = {
-    "sam": ByHand(nothing, sam),
-    "asam": ByHand(nothing, asam),
-    "fisher_sam": ByHand(nothing, fisher_sam),
-    "info_sam": ByHand(first_noise, info_sam),
-    "eigen_sam": ByHand(zeros, eigen_sam),
-    "xsam": ByHand(lambda params: jnp.ones(()), xsam),
-    "momentum_sam": ByHand(zeros, momentum_sam),
+    direction.__name__: ByHand(init, direction)
+    for init, direction in (
+        *((nothing, direction) for direction in (sam, asam, fisher_sam)),
+        *((zeros, direction) for direction in (eigen_sam, momentum_sam)),
+        (first_noise, info_sam),
+        (lambda params: jnp.ones(()), xsam),
+    )
 }

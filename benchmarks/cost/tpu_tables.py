@@ -58,7 +58,7 @@ def by_network(records: list[Record]) -> str:
             [
                 row,
                 *(ratio(record, unit, key) for key in COUNTS.values()),
-                f"{record['lines']:,}",
+                f"{int(record['lines']):,}",
                 ratio(record, unit, "compile_processor_seconds"),
             ]
             for row, record in rows.items()
@@ -112,7 +112,7 @@ def sent(records: list[Record]) -> str:
                     place(group),
                     f"{number}",
                     f"{behind}",
-                    f"{record['collective_scalars']}",
+                    f"{int(record['collective_scalars'])}",
                     *(f"{sizes.get(kind, 0):.2f}" for kind in ("all-reduce", "all-gather", "reduce-scatter")),
                     f"{record['hidden_cycles'] / record['cycles']:.2f}",
                 ]
