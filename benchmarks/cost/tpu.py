@@ -49,24 +49,28 @@ REFRESH = ", refresh"
 SAM = ("base", f"sam{HAND}", "sam")
 OTHERS = ("asam", "momentum_sam", "eigen_sam", "fisher_sam", "info_sam", "xsam")
 PAIRS = tuple(name for method in OTHERS for name in (method + HAND, method))
+REFRESHES = tuple(f"{method}{REFRESH}" for method in ("eigen_sam", "xsam"))
 # Chip, number of chips, network, layout, rows: the most telling first.
 PLAN: tuple[tuple[str, int, str, str, tuple[str, ...]], ...] = (
-    ("v5e", 8, "decoder_40m", "data", (*SAM, *PAIRS[2:6])),
-    ("v5e", 8, "decoder_100m", "data", SAM),
-    ("v5e", 8, "decoder_40m", "fsdp", ("base", "sam")),
-    ("v5e", 8, "decoder_40m", "local", ("sam",)),
-    ("v5e", 256, "decoder_40m", "data", ("base", "sam")),
+    ("v5e", 8, "decoder_40m", "data", SAM),
+    ("v5e", 8, "decoder_18m", "data", (*SAM, *PAIRS)),
+    ("v5e", 8, "decoder_6m", "data", SAM),
+    ("v5e", 8, "decoder_6m", "local", (f"sam{HAND}", "sam")),
+    ("v5e", 8, "decoder_6m", "fsdp", SAM),
+    ("v5e", 256, "decoder_6m", "data", SAM),
+    ("v5e", 256, "decoder_6m", "fsdp", SAM),
+    ("v5e", 8, "decoder_6m", "data", REFRESHES),
+    ("v5e", 1, "decoder_6m", "data", SAM),
+    ("v6e", 8, "decoder_6m", "data", SAM),
+    ("v5p", 8, "decoder_6m", "data", SAM),
     ("v5e", 8, "resnet18", "data", SAM),
-    ("v5e", 8, "decoder_1b", "fsdp", SAM),
-    ("v5e", 8, "decoder_40m", "data", (*PAIRS[:2], f"eigen_sam{REFRESH}")),
     ("v5e", 8, "vit_b16", "data", SAM),
+    ("v5e", 8, "decoder_100m", "data", SAM),
+    ("v5e", 8, "decoder_1b", "fsdp", SAM),
+    ("v5e", 8, "decoder_18m", "data", REFRESHES),
+    ("v5e", 8, "decoder_40m", "data", (*PAIRS, *REFRESHES)),
     ("v5e", 8, "resnet50", "data", SAM),
     ("v5e", 8, "wide_resnet28_10", "data", SAM),
-    ("v5e", 256, "decoder_40m", "local", ("sam",)),
-    ("v5e", 1, "decoder_40m", "data", SAM),
-    ("v6e", 8, "decoder_40m", "data", SAM),
-    ("v5p", 8, "decoder_40m", "data", SAM),
-    ("v5e", 8, "decoder_40m", "data", (*PAIRS[6:], f"xsam{REFRESH}")),
     ("v5e", 256, "decoder_1b", "fsdp", SAM),
 )
 CONFIGS = Path(__file__).parents[1] / "configs"

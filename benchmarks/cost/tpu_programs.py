@@ -72,6 +72,14 @@ NETWORKS = {
         "ResNet with three blocks",
         *(in_bfloat16(ResNet, num_blocks=(1, 1, 1), width=16), (32, 32, 3), 10, 16, SGD),
     ),
+    "decoder_6m": Network(
+        "Decoder of 6 M parameters: 2 layers in a loop, rematerialised; 8 sequences of 256 a chip",
+        *(decoder(256, 2, remat=True), 256, 8192, 8, ADAMW),
+    ),
+    "decoder_18m": Network(
+        "Decoder of 18 M parameters: 1 layer of width 256, 32,768 tokens; 8 sequences of 512 a chip",
+        *(decoder(256, 1, remat=True), 512, 32768, 8, ADAMW),
+    ),
     "decoder_40m": Network(
         "Decoder of 40 M parameters: 2 layers of width 512, 32,768 tokens; 8 sequences of 512 a chip",
         *(decoder(512, 2, unroll=True), 512, 32768, 8, ADAMW),
