@@ -45,7 +45,7 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-REFRESH = ", refresh"
+REFRESH = " refresh"  # on the command line a comma separates rows
 SAM = ("base", f"sam{HAND}", "sam")
 OTHERS = ("asam", "momentum_sam", "eigen_sam", "fisher_sam", "info_sam", "xsam")
 PAIRS = tuple(name for method in OTHERS for name in (method + HAND, method))
@@ -96,7 +96,7 @@ class TPU(Experiment):
         return found + [
             {"chip": "v5e", "chips": 1, "config": config, "row": row}
             for config in self.configs
-            for row in ("step", *(("step, refresh",) if is_occasional(config) else ()))
+            for row in ("step", *((f"step{REFRESH}",) if is_occasional(config) else ()))
         ]
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
