@@ -29,20 +29,22 @@ class Collective(NamedTuple):
         sizes: bytes of the whole arrays under the kind, and the number of "scalars".
         times: how often it runs.
         channel: by which an asynchronous start and its end find each other.
-        hidden_cycles: of what is scheduled between its start and its end; None if the program waits for it.
+        is_asynchronous: whether the program goes on until it ends.
     """
 
     kind: str
     sizes: Counter
     times: int
     channel: str
-    hidden_cycles: int | None
+    is_asynchronous: bool
 
 
 class Computation(NamedTuple):
     """What runs when a computation is called."""
 
-    counts: Counter  # cycles; flops and bytes, and these with loop bodies once: flops_once, bytes_once
+    # Cycles, and those while a collective is on its way; flops and bytes, and these with loop bodies once:
+    # flops_once, bytes_once.
+    counts: Counter
     collectives: list[Collective]
     # Bytes of the arrays in the instructions, loops left out, by length of the first axis.
     lengths: Counter
@@ -68,15 +70,14 @@ def read(text: str) -> dict[str, Any]:
         limits = [match["rest"] for match in instructions if match["op"] == "constant"]
         conditions[name] = max((int(n) for n in re.findall(r"^(\d+)\)", "\n".join(limits), re.M)), default=1)
     counts, collectives, _ = known[name]  # the program itself
-    numbers, asynchronous, total, hidden = Counter(), Counter(), Counter(), 0
-    for kind, size, times, _, cycles in collectives:
+    numbers, asynchronous, total = Counter(), Counter(), Counter()
+    for kind, size, times, _, is_asynchronous in collectives:
         total += Counter({key: times * number for key, number in size.items()})
         if set(size) == {"scalars"}:
             continue
         numbers[kind] += times
-        if cycles is not None:
+        if is_asynchronous:
             asynchronous[kind] += times
-            hidden += times * cycles
     return {
         "cycles": counts["cycles"],
         "flops_factor": counts["flops"] / max(counts["flops_once"], 1),
@@ -86,7 +87,7 @@ def read(text: str) -> dict[str, Any]:
         "asynchronous": dict(asynchronous),
         "collective_bytes": {kind: total[kind] for kind in KINDS if total[kind]},
         "collective_scalars": total["scalars"],
-        "hidden_cycles": hidden,
+        "hidden_cycles": counts["hidden"],
     }
 
 
@@ -94,7 +95,7 @@ def one(instructions: list[re.Match], known: dict[str, Computation], limits: dic
     """Adds up the instructions of one computation, in the order of the schedule."""
     counts, collectives, lengths = Counter(), [], Counter()
     shapes = {match["name"]: match["shapes"] for match in instructions}
-    begun: dict[str, tuple[Collective, int]] = {}  # by channel; with the cycles before the asynchronous start
+    begun: dict[str, Collective] = {}  # by channel: those on their way
     for match in instructions:
         op, rest = match["op"], match["rest"]
         called = dict(re.findall(r"(calls|body|condition)=%([\w.-]+)", rest))
@@ -122,12 +123,13 @@ def one(instructions: list[re.Match], known: dict[str, Computation], limits: dic
             own["bytes"] = own["bytes_once"] = moved.total()
         sent, part = collective(match, known, called)
         if part == "start":
-            begun[sent.channel] = sent, counts["cycles"]
+            begun[sent.channel] = sent
         elif part == "done":
-            sent, before = begun.pop(sent.channel)
-            collectives.append(sent._replace(hidden_cycles=counts["cycles"] - before))
+            collectives.append(begun.pop(sent.channel)._replace(is_asynchronous=True))
         elif part == "whole":
             collectives.append(sent)
+        if begun:
+            own["hidden"] = own["cycles"]
         counts += own
     return Computation(counts, collectives, lengths)
 
@@ -154,10 +156,10 @@ def collective(
     channel = name if part == "start" else re.search(r"%([\w.-]+)", rest)[1]
     if part == "whole":
         channel = id_[1] if (id_ := re.search(r"channel_id=(\d+)", rest)) else name
-    elif kind in ("all-gather", "collective-permute"):  # operands, then results
-        pieces = SHAPE.findall(shapes)
+    elif kind in ("all-gather", "collective-permute"):  # operands, results, the compiler's own numbers
+        pieces = [(dtype, dims) for dtype, dims in SHAPE.findall(shapes) if (dtype, dims) != ("u32", "")]
         shapes = " ".join(f"{dtype}[{dims}]" for dtype, dims in pieces[len(pieces) // 2 :])
-    return Collective(kind, sizes(kind, shapes, 1), 1, channel, None), part
+    return Collective(kind, sizes(kind, shapes, 1), 1, channel, False), part
 
 
 def repeated(body: Computation, times: int) -> Counter:

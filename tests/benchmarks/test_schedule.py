@@ -36,18 +36,25 @@ def test_collectives_with_a_start_and_an_end_of_their_own():
     program = """
 ENTRY %main (a: f32[8,4], b: f32[8]) -> f32[32,4] {
   %a = f32[8,4]{1,0} parameter(0)
-  %start = (f32[8,4]{1,0}, f32[32,4]{1,0}) all-gather-start(%a), channel_id=1, dimensions={0}
-  %negate = f32[8,4]{1,0} negate(%a), backend_config={"window_config":{"estimated_cycles":"40"}}
   %b = f32[8]{0} parameter(1)
+  %start = (f32[8,4]{1,0}, f32[32,4]{1,0}) all-gather-start(%a), channel_id=1, dimensions={0}
+  %pass = (f32[8]{0}, f32[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%b), channel_id=3
+  %negate = f32[8,4]{1,0} negate(%a), backend_config={"window_config":{"estimated_cycles":"40"}}
   %sum = f32[8]{0} all-reduce(%b), channel_id=2
+  %passed = f32[8]{0} collective-permute-done(%pass)
   ROOT %done = f32[32,4]{1,0} all-gather-done(%start)
 }
 """
     found = read(program)
-    assert found["collectives"] == {"all-gather": 1, "all-reduce": 1}
-    assert found["asynchronous"] == {"all-gather": 1}
-    assert found["hidden_cycles"] == 40
-    assert found["collective_bytes"] == {"all-reduce": 32, "all-gather": 32 * 4 * 4}
+    assert found["collectives"] == {"all-gather": 1, "all-reduce": 1, "collective-permute": 1}
+    assert found["asynchronous"] == {"all-gather": 1, "collective-permute": 1}
+    assert found["hidden_cycles"] == 40  # both on their way meanwhile
+    assert found["collective_bytes"] == {
+        "all-reduce": 32,
+        "all-gather": 32 * 4 * 4,
+        "collective-permute": 32,
+    }
+    assert found["collective_scalars"] == 0
 
 
 @pytest.mark.parametrize(
