@@ -1,4 +1,4 @@
-"""What the TPU's own compiler says about training steps, without a TPU.
+"""What the compilers for accelerators say about training steps, without an accelerator.
 
 `libtpu` compiles for chips that are described, not there. Flops, bytes and memory are the compiler's counts
 for one chip, cycles its estimates for the scheduled program (collectives have none), compile times those of
@@ -7,44 +7,27 @@ the machine that compiles. Nothing is run, so there are no times of a step.
     pip install '.[benchmarks,tpu]'
     python -m benchmarks tpu --where network=decoder_40m
 
-A program takes minutes to compile, and one process at a time can use libtpu.
+A program takes minutes to compile, and one process at a time can use libtpu. The rows for a GPU need JAX's
+plug-in for CUDA, `pip install 'jax[cuda12]'`.
 """
 
 import dataclasses
-import importlib.util
-import os
 import time
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import jax
 import pandas as pd
-from jax.experimental import topologies
 
+from benchmarks.cost.chips import chips, compiler
 from benchmarks.cost.published import published_program
 from benchmarks.cost.schedule import read
 from benchmarks.cost.tpu_programs import HAND, NETWORKS, compile_program, make_program, mesh_of
 from benchmarks.cost.tpu_tables import fill
-from benchmarks.errors import UsageError
 from benchmarks.experiment import Experiment, Job, Tables
 from benchmarks.methods import METHODS
 from benchmarks.records import Record, versions
 
-# (chip, number) -> name of a topology; one chip is the first of eight.
-TOPOLOGIES = {
-    ("v5e", 1): "v5e:2x4",
-    ("v5e", 8): "v5e:2x4",
-    ("v5e", 256): "v5e:16x16",
-    ("v6e", 8): "v6e:2x4",
-    ("v5p", 8): "v5p:2x2x2",
-}
-# Read by libtpu, which would otherwise ask the machine what it is.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
 REFRESH = " refresh"  # on the command line a comma separates rows
 SAM = ("base", f"sam{HAND}", "sam")
 OTHERS = ("asam", "momentum_sam", "eigen_sam", "fisher_sam", "info_sam", "xsam")
@@ -55,7 +38,7 @@ PLAN: tuple[tuple[str, int, str, str, tuple[str, ...]], ...] = (
     ("v5e", 8, "decoder_40m", "data", SAM),
     ("v5e", 8, "decoder_18m", "data", (*SAM, *PAIRS)),
     ("v5e", 8, "decoder_6m", "data", SAM),
-    ("v5e", 8, "decoder_6m", "local", (f"sam{HAND}", "sam")),
+    ("v5e", 8, "decoder_6m", "local", SAM),
     ("v5e", 8, "decoder_6m", "fsdp", SAM),
     ("v5e", 256, "decoder_6m", "data", SAM),
     ("v5e", 256, "decoder_6m", "fsdp", SAM),
@@ -63,6 +46,8 @@ PLAN: tuple[tuple[str, int, str, str, tuple[str, ...]], ...] = (
     ("v5e", 1, "decoder_6m", "data", SAM),
     ("v6e", 8, "decoder_6m", "data", SAM),
     ("v5p", 8, "decoder_6m", "data", SAM),
+    ("h100", 8, "decoder_18m", "data", (*SAM, *PAIRS, *REFRESHES)),
+    ("h100", 8, "decoder_40m", "data", SAM),
     ("v5e", 8, "resnet18", "data", SAM),
     ("v5e", 8, "vit_b16", "data", SAM),
     ("v5e", 8, "decoder_100m", "data", SAM),
@@ -113,7 +98,7 @@ class TPU(Experiment):
             "parameter_bytes": program.parameter_bytes,
             "batch_size_per_chip": program.batch_size,
             "device": devices[0].device_kind,
-            "versions": versions("optax_sam", "jax", "optax", "flax", "libtpu"),
+            "versions": versions("optax_sam", "jax", "optax", "flax", compiler(job["chip"])),
         }
         wall, processor = time.perf_counter(), time.process_time()
         try:
@@ -138,38 +123,13 @@ def is_occasional(config: str) -> bool:
     return METHODS[tomllib.loads((CONFIGS / f"{config}.toml").read_text())["method"]].occasional
 
 
-def chips(chip: str, number: int) -> list[Any]:
-    """Describes chips to compile for.
-
-    Raises:
-        UsageError: if the compiler is not installed, or another process uses it.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UsageError(
-            "the TPU's compiler is not installed: it is the package `libtpu`, which `pip install 'jax[tpu]'` "
-            "brings, or `pip install '.[benchmarks,tpu]'` here; it needs Linux, and no TPU"
-        )
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")  # there is no TPU to start
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip, number])
-    except Exception as error:
-        if "libtpu" not in str(error):
-            raise
-        raise UsageError(
-            f"another process uses the TPU's compiler; wait for its end, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1 "
-            f"for both ({error})"
-        ) from error
-    return list(found.devices[:number])
-
-
 def counts(compiled: jax.stages.Compiled) -> Record:
-    """What the compiler says; loops are counted as often as they run."""
-    own, costs, memory = read(compiled.as_text()), compiled.cost_analysis(), compiled.memory_analysis()
+    """What the compiler says; loops are counted as often as they run. That for GPUs counts no flops."""
+    own, memory = read(compiled.as_text()), compiled.memory_analysis()
+    flops, moved = own.pop("flops_factor"), own.pop("bytes_factor")
+    if costs := compiled.cost_analysis():
+        own |= {"flops": costs["flops"] * flops, "bytes_accessed": costs["bytes accessed"] * moved}
     return {
-        "flops": costs["flops"] * own.pop("flops_factor"),
-        "bytes_accessed": costs["bytes accessed"] * own.pop("bytes_factor"),
         **own,
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,

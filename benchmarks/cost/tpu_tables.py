@@ -67,8 +67,8 @@ def by_network(records: list[Record]) -> str:
         titles = ["", *COUNTS, "program lines", "compile time"]
         parts += [
             f"### {NETWORKS[group[0]].title} ({place(group)})",
-            f"The base optimizer's step (1.00): {unit['flops']:.3g} flops and {unit['cycles']:.3g} cycles "
-            f"a chip, memory {temporary} temporary and {peak} at the peak, "
+            f"The base optimizer's step (1.00): {amount(unit, 'flops')} flops and "
+            f"{amount(unit, 'cycles')} cycles a chip, memory {temporary} temporary and {peak} at the peak, "
             f"{unit['compile_processor_seconds']:.0f} s of processor time to compile.",
             aligned(table(titles, lines)),
         ]
@@ -114,7 +114,7 @@ def sent(records: list[Record]) -> str:
                     f"{behind}",
                     f"{int(record['collective_scalars'])}",
                     *(f"{sizes.get(kind, 0):.2f}" for kind in ("all-reduce", "all-gather", "reduce-scatter")),
-                    f"{record['hidden_cycles'] / record['cycles']:.2f}",
+                    ratio(record | {"cycles": record["hidden_cycles"]}, record, "cycles"),
                 ]
             )
     titles = ["", "network", "chips", "collectives", "asynchronous", "scalars"]
@@ -150,5 +150,10 @@ def provenance(records: list[Record]) -> str:
 
 
 def ratio(record: Record, unit: Record, key: str, digits: int = 2) -> str:
-    """A count relative to the same of another program."""
-    return f"{record[key] / unit[key]:.{digits}f}" if unit[key] else "–"
+    """A count relative to the same of another program, where the compiler has one."""
+    return f"{record[key] / unit[key]:.{digits}f}" if unit.get(key, 0) > 0 else "–"
+
+
+def amount(record: Record, key: str) -> str:
+    """A count, where the compiler has one."""
+    return f"{record[key]:.3g}" if record.get(key, 0) > 0 else "–"

@@ -10,7 +10,7 @@ import sys
 import pandas as pd
 import pytest
 
-from benchmarks.cost import tpu
+from benchmarks.cost import chips, tpu
 from benchmarks.cost.tpu_programs import HAND, NETWORKS
 from benchmarks.errors import UsageError
 from benchmarks.experiment import read
@@ -82,15 +82,16 @@ def test_the_tables_show_every_program(records):
 
 def test_without_the_compiler_an_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'jax\[tpu\]'"):
-        tpu.chips("v5e", 8)
+    for chip, package in (("v5e", "tpu"), ("h100", "cuda12")):
+        with pytest.raises(UsageError, match=rf"pip install 'jax\[{package}\]'"):
+            chips.chips(chip, 8)
 
 
 def test_every_program_of_the_plan_exists():
     jobs = tpu.TPU().jobs([])
     assert len({json.dumps(job) for job in jobs}) == len(jobs)
     for job in jobs:
-        assert (job["chip"], job["chips"]) in tpu.TOPOLOGIES
+        assert (job["chip"], job["chips"]) in chips.TOPOLOGIES
         if "config" not in job:
             assert job["network"] in NETWORKS
             row = job["row"].removesuffix(tpu.REFRESH).removesuffix(HAND)
