@@ -105,6 +105,7 @@ def sent(records: list[Record]) -> str:
             number, behind = sum(record["collectives"].values()), sum(record["asynchronous"].values())
             size = record["parameter_bytes"]
             sizes = {kind: n / size for kind, n in record["collective_bytes"].items()}
+            sizes["others"] = sizes.get("collective-permute", 0) + sizes.get("all-to-all", 0)
             lines.append(
                 [
                     row,
@@ -113,14 +114,15 @@ def sent(records: list[Record]) -> str:
                     f"{number}",
                     f"{behind}",
                     f"{int(record['collective_scalars'])}",
-                    *(f"{sizes.get(kind, 0):.2f}" for kind in ("all-reduce", "all-gather", "reduce-scatter")),
+                    *(
+                        f"{sizes.get(kind, 0):.2f}"
+                        for kind in ("all-reduce", "all-gather", "reduce-scatter", "others")
+                    ),
                     ratio(record | {"cycles": record["hidden_cycles"]}, record, "cycles"),
                 ]
             )
     titles = ["", "network", "chips", "collectives", "asynchronous", "scalars"]
-    return aligned(
-        table([*titles, "summed", "gathered", "summed in parts", "of the cycles run meanwhile"], lines)
-    )
+    return aligned(table([*titles, "summed", "gathered", "in parts", "passed on", "cycles meanwhile"], lines))
 
 
 def fits(records: list[Record]) -> str:
