@@ -100,7 +100,7 @@ def check_scalar(name: str, value: Any) -> None:
         )
 
 
-def check_radius(name: str, radius: Any) -> None:
+def check_radius(name: str, radius: Any, what: str = "the radius of a ball") -> None:
     """Raises unless `radius` is a number or scalar array of at least 0, or a schedule."""
     if callable(radius):
         return
@@ -113,10 +113,10 @@ def check_radius(name: str, radius: Any) -> None:
     if isinstance(radius, jax.core.Tracer):
         return
     if np.isinf(np.asarray(radius)) and radius > 0:
-        raise ValueError(f"`{name}` is the radius of a ball and must be finite, got {radius}.")
+        raise ValueError(f"`{name}` is {what} and must be finite, got {radius}.")
     if not np.asarray(radius) >= 0:
         raise ValueError(
-            f"`{name}` is the radius of a ball and must be at least 0, got {radius}: a negative radius"
+            f"`{name}` is {what} and must be at least 0, got {radius}: a negative one"
             " would turn the ascent into a descent. To descend on purpose (Reverse-SAM), chain"
             " `optax.scale(-1.0)` behind the ascent stage:"
             " `sharpness_aware(optax.chain(steepest_ascent(rho), optax.scale(-1.0)))`."

@@ -37,9 +37,13 @@ def accumulation_dtype(*trees: optax.Params) -> jnp.dtype:
         return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
-def zeros_like(tree: optax.Params) -> optax.Params:
-    """Returns zeros shaped and sharded like `tree`, in float32 or wider: the initial value of a statistic."""
-    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=accumulation_dtype(x)), tree)
+def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
+    """Returns zeros shaped and sharded like `tree`: the initial value of a statistic.
+
+    They are float32 or wider, or have the dtype given. What computes with statistics (`mix`, `combine`)
+    computes in float32 or wider all the same, and rounds to the dtype of the old one.
+    """
+    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype or accumulation_dtype(x)), tree)
 
 
 @one_program
