@@ -68,7 +68,7 @@ def totals(tree: optax.Params, filter_axis: FilterAxis, *, whole: bool = True) -
         return jax.lax.psum(here, along) if along else here
 
     each = zip(leaves, shards.axes_of(tree), strict=True)
-    return structure.unflatten([total(path, x, axes) for (path, x), axes in each])
+    return jax.tree.unflatten(structure, [total(path, x, axes) for (path, x), axes in each])
 
 
 def norms(tree: optax.Params, filter_axis: FilterAxis) -> optax.Params:

@@ -20,7 +20,7 @@ import jax
 import optax
 from jax.sharding import PartitionSpec
 
-from optax_sam import descriptions
+from optax_sam import descriptions, keys
 from optax_sam.devices import axis_names, tracked, varies_over
 
 Axes = tuple[Hashable, ...]
@@ -187,5 +187,5 @@ def number(axes: Axes) -> int:
 def own_key(key: jax.Array, axes: Axes) -> jax.Array:
     """Returns a random key of this shard's own: with one key all shards would draw the same numbers."""
     for name in axes:
-        key = jax.random.fold_in(key, jax.lax.axis_index(name))
+        key = keys.fold_in(key, jax.lax.axis_index(name))
     return key

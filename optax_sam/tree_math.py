@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from optax_sam import shards
+from optax_sam import keys, shards
 
 T = TypeVar("T")
 
@@ -257,7 +257,7 @@ def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
 
         def normal(i: jax.Array, kind: Any = kind, key: jax.Array = own_key) -> jax.Array:
             # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
-            key_i = jax.random.fold_in(key, i)
+            key_i = keys.fold_in(key, i)
             return jax.random.normal(key_i, kind.shape, kind.dtype, out_sharding=kind.sharding)
 
         together = jax.lax.map(normal, jnp.asarray(indices))
@@ -274,7 +274,7 @@ def random_signs(key: jax.Array, like: optax.Params) -> optax.Params:
     def signs(i: int, leaf: jax.Array) -> jax.Array:
         # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
         sharding = jax.typeof(leaf).sharding
-        key_i = jax.random.fold_in(key, i)
+        key_i = keys.fold_in(key, i)
         heads = jax.random.bernoulli(key_i, shape=leaf.shape, out_sharding=sharding)
         return jnp.where(heads, 1, -1).astype(leaf.dtype)  # `rademacher`, which takes no sharding in jax 0.8
 

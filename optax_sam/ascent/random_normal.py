@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, keys, tree_math
 from optax_sam.loss import NO_LOSS, BatchLoss
 
 
@@ -60,9 +60,9 @@ def random_normal(*, key: jax.Array | int = 0) -> optax.GradientTransformationEx
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         checks.check_whole(updates)
-        key_now = jax.random.fold_in(loss.own_key(tree_math.random_key(key)), step_count)
+        key_now = keys.fold_in(loss.own_key(tree_math.random_key(key)), step_count)
         if ascent_step:
-            key_now = jax.random.fold_in(key_now, ascent_step)
+            key_now = keys.fold_in(key_now, ascent_step)
         # In 16 bits a uniform number has 7 or 10 of them, and a normal one no tails.
         noise = tree_math.random_vector(key_now, tree_math.full_precision(updates))
         return tree_math.cast_like(noise, updates), state

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, filters, tree_math
+from optax_sam import checks, filters, keys, tree_math
 
 
 def filter_normalised(
@@ -102,7 +102,5 @@ def random_directions(
     checks.check_params(params, params)
     checks.check_count("num", num)
     like = tree_math.full_precision(params)
-    keys = [jax.random.fold_in(tree_math.random_key(key), i) for i in range(num)]
-    return tuple(
-        filter_normalised(tree_math.random_vector(k, like), like, filter_axis=filter_axis) for k in keys
-    )
+    drawn = [tree_math.random_vector(keys.fold_in(tree_math.random_key(key), i), like) for i in range(num)]
+    return tuple(filter_normalised(noise, like, filter_axis=filter_axis) for noise in drawn)
