@@ -143,6 +143,22 @@ def check_flag(name: str, value: Any) -> None:
         )
 
 
+def check_state_dtype(state_dtype: Any) -> None:
+    """Raises unless `state_dtype` is None or a floating-point dtype with the range of float32."""
+    if state_dtype is None:
+        return
+    try:
+        kind = None if isinstance(state_dtype, jax.Array | np.ndarray) else jnp.dtype(state_dtype)
+    except TypeError:
+        kind = None
+    if kind is None or not jnp.issubdtype(kind, jnp.floating) or jnp.finfo(kind).nexp < 8:
+        raise TypeError(
+            '`state_dtype` is the dtype in which a state is kept: "bfloat16", "float32", "float64" or None,'
+            f" got {state_dtype!r}. float16 is left out because its range is too small: what is kept would"
+            ' round to 0. With `optax.inject_hyperparams` name it in `static_args`: `("state_dtype",)`.'
+        )
+
+
 def check_count(name: str, value: Any) -> None:
     """Raises unless `value` is a Python integer of at least 1, known when the step is traced."""
     if not isinstance(value, int | np.integer):

@@ -174,6 +174,11 @@ def full_precision(tree: optax.Params) -> optax.Params:
     return jax.tree.map(lambda x: jnp.asarray(x, accumulation_dtype(jnp.asarray(x))), tree)
 
 
+def widened(kept: optax.Params, like: optax.Params) -> optax.Params:
+    """Returns a statistic as it is computed with: in float32, or wider where it is or where `like` is."""
+    return jax.tree.map(lambda x, y: x.astype(accumulation_dtype(x, y)), kept, like)
+
+
 # Of stacked vectors: pytrees with one more axis, the first, which counts the vectors.
 
 

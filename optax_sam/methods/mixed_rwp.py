@@ -1,7 +1,5 @@
 """Mixed RWP: the clean gradient and the one at weights with noise, d = λ g' + (1 − λ) g."""
 
-from typing import Any
-
 import jax
 import optax
 
@@ -23,7 +21,6 @@ def mixed_rwp(
     decay: float = 0.99,
     filter_axis: FilterAxis = -1,
     key: jax.Array | int = 0,
-    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Mixed random weight perturbation: d = λ g' + (1 − λ) g with ε_f = σ ‖w_f‖ n_f, n standard normal.
 
@@ -43,7 +40,6 @@ def mixed_rwp(
       filter_axis: the axis that counts the filters: −1, the last, in Flax; 0 in Equinox. For stacked layers,
         a function; see `scale_by_filter_norm`.
       key: of the noise; an int or a key of `jax.random`, see `random_normal`.
-      state_dtype: dtype of F; None: float32 or wider.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -52,7 +48,7 @@ def mixed_rwp(
       ValueError: if sigma or eta is negative, lam outside [0, 1], or the decay outside [0, 1).
 
     Cost: two gradients, as `sam`, and a random number per parameter. Memory for ε; with η for F, 4 bytes a
-    parameter, 2 in bfloat16.
+    parameter.
 
     Deviations from the authors' code (nblt/mARWP): see `optax_sam.ascent.filter_norm` and
     `optax_sam.running_fisher`.
@@ -81,5 +77,4 @@ def mixed_rwp(
         eta=eta,
         decay=decay,
         filter_axis=filter_axis,
-        state_dtype=state_dtype,
     )

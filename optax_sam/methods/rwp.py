@@ -1,7 +1,5 @@
 """RWP, random weight perturbation: one gradient a step, at weights with noise."""
 
-from typing import Any
-
 import jax
 import optax
 
@@ -21,7 +19,6 @@ def rwp(
     decay: float = 0.99,
     filter_axis: FilterAxis = -1,
     key: jax.Array | int = 0,
-    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Random weight perturbation: d = g' = ∇L(w + ε) with ε_f = σ ‖w_f‖ n_f, n standard normal.
 
@@ -42,7 +39,6 @@ def rwp(
       filter_axis: the axis that counts the filters: −1, the last, in Flax; 0 in Equinox. For stacked layers,
         a function; see `scale_by_filter_norm`.
       key: of the noise; an int or a key of `jax.random`, see `random_normal`.
-      state_dtype: dtype of F; None: float32 or wider.
 
     Returns:
       A gradient transformation to put in front of a base optimizer. Return no clean loss from the step, and
@@ -52,8 +48,7 @@ def rwp(
       ValueError: if sigma or eta is negative, or the decay outside [0, 1).
 
     Cost: that of the base optimizer and a random number per parameter, under `jit`; without `jit` two
-    gradients, since Python computes the clean one. Memory for ε; with η for F, 4 bytes a parameter, 2 in
-    bfloat16.
+    gradients, since Python computes the clean one. Memory for ε; with η for F, 4 bytes a parameter.
 
     On several devices there is one ε for all; with `m_sharpness=True` each device has its own.
 
@@ -78,4 +73,4 @@ def rwp(
     noise = optax.chain(random_normal(key=key), scale_by_filter_norm(sigma, filter_axis=filter_axis))
     if eta is None:
         return sharpness_aware(noise)
-    return running_fisher(noise, eta=eta, decay=decay, filter_axis=filter_axis, state_dtype=state_dtype)
+    return running_fisher(noise, eta=eta, decay=decay, filter_axis=filter_axis)
