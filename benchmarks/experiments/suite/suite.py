@@ -153,10 +153,9 @@ class WrongLabels(Suite):
     """The suite with wrong labels."""
 
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
-        """The tables of RESULTS.md, of `docs/choose.md`, and of the methods' pages."""
+        """The tables of RESULTS.md, and of `docs/choose.md`."""
         made = tables.tables(frame, pd.DataFrame(read_records(results / "suite_time.jsonl")), self.rows)
-        pages = {f"docs/methods/{page}.md": text for page, text in tables.evidence(frame, self.rows).items()}
-        return {"benchmarks/RESULTS.md": made, "docs/choose.md": {"cheap": made["cheap"]}, **pages}
+        return {"benchmarks/RESULTS.md": made, "docs/choose.md": {"cheap": made["cheap"]}}
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """The figures of RESULTS.md."""

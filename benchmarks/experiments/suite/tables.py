@@ -7,7 +7,6 @@ import pandas as pd
 
 from benchmarks.experiments.suite.rows import Row, best
 from benchmarks.methods import METHODS
-from benchmarks.records import ROOT
 from benchmarks.tables import column, mean_and_error, spread, table, where
 
 SIGNED = "{:+.1f} ± {:.1f}"
@@ -135,27 +134,6 @@ def cost(times: pd.DataFrame, rows: Rows) -> str:
         for name, one, whole in zip(times["row"], a_step, training, strict=True)
     ]
     return table(["", "time of a step, SGD = 1", "time of the training, SGD = 1"], lines)
-
-
-def evidence(frame: pd.DataFrame, rows: Rows) -> dict[str, dict[str, str]]:
-    """The rows with each method, against SAM and against SGD with tuned weight decay, by method."""
-    made = where(frame, part="network")
-    accuracy = spreads(made, "test_accuracy", 100)
-    others = {other: compared(made, other) for other in ("sam", "sgd_decay")}
-    found = {}
-    for method in METHODS:
-        own = [name for name in rows if rows[name].method == method and name in accuracy.index]
-        lines = []
-        for name in own:
-            lines.append([f"{rows[name].label} (%)", *accuracy.loc[name]])
-            for other, text in (("sam", "minus SAM"), ("sgd_decay", "minus SGD with tuned weight decay")):
-                if other != name:
-                    lines.append([text, *others[other].loc[name]])
-        head = ["Fashion-MNIST", *(f"{100 * noise:.0f} % wrong labels" for noise in accuracy)]
-        if (ROOT / "docs" / "methods" / f"{method}.md").exists():
-            text = table(head, lines) if own else "Not measured yet in the accuracy suite."
-            found[method] = {"evidence": text}
-    return found
 
 
 def gradients(rows: Rows, name: str, batch_size: int) -> float:
