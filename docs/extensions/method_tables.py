@@ -32,6 +32,9 @@ METHODS = [
     if getattr(getattr(optax_sam, name), "__module__", "") == f"optax_sam.methods.{name}"
 ]
 
+# On the front page.
+FIRST = ("sam", "asam", "info_sam", "eigen_sam", "xsam", "momentum_sam")
+
 
 class Page(NamedTuple):
     """What a method's page says."""
@@ -124,10 +127,13 @@ def tables(methods: str) -> dict[str, str]:
         for name, page in pages.items()
     ]
     reasons = [row([link(name), page.published_values, page.try_when]) for name, page in pages.items()]
-    titles = ["Method", "Alias", "What it computes", "Gradients a step", "Extra state"]
+    titles = ["Method", "Alias", "What it computes", "Gradients per step", "Extra state"]
     return {
         "methods": table(titles, rows),
-        "choose": table(["Alias", "Published values, as a start", "Try it when"], reasons),
+        "first": table(
+            titles[:4], [cells[:4] for name, cells in zip(pages, rows, strict=True) if name in FIRST]
+        ),
+        "choose": table(["Alias", "Published values to start from", "Try it when"], reasons),
     }
 
 
@@ -147,7 +153,7 @@ def filled(page: str, name: str, text: str) -> str:
 
 # Page: the folder of the methods' pages seen from there, and its table.
 PLACES = {
-    "README.md": ("docs/methods/", "methods"),
+    "README.md": ("docs/methods/", "first"),
     "docs/methods/index.md": ("", "methods"),
     "docs/choose.md": ("methods/", "choose"),
 }
