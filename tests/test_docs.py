@@ -36,11 +36,19 @@ def python_blocks(document):
     return blocks
 
 
-def run(document, namespace):
-    """Runs the blocks of a page one after another, as a reader would."""
+def run(document, namespace, section=None):
+    """Runs the blocks of a page, or of one of its sections, one after another, as a reader would."""
     for code, line in python_blocks(document):
+        if section is not None and section_at(document, line) != section:
+            continue
         # As many empty lines in front as there are in the document, so that tracebacks point into it.
         exec(compile("\n" * line + code, str(ROOT / document), "exec"), namespace)
+
+
+def section_at(document, line):
+    """Returns the heading of the second level under which a line is; of the whole page if above all."""
+    above = (ROOT / document).read_text(encoding="utf-8").splitlines()[:line]
+    return next((text.removeprefix("## ") for text in reversed(above) if text.startswith("## ")), "")
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +59,28 @@ def setup_namespace():
     return namespace
 
 
-def starts_from_setup(document):
-    """Whether a page tells its reader to start from the setup."""
+def starts_from_setup(document, what=""):
+    """Whether a page tells its reader to start from the setup; with `what`, whether "each section" does."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    return (
-        re.search(r"\bstarts from the \[setup\]\((recipes/|\.\./recipes/)?plain_jax\.md\)", text) is not None
-    )
+    words = rf"{what} starts from the \[setup\]\((recipes/|\.\./recipes/)?plain_jax\.md\)".strip()
+    return re.search(words.replace(" ", r"\s+"), text) is not None
 
 
-@pytest.mark.parametrize("document", [page for page in PAGES if python_blocks(page)])
-def test_page_runs(document, setup_namespace):
+def programs():
+    """The pages with code; of a page whose sections start from the setup, each section."""
+    for page in PAGES:
+        lines = [line for _, line in python_blocks(page)]
+        if starts_from_setup(page, "Each section"):
+            yield from ((page, name) for name in dict.fromkeys(section_at(page, line) for line in lines))
+        elif lines:
+            yield page, None
+
+
+@pytest.mark.parametrize(("document", "section"), list(programs()))
+def test_page_runs(document, section, setup_namespace):
     if document == SETUP:
         return  # The fixture has run it.
-    run(document, dict(setup_namespace) if starts_from_setup(document) else {"__name__": "page"})
+    run(document, dict(setup_namespace) if starts_from_setup(document) else {"__name__": "page"}, section)
 
 
 FIRST_SCRIPT, _ = python_blocks("README.md")[0]
@@ -113,12 +130,12 @@ def test_tables_of_methods_are_those_of_the_methods():
         assert path.read_text("utf-8") == text, "run `python docs/extensions/method_tables.py`"
 
 
-def test_every_page_of_a_method_shows_its_docstring():
-    pages = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")}
-    assert pages == {"index", *method_tables.METHODS}
-    for name in method_tables.METHODS:
-        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8")
-        assert f".. autofunction:: optax_sam.{name}\n" in page
+def test_every_method_has_one_section_with_its_docstring():
+    pages = [path.read_text("utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")]
+    shown = [name for page in pages for name in re.findall(r"autofunction:: optax_sam\.(\w+)\n", page)]
+    assert sorted(shown) == sorted(method_tables.METHODS)
+    listed = [name for page in pages for name in re.findall(r"^(\w+):$", page.split("\n# ")[0], re.MULTILINE)]
+    assert sorted(listed) == sorted(method_tables.METHODS)
 
 
 def links(document):

@@ -32,7 +32,7 @@ def friendly_sam(
     Raises:
       ValueError: if sigma is negative or the decay outside [0, 1).
 
-    Cost: that of `sam`, and memory for one copy of the parameters.
+    Cost: as `sam`, and memory for one copy of the parameters.
 
     Deviations from the authors' code (nblt/F-SAM): see `optax_sam.ascent.running_mean`; theirs adds 1e-12 to
     the norm.

@@ -36,7 +36,7 @@ def info_sam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`, and memory for two copies of the parameters.
+    Cost: as `sam`, and memory for two copies of the parameters.
 
     Deviations from the authors' code (BingcongLi/VaSSO, first commit): the variance is averaged and
     damped; see `optax_sam.ascent.gradient_noise`, which says how to reproduce theirs.

@@ -27,7 +27,7 @@ def vasso(
     Raises:
       ValueError: if theta is outside (0, 1].
 
-    Cost: that of `sam`, and memory for one copy of the parameters.
+    Cost: as `sam`, and memory for one copy of the parameters.
 
     Deviations from the authors' code (BingcongLi/VaSSO): see `optax_sam.ascent.running_mean`; theirs adds
     1e-7 to the norm.

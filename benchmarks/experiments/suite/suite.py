@@ -153,11 +153,10 @@ class NoisyLabels(Suite):
     """The suite with noisy labels."""
 
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
-        """The tables of the page on noisy labels, of `docs/choose.md`, and of the methods' pages."""
+        """The tables of the page on noisy labels and of `docs/choose.md`."""
         made = tables.tables(frame, pd.DataFrame(read_records(results / "suite_time.jsonl")), self.rows)
-        pages = {f"docs/methods/{page}.md": text for page, text in tables.evidence(frame, self.rows).items()}
         choose = {name: made.pop(name) for name in ("cheap", "radii")}
-        return {"docs/evidence/noisy_labels.md": made, "docs/choose.md": choose, **pages}
+        return {"docs/evidence/noisy_labels.md": made, "docs/choose.md": choose}
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Accuracy against the cost of the training, and against the radius."""

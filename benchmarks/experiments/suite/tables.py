@@ -7,7 +7,6 @@ import pandas as pd
 
 from benchmarks.experiments.suite.rows import Row, best
 from benchmarks.methods import METHODS
-from benchmarks.records import ROOT
 from benchmarks.tables import column, mean_and_error, spread, table, where
 
 SIGNED = "{:+.1f} ± {:.1f}"
@@ -52,9 +51,26 @@ def tables(frame: pd.DataFrame, times: pd.DataFrame, rows: Rows) -> dict[str, st
     accuracy = spreads(made, "test_accuracy", 100)
     present = [name for name in rows if name in accuracy.index]
     seconds = relative(times)
-    lines = [[rows[name].label, *accuracy.loc[name], seconds.get(name, "-")] for name in present]
+    differences_at = [noise for noise in accuracy if noise in (0.0, 0.4)]
+    difference = compared(made, "sgd_decay")
+    lines = [
+        [
+            *(rows[name].label, *accuracy.loc[name]),
+            *(difference[noise].get(name, "-") for noise in differences_at),
+            seconds.get(name, "-"),
+        ]
+        for name in present
+    ]
     return {
-        "accuracy": table(["", *titles(accuracy), STEP_TIME], lines),
+        "accuracy": table(
+            [
+                "",
+                *titles(accuracy),
+                *(f"minus tuned SGD, {noise:.0%}" for noise in differences_at),
+                STEP_TIME,
+            ],
+            lines,
+        ),
         "minima": minima(made, rows),
         "runs": runs(made, trials),
         "cheap": cheap(made, times, rows),
@@ -142,27 +158,6 @@ def runs(made: pd.DataFrame, trials: pd.DataFrame) -> str:
         *([name, version] for name, version in made["versions"].iloc[0].items()),
     ]
     return table(["", ""], lines)
-
-
-def evidence(frame: pd.DataFrame, rows: Rows) -> dict[str, dict[str, str]]:
-    """The rows with each method, against SAM and against SGD with tuned weight decay, by method."""
-    made = where(frame, part="network")
-    accuracy = spreads(made, "test_accuracy", 100)
-    others = {other: compared(made, other) for other in ("sam", "sgd_decay")}
-    found = {}
-    for method in METHODS:
-        own = [name for name in rows if rows[name].method == method and name in accuracy.index]
-        lines = []
-        for name in own:
-            lines.append([f"{rows[name].label} (%)", *accuracy.loc[name]])
-            for other, text in (("sam", "minus SAM"), ("sgd_decay", "minus SGD with tuned weight decay")):
-                if other != name:
-                    lines.append([text, *others[other].loc[name]])
-        head = ["Fashion-MNIST", *titles(accuracy)]
-        if (ROOT / "docs" / "methods" / f"{method}.md").exists():
-            text = table(head, lines) if own else "Not measured yet in the accuracy suite."
-            found[method] = {"evidence": text}
-    return found
 
 
 def gradients(rows: Rows, name: str, batch_size: int) -> float:
