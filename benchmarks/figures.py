@@ -95,6 +95,48 @@ def points(
         axes.scatter(own[x], own[y], label=row.label, color=row.colour, marker=row.marker, alpha=0.8)
 
 
+def name_point(axes: plt.Axes, place: tuple[float, float], text: str, side: str, colour: str) -> None:
+    """Writes a name beside a point, instead of a legend."""
+    (x, y), horizontal, vertical = {
+        "right": ((8, 0), "left", "center"),
+        "left": ((-8, 0), "right", "center"),
+        "above": ((0, 10), "center", "bottom"),
+        "below": ((0, -12), "center", "top"),
+    }[side]
+    axes.annotate(
+        *(text, place, (x, y)),
+        textcoords="offset points",
+        ha=horizontal,
+        va=vertical,
+        color=colour,
+    )
+
+
+def name_lines(
+    axes: plt.Axes, frame: pd.DataFrame, x: str, y: str, styles: Mapping[Hashable, Style], by: str = "row"
+) -> None:
+    """Writes the name of each line at its right end, instead of a legend; names do not overlap."""
+    ends = {
+        key: frame[(frame[by] == key) & (frame[x] == frame[frame[by] == key][x].max())]
+        for key in styles
+        if by in frame and (frame[by] == key).any()
+    }
+    places = sorted((own[y].mean(), own[x].iloc[0], key) for key, own in ends.items())
+    low, high = axes.get_ylim()
+    height, last = 0.065 * (high - low), -np.inf
+    for value, right, key in places:
+        last = max(value, last + height)
+        axes.annotate(
+            *(styles[key].label, (right, last), (5, 0)),
+            textcoords="offset points",
+            va="center",
+            color=styles[key].colour,
+            annotation_clip=False,
+        )
+    if legend := axes.get_legend():
+        legend.remove()
+
+
 def ticks(axes: plt.Axes, values: Sequence[float]) -> None:
     """A logarithmic axis with these numbers below it."""
     axes.set(xscale="log", xticks=list(values))

@@ -146,7 +146,7 @@ def train_and_evaluate(network: Network, *, sharpness: bool = False) -> Record:
     Args:
         network: to train.
         sharpness: whether to measure the largest eigenvalue of the Hessian too, for the training loss on the
-            first 1,000 images, wrong labels included.
+            first 1,000 images, noisy labels included.
     """
     state = trained(network)
     measured = accuracies(network, state)

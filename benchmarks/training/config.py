@@ -76,7 +76,7 @@ class Config:
     weight_decay: float = 5e-4
     """Weight decay after the method: added to the gradient (sgd), or decoupled from it (adamw)."""
     seed: int = 0
-    """Seeds initial weights, wrong labels, the order of the batches and their augmentation."""
+    """Seeds initial weights, noisy labels, the order of the batches and their augmentation."""
 
     devices: int | Literal["all"] = 1
     """How many devices share each batch. The result is that of one device, up to rounding."""

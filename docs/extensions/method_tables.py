@@ -30,6 +30,9 @@ METHODS = [
     if getattr(getattr(optax_sam, name), "__module__", "") == f"optax_sam.methods.{name}"
 ]
 
+# On the front page.
+FIRST = ("sam", "asam", "info_sam", "eigen_sam", "xsam", "momentum_sam")
+
 
 class Section(NamedTuple):
     """What the section of a method says, and where it is."""
@@ -141,6 +144,9 @@ def tables(methods: str) -> dict[str, str]:
     titles = ["Method", "Alias", "What it computes", "Gradients per step", "Extra state"]
     return {
         "methods": table(titles, rows),
+        "first": table(
+            titles[:4], [cells[:4] for name, cells in zip(METHODS, rows, strict=True) if name in FIRST]
+        ),
         "choose": table(["Alias", "Published values to start from", "Try it when"], reasons),
     }
 
@@ -161,7 +167,7 @@ def filled(page: str, name: str, text: str) -> str:
 
 # Page: the folder of the methods' pages seen from there, and its table.
 PLACES = {
-    "README.md": ("docs/methods/", "methods"),
+    "README.md": ("docs/methods/", "first"),
     "docs/methods/index.md": ("", "methods"),
     "docs/choose.md": ("methods/", "choose"),
 }

@@ -114,4 +114,4 @@ def test_the_script_copied_from_the_first_page_runs(tmp_path):
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("test accuracy 0.8")
+    assert result.stdout.startswith("test accuracy 0.9")
