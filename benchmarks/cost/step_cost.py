@@ -50,7 +50,10 @@ REFRESH_BATCH_SIZE = 128
 SGD = {"jax": "sgd", "torch": "torch.optim.SGD"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "optax_sam")
 # Measured, and left out of the table.
-NOT_SHOWN = ("sam, 3 steps", "sam, ascent on 1/8", "xsam, automatic", "forward pass")
+NOT_SHOWN = (
+    *("forward pass", "sam, 3 steps", "sam, ascent on 1/8", "xsam, automatic"),
+    *("look_sam, refresh", "sparse_sam, refresh"),
+)
 TITLES = {
     "mlp": "MLP",
     "strided_cnn": "CNN",
