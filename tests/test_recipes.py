@@ -7,18 +7,22 @@ import optax
 import pytest
 
 import optax_sam
-from tests.test_docs import SETUP, run
+from tests.test_docs import SETUP, python_blocks, run, section_at
 
 PAGE = "docs/recipes/fine_tuning.md"
 
 
-@pytest.fixture(scope="module")
-def functional_sam():
-    """The names that the program of Functional SAM defines."""
+def first_program(section):
+    """Returns the names that the first block of a section defines."""
     namespace = {"__name__": "page"}
     run(SETUP, namespace)
-    run(PAGE, namespace, "Functional SAM")
+    exec(next(code for code, line in python_blocks(PAGE) if section_at(PAGE, line) == section), namespace)
     return namespace
+
+
+@pytest.fixture(scope="module")
+def functional_sam():
+    return first_program("Functional SAM")
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
@@ -53,9 +57,7 @@ def test_functional_sam_is_the_jacobian_there_of_the_logits_gradient_here(functi
 
 
 def test_flat_lora_perturbs_each_output_in_proportion_to_its_weights():
-    namespace = {"__name__": "page"}
-    run(SETUP, namespace)
-    run(PAGE, namespace, "Flat-LoRA")
+    namespace = first_program("Flat-LoRA")
     weight = jnp.arange(1.0, 4.0) * jax.random.normal(jax.random.key(0), (20_000, 3))  # inputs × outputs
     noise = namespace["noise_of"](weight, 0.1, jax.random.key(1))
     lengths = lambda a: np.linalg.norm(np.asarray(a, np.float64), axis=0)

@@ -1,6 +1,7 @@
 """The site as `make docs` built it: every public name is there, links lead somewhere, nothing is fetched."""
 
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
@@ -90,6 +91,20 @@ def test_every_public_name_is_in_the_reference():
     entries = zlib.decompress(listed).decode().splitlines()
     documented = {line.split(" ", 1)[0] for line in entries if " py:" in line}
     assert not set(public_names()) - documented, "write a page in docs/api/ or docs/methods/"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("mixed precision", "loss scaling", "gradient accumulation", "BatchNorm", "FSDP", "LoRA", "Keras 3"),
+        *("Equinox", "Haiku", "NumPyro", "multi_transform", "flash attention", "custom gradients", "NaN"),
+        *("memory", "no gain", "which rho", "how long to train", "checkpoints", "frozen weights"),
+    ],
+)
+def test_the_search_finds_the_words_of_a_question_in_a_heading(words):
+    index = (SITE / "searchindex.js").read_text("utf-8")
+    headings = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))["alltitles"]
+    assert any(words.lower() in heading.lower() for heading in headings)
 
 
 def test_the_script_copied_from_the_first_page_runs(tmp_path):
