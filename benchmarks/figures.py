@@ -86,15 +86,6 @@ def lines(
     axes.set(xlabel=None, ylabel=None)
 
 
-def points(
-    axes: plt.Axes, frame: pd.DataFrame, x: str, y: str, styles: Mapping[Hashable, Style], by: str = "row"
-) -> None:
-    """One point for each record."""
-    for key, row in styles.items():
-        own = frame[frame[by] == key]
-        axes.scatter(own[x], own[y], label=row.label, color=row.colour, marker=row.marker, alpha=0.8)
-
-
 def name_point(axes: plt.Axes, place: tuple[float, float], text: str, side: str, colour: str) -> None:
     """Writes a name beside a point, instead of a legend."""
     (x, y), horizontal, vertical = {

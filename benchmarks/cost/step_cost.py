@@ -50,7 +50,10 @@ REFRESH_BATCH_SIZE = 128
 SGD = {"jax": "sgd", "torch": "torch.optim.SGD"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "optax_sam")
 # Measured, and left out of the table.
-NOT_SHOWN = ("sam, 3 steps", "sam, ascent on 1/8", "xsam, automatic", "forward pass")
+NOT_SHOWN = (
+    *("forward pass", "sam, 3 steps", "sam, ascent on 1/8", "xsam, automatic"),
+    *("look_sam, refresh", "sparse_sam, refresh"),
+)
 TITLES = {
     "mlp": "MLP",
     "strided_cnn": "CNN",
@@ -217,19 +220,25 @@ def provenance(frame: pd.DataFrame) -> str:
     return f"{names}; {counted} rounds; the quartiles of a ratio are {apart.median():.0f} % apart (median)"
 
 
+def at_one_size(frame: pd.DataFrame) -> dict[tuple[str, str], Record]:
+    """Returns the records by network and row, at the batch size with refreshes, else at the largest."""
+    found = {}
+    for model in TITLES:
+        sizes = frame[frame["model"] == model]["batch_size"]
+        size = REFRESH_BATCH_SIZE if (sizes == REFRESH_BATCH_SIZE).any() else sizes.max()
+        for record in frame[(frame["model"] == model) & (frame["batch_size"] == size)].to_dict("records"):
+            found[model, record["row"]] = record
+    return found
+
+
 def cost_table(frame: pd.DataFrame) -> str:
     """Returns the rows of JAX on one device: counts of the first network, then the time with each."""
-    frame = frame[frame["framework"] == "jax"]
-    models = [model for model in TITLES if (frame["model"] == model).any()]
-    own = {
-        (record["model"], record["row"]): record
-        for record in frame.to_dict("records")
-        if record["batch_size"] == REFRESH_BATCH_SIZE
-    }
+    own = at_one_size(frame[frame["framework"] == "jax"])
+    models = list(dict.fromkeys(model for model, _ in own))
     first = models[0]
     unit = own[first, "sgd"]
     lines = []
-    for row in frame["row"].unique():
+    for row in dict.fromkeys(row for _, row in own):
         if (first, row) not in own or row in NOT_SHOWN:
             continue
         record = own[first, row]
@@ -248,8 +257,7 @@ def cost_table(frame: pd.DataFrame) -> str:
 def absolute_table(frame: pd.DataFrame) -> str:
     """Returns the medians of the time of a step of SGD and of SAM, in JAX and in PyTorch."""
     rows = {"SGD": "sgd", "SAM": "sam", "SGD, PyTorch": SGD["torch"], "SAM, PyTorch": "pytorch_optimizer.SAM"}
-    frame = frame[frame["batch_size"] == REFRESH_BATCH_SIZE]
-    own = {(record["model"], record["row"]): record for record in frame.to_dict("records")}
+    own = at_one_size(frame)
     lines = [
         [TITLES[model], *(absolute_time(own.get((model, row))) for row in rows.values())]
         for model in TITLES

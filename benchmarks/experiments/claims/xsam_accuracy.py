@@ -41,11 +41,6 @@ ROWS = {
     ("sam", 3): figures.style("fisher_sam", "SAM, k = 3", "--"),
     ("xsam", 3): figures.style("asam", "XSAM, k = 3", "--"),
 }
-SUITE_STYLES = {
-    "sam": figures.style("sam", "SAM, k = 1"),
-    "xsam": figures.style("xsam", "XSAM, k = 1"),
-    "xsam3": figures.style("asam", "XSAM, k = 3", "--"),
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import figures
 from benchmarks.claim import Claim, Comparison, Report, Verdict, judge, outcome
 from benchmarks.experiment import Job
 from benchmarks.experiments.claims import sphere
@@ -42,7 +41,7 @@ from benchmarks.tables import nested, number, table, where
 RHO, RHO_MAX = 0.1, 0.2
 NOISE_LEVELS = (0.0, 0.4)
 QUADRATIC_RHO = 0.01  # in units of ‖w‖
-LABELS = {0.0: figures.style("sam", "clean labels"), 0.4: figures.style("xsam", "40 % noisy labels")}
+LABELS = {0.0: "clean labels", 0.4: "40 % noisy labels"}
 DIRECTIONS = {
     "v(0)": "v(0):\nε's",
     "v(1)": "v(1):\nSAM's",
@@ -96,7 +95,7 @@ class XSAMDirection(Claim):
         losses = shares.groupby(["label_noise", "seed"])[[*DIRECTIONS]].mean()
         nearer, slow = [], []
         for noise, own in losses.groupby("label_noise"):
-            label = LABELS[noise].label
+            label = LABELS[noise]
             nearer.append(Comparison(f"{label}: v(1) over v(0)", own["v(1)"] - own["v(0)"]))
             nearer.append(Comparison(f"{label}: v(α*) over v(1)", own["v(kept)"] - own["v(1)"]))
             slow.append(Comparison(label, 0.2 - variation.loc[noise]["change"]))
@@ -137,7 +136,7 @@ class XSAMDirection(Claim):
         return Report(
             verdicts,
             [
-                table(head, [(LABELS[noise].label, *own.agg(number)) for noise, own in groups], numbers=False)
+                table(head, [(LABELS[noise], *own.agg(number)) for noise, own in groups], numbers=False)
                 for head, groups in (
                     (titles, percent.groupby("label_noise")),
                     (of_alpha, variation.groupby("label_noise")),

@@ -11,7 +11,7 @@ from benchmarks.experiments.suite.rows import Row
 from benchmarks.tables import column, where
 
 Rows = Mapping[str, Row]
-NOISE = 0.4  # of the pictures
+NOISE = 0.4  # of the pictures, if it has been measured
 
 
 class Name(NamedTuple):
@@ -34,13 +34,21 @@ SHOWN = {
 }
 
 
+def at_one_level(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The records of one noise level, and its title."""
+    levels = frame["label_noise"]
+    noise = NOISE if (levels == NOISE).any() else levels.max()
+    return where(frame, label_noise=noise), f"{100 * noise:.0f} % noisy labels"
+
+
 def draw_cost(made: pd.DataFrame, times: pd.DataFrame, rows: Rows, path: Path) -> None:
     """Test accuracy against the measured time of the whole training, at one noise level."""
-    at, cost = where(made, label_noise=NOISE), times.set_index("row")
+    made, title = at_one_level(made)
+    cost = times.set_index("row")
     cost = cost["seconds_per_step"] * cost["steps"]
     figure, ((axes,),) = figures.panels(1, 1, "", width=5.4, height=4.0)
     for name, label in SHOWN.items():
-        accuracy = 100 * where(at, row=name)["test_accuracy"]
+        accuracy = 100 * where(made, row=name)["test_accuracy"]
         if accuracy.empty or name not in cost:
             continue
         look = rows[name].style()
@@ -58,7 +66,7 @@ def draw_cost(made: pd.DataFrame, times: pd.DataFrame, rows: Rows, path: Path) -
     axes.set(
         xlabel="time of the training (SGD = 1)",
         ylabel="test accuracy (%)",
-        title=f"{100 * NOISE:.0f} % noisy labels",
+        title=title,
         xlim=(0.85, 2.35),
     )
     axes.margins(y=0.2)
@@ -67,7 +75,7 @@ def draw_cost(made: pd.DataFrame, times: pd.DataFrame, rows: Rows, path: Path) -
 
 def draw_radius(trials: pd.DataFrame, rows: Rows, path: Path) -> None:
     """Validation accuracy against rho, at one noise level."""
-    trials = where(trials, label_noise=NOISE)
+    trials, title = at_one_level(trials)
     shown = {
         name: rows[name].style()
         for name in ("sam", "asam", "fisher_sam", "info_sam", "eigen_sam", "xsam")
@@ -95,6 +103,6 @@ def draw_radius(trials: pd.DataFrame, rows: Rows, path: Path) -> None:
     # Networks that collapsed to guessing are below the picture: they would compress the scale.
     axes.set_ylim(100 * usual - 2, 100 * tuned + 1)
     figures.ticks(axes, (0.05, 0.1, 0.2, 0.3))
-    axes.set(xlabel="ρ", ylabel="validation accuracy (%)", title=f"{100 * NOISE:.0f} % noisy labels")
+    axes.set(xlabel="ρ", ylabel="validation accuracy (%)", title=title)
     figures.legend_below(figure)
     figures.save(figure, path)

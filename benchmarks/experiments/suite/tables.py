@@ -66,7 +66,7 @@ def tables(frame: pd.DataFrame, times: pd.DataFrame, rows: Rows) -> dict[str, st
             [
                 "",
                 *titles(accuracy),
-                *(f"minus tuned SGD, {noise:.0%}" for noise in differences_at),
+                *(f"minus tuned SGD, {100 * noise:.0f} %" for noise in differences_at),
                 STEP_TIME,
             ],
             lines,
