@@ -25,7 +25,6 @@ import optax
 import pandas as pd
 
 import optax_sam
-from benchmarks import figures
 from benchmarks.claim import Claim, Comparison, Report, judge
 from benchmarks.experiment import Job
 from benchmarks.experiments.networks import (
@@ -48,17 +47,17 @@ RHO = 0.1
 PAPERS = ("sgd", "sam", "eigen_sam")
 TRACKED = "alignment_of_the_tracked_eigenvector"
 ROWS = {
-    "sgd": ("sgd", {}, figures.style("sgd", "SGD (its gradient)")),
-    "sam": ("sam", {"rho": RHO}, figures.style("sam", "SAM")),
-    "eigen_sam": ("eigen_sam", {"rho": RHO, "alpha": 0.2}, figures.style("eigen_sam", "Eigen-SAM, α = 0.2")),
-    "strong": ("eigen_sam", {"rho": RHO, "alpha": 1.0}, figures.style("xsam", "Eigen-SAM, α = 1", "--")),
+    "sgd": ("sgd", {}, "SGD (its gradient)"),
+    "sam": ("sam", {"rho": RHO}, "SAM"),
+    "eigen_sam": ("eigen_sam", {"rho": RHO, "alpha": 0.2}, "Eigen-SAM, α = 0.2"),
+    "strong": ("eigen_sam", {"rho": RHO, "alpha": 1.0}, "Eigen-SAM, α = 1"),
     "fresh": (
         "eigen_sam",
         {"rho": RHO, "alpha": 0.2, "num_iters": 10, "interval": 10},
-        figures.style("asam", "Eigen-SAM, α = 0.2, fresh eigenvector", "--"),
+        "Eigen-SAM, α = 0.2, fresh eigenvector",
     ),
 }
-STYLES = {row: style for row, (_, _, style) in ROWS.items()}
+LABELS = {row: label for row, (_, _, label) in ROWS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +149,7 @@ class EigenSAM(Claim):
                 continue
             lines.append(
                 (
-                    STYLES[row].label,
+                    LABELS[row],
                     number(own["alignment"]),
                     number(own[TRACKED].dropna()),
                     number(own["top_eigenvalue"]),
