@@ -3,7 +3,7 @@
 Luo et al., NeurIPS 2024 (https://arxiv.org/abs/2501.12666), figure 1. Two statements:
 
 1. The alignment |⟨ε/‖ε‖, v₁⟩| of Eigen-SAM's perturbation with the top eigenvector of the Hessian is higher
-   than SAM's, and than that of SGD's gradient, along training.
+   than SAM's, and than SGD's gradient, along training.
    Compared: the mean over all epochs, Eigen-SAM's minus each of the others', seed by seed.
 2. Its λ₁, the top eigenvalue, is the lowest. Compared: the mean over all epochs, each of the others'
    minus Eigen-SAM's, seed by seed.
