@@ -1,10 +1,13 @@
 """Recipes that are methods of a paper: the programs of the documents compute what the paper says."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optax_sam
 from tests.test_docs import SETUP, python_blocks, run, section_at
@@ -54,6 +57,30 @@ def test_functional_sam_is_the_jacobian_there_of_the_logits_gradient_here(functi
             np.testing.assert_allclose(d, exact, rtol=0, atol=1e-10)
         sam, _ = method.update(grads, method.init(w), w, value_fn=of_loss)
         assert optax.tree.norm(jax.tree.map(jnp.subtract, sam, direction)) > 0.05 * optax.tree.norm(sam)
+
+
+def test_functional_sam_in_nnx_is_the_same():
+    namespace = {"__name__": "page"}
+    run(SETUP, namespace)
+    run(PAGE, namespace, "Functional SAM")
+    loss_of_logits, rho = namespace["loss_of_logits"], 0.3
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.asarray(namespace["x"]), jnp.float64)
+        labels = jnp.asarray(np.asarray(namespace["labels"]))
+        rngs = nnx.Rngs(0)
+        linear = functools.partial(nnx.Linear, rngs=rngs, param_dtype=jnp.float64)
+        model = nnx.Sequential(linear(8, 16), nnx.tanh, linear(16, 3))
+        graph, w = nnx.split(nnx.clone(model))  # `model` itself is trained below
+        logits_fn = lambda w: nnx.merge(graph, w)(x)
+        cotangent = jax.grad(loss_of_logits)(logits_fn(w), labels)
+        pull_back = lambda w: jax.vjp(logits_fn, w)[1](cotangent)[0]
+        uphill = pull_back(w)
+        expected = pull_back(optax.tree.add_scale(w, rho / optax.tree.norm(uphill), uphill))
+
+        optimizer = nnx.Optimizer(model, optax.chain(optax_sam.sam(rho), optax.sgd(1.0)), wrt=nnx.Param)
+        namespace["train_step"](model, optimizer, x, labels)  # w − d
+        for old, new, exact in zip(*map(jax.tree.leaves, (w, nnx.state(model), expected)), strict=True):
+            np.testing.assert_allclose(old - new, exact, rtol=0, atol=1e-10)
 
 
 def test_flat_lora_perturbs_each_output_in_proportion_to_its_weights():
