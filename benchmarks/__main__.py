@@ -63,7 +63,7 @@ class Options:
     report_only: bool = False
     """Measure nothing."""
     seeds: tuple[int, ...] = ()
-    """Seeds of the networks or runs. Left out: those of the experiment."""
+    """Seeds of the networks or runs. Left out: the experiment's."""
     where: tuple[str, ...] = ()
     """Only the jobs with these values, for example: label_noise=0.4 row=sgd,sam"""
     processes: int = os.cpu_count() or 1

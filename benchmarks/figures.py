@@ -49,7 +49,7 @@ def style(method: str, label: str | None = None, line: str | None = None) -> Sty
 def panels(
     rows: int, columns: int, title: str, width: float = 3.5, height: float = 3.5
 ) -> tuple[plt.Figure, np.ndarray]:
-    """A figure with rows of panels; width and height are those of a panel, in inches."""
+    """A figure with rows of panels; width and height of a panel, in inches."""
     size = (width * columns, height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(title)

@@ -36,10 +36,10 @@ from optax_sam import curvature, diagnostics
 from optax_sam.diagnostics import plotting
 
 # %% [markdown]
-# ## Real images, wrong labels
+# ## Real images, noisy labels
 #
-# 500 of scikit-learn's digits for training, 40 % of their labels made wrong, and 1,297 digits with right labels for
-# testing. Networks that memorise the wrong labels do badly on the test images, so there is something for flatness to
+# 500 of scikit-learn's digits for training, 40 % noisy labels, and 1,297 digits with clean labels for
+# testing. Networks that memorise the noisy labels do badly on the test images, so there is something for flatness to
 # explain.
 
 # %%
@@ -141,7 +141,7 @@ networks = {
 # %% [markdown]
 # ## How sharp?
 #
-# No single number answers this. All of the following use the loss on the whole training set, wrong labels included:
+# No single number answers this. All of the following use the loss on the whole training set, noisy labels included:
 #
 # - **λ_max** and the **trace** of the Hessian: curvature along the worst direction, and over all directions;
 # - **first order**, what SAM's own perturbation finds: $L(w + \rho\, g/\|g\|) - L(w)$;
@@ -203,7 +203,7 @@ for name in methods:
 
 # %% [markdown]
 # At the same weight decay SAM's and Eigen-SAM's networks are more accurate than SGD's, and flatter by every measure but
-# one. The exception is the first-order measure, the one that SAM itself uses: where SGD has memorised every wrong label,
+# one. The exception is the first-order measure, the one that SAM itself uses: where SGD has memorised every noisy label,
 # hardly any gradient is left to follow, and the measure calls the sharpest network in the table flat. The worst case in
 # the same ball is many times higher.
 #

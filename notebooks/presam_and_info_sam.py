@@ -78,7 +78,7 @@ print(
 #
 # SAM sees the gradient of a mini-batch, g + ξ. If ξ is large in coordinates where g is small, ε follows the noise: the true loss
 # rises less than it could ("adversarial model degradation"). InfoSAM divides by the noise variance, estimated while training. The verdict is
-# computed as on the page "What the papers claim, and what was found here": the claim is that infoSAM's ε raises the true loss more than
+# computed as on the page "What the papers claim": the claim is that infoSAM's ε raises the true loss more than
 # SAM's; compared, in two cases, is the rise in percent of the highest, gradient by gradient.
 
 # %%
@@ -149,8 +149,8 @@ panels[0].set_ylabel("ten times the noise")
 
 # %% [markdown]
 # Dots: adversaries from 400 noisy gradients; star: the worst point of the circle. On the right the assumption fails: the noisy
-# coordinate is also the one with the signal, and the weighting gains nothing. In networks trained with wrong labels, that
-# is the usual case: see the page "What the papers claim, and what was found here".
+# coordinate is also the one with the signal, and the weighting gains nothing. In networks trained with noisy labels, that
+# is the usual case: see the page "What the papers claim".
 #
 # ## An asymmetric valley
 #

@@ -187,7 +187,7 @@ def communication_seconds(collective_bytes: dict[str, float], rounds: float, mac
 
 
 def at_scale(record: Record, sgd: Record, machine: Machine) -> dict[str, float]:
-    """Returns the model's prediction for a step, from its record and that of SGD on as many devices."""
+    """Returns the model's prediction for a step, from its record and SGD's on as many devices."""
     is_sharded = record["layout"] == "fsdp"
     flops = (
         record["flops_per_device"]

@@ -7,7 +7,7 @@ keeps (`benchmarks/cost/torch_rows.py`, until November 2026).
 
 - "by hand" is SAM in one jitted function, the least that SAM can cost: two gradients, one norm.
 - Rows without a remark are steps with `refresh=False`, that is, nearly all steps. "refresh" rows are steps
-  with `refresh=True`, "automatic" rows are those of the program that decides by itself (`refresh=None`),
+  with `refresh=True`, "automatic" rows are steps of the program that decides by itself (`refresh=None`),
   timed between refreshes.
 - "automatic refresh" is a refresh within that program, in a `cond`.
 - One forward pass and one gradient are shown as units for the refreshes.

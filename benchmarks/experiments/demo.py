@@ -172,7 +172,7 @@ class Demo(Experiment):
         }
 
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
-        """The table of `docs/evidence/noisy_labels.md`."""
+        """The table of `docs/evidence/accuracy.md`."""
         made = where(frame, part="network")
         seconds = frame.groupby("row")["seconds_per_step"].first()
         lines = []
@@ -202,7 +202,7 @@ class Demo(Experiment):
             "λ_max of the Hessian",
             "time per step",
         ]
-        return {"docs/evidence/noisy_labels.md": {"demo": table(titles, lines, numbers=False)}}
+        return {"docs/evidence/accuracy.md": {"demo": table(titles, lines, numbers=False)}}
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Test accuracy along training."""

@@ -58,7 +58,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def config_of(job: Job, recipes: Recipes) -> Config:
-    """Configuration of a job: that of its data set, with the job's own settings."""
+    """Configuration of a job: its data set's, with the job's own settings."""
     own = {name: job[name] for name in ("method", "seed", "label_noise", "epochs") if name in job}
     return with_settings(Config(**recipes[job["data"]]), own | job["settings"])
 

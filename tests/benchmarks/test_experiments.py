@@ -223,6 +223,6 @@ def test_a_new_row_takes_two_lines(tmp_path, data_dir, monkeypatch):
     after = dataclasses.replace(before, rows=rows)
     added = measure_missing(after, tmp_path, data_dir, 1, lambda job: job["row"] == "new")
     assert {record["row"] for record in added} == {"new"}
-    texts = after.tables(pd.DataFrame(read(after, tmp_path)), tmp_path)["docs/evidence/noisy_labels.md"]
+    texts = after.tables(pd.DataFrame(read(after, tmp_path)), tmp_path)["docs/evidence/accuracy.md"]
     assert "| New |" in texts["accuracy"]
     after.draw(pd.DataFrame(read(after, tmp_path)), tmp_path, tmp_path)

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import figures
 from benchmarks.claim import Claim, Comparison, Report, judge
 from benchmarks.experiment import Job, is_done
 from benchmarks.experiments.networks import RECIPES, Recipes, config_of, make_network, train_and_evaluate
@@ -36,7 +35,7 @@ from benchmarks.tables import column, number, paired, table, where
 TUNING_SEED = 1000
 SHARPNESS = "largest_hessian_eigenvalue"
 OTHERS = ("gradient_norm_penalty", "reverse_sam", "reflected_sam")
-STYLES = {method: figures.style(method) for method in ("sgd", "sam", *OTHERS)}
+SHOWN = ("sgd", "sam", *OTHERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Alternatives(Claim):
             return trials
         return trials + [
             {"experiment": "test", "method": method, "settings": best(records, method), "seed": seed} | shared
-            for method in STYLES
+            for method in SHOWN
             for seed in self.seeds
         ]
 
@@ -94,13 +93,13 @@ class Alternatives(Claim):
             judge("Its λ_max is lower than theirs", comparisons(SHARPNESS, -1, 1)),
         ]
         lines = []
-        for method, style in STYLES.items():
+        for method in SHOWN:
             own = where(tests, method=method)
             if own.empty:
                 continue
             lines.append(
                 (
-                    style.label,
+                    METHODS[method].label,
                     f"{own['settings'].iloc[0].get('rho', '–')}",
                     number(100 * own["test_accuracy"]) + " %",
                     number(column(own, SHARPNESS)),

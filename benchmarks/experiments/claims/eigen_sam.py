@@ -3,7 +3,7 @@
 Luo et al., NeurIPS 2024 (https://arxiv.org/abs/2501.12666), figure 1. Two statements:
 
 1. The alignment |⟨ε/‖ε‖, v₁⟩| of Eigen-SAM's perturbation with the top eigenvector of the Hessian is higher
-   than SAM's, and than that of SGD's gradient, along training.
+   than SAM's, and than SGD's gradient, along training.
    Compared: the mean over all epochs, Eigen-SAM's minus each of the others', seed by seed.
 2. Its λ₁, the top eigenvalue, is the lowest. Compared: the mean over all epochs, each of the others'
    minus Eigen-SAM's, seed by seed.
@@ -25,7 +25,6 @@ import optax
 import pandas as pd
 
 import optax_sam
-from benchmarks import figures
 from benchmarks.claim import Claim, Comparison, Report, judge
 from benchmarks.experiment import Job
 from benchmarks.experiments.networks import (
@@ -48,17 +47,17 @@ RHO = 0.1
 PAPERS = ("sgd", "sam", "eigen_sam")
 TRACKED = "alignment_of_the_tracked_eigenvector"
 ROWS = {
-    "sgd": ("sgd", {}, figures.style("sgd", "SGD (its gradient)")),
-    "sam": ("sam", {"rho": RHO}, figures.style("sam", "SAM")),
-    "eigen_sam": ("eigen_sam", {"rho": RHO, "alpha": 0.2}, figures.style("eigen_sam", "Eigen-SAM, α = 0.2")),
-    "strong": ("eigen_sam", {"rho": RHO, "alpha": 1.0}, figures.style("xsam", "Eigen-SAM, α = 1", "--")),
+    "sgd": ("sgd", {}, "SGD (its gradient)"),
+    "sam": ("sam", {"rho": RHO}, "SAM"),
+    "eigen_sam": ("eigen_sam", {"rho": RHO, "alpha": 0.2}, "Eigen-SAM, α = 0.2"),
+    "strong": ("eigen_sam", {"rho": RHO, "alpha": 1.0}, "Eigen-SAM, α = 1"),
     "fresh": (
         "eigen_sam",
         {"rho": RHO, "alpha": 0.2, "num_iters": 10, "interval": 10},
-        figures.style("asam", "Eigen-SAM, α = 0.2, fresh eigenvector", "--"),
+        "Eigen-SAM, α = 0.2, fresh eigenvector",
     ),
 }
-STYLES = {row: style for row, (_, _, style) in ROWS.items()}
+LABELS = {row: label for row, (_, _, label) in ROWS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +149,7 @@ class EigenSAM(Claim):
                 continue
             lines.append(
                 (
-                    STYLES[row].label,
+                    LABELS[row],
                     number(own["alignment"]),
                     number(own[TRACKED].dropna()),
                     number(own["top_eigenvalue"]),

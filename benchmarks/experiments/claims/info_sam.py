@@ -10,9 +10,9 @@ gradient would. All perturbations below have the same length ρ. Five statements
    of the gradient. Compared, at each ratio: infoSAM's increase minus SAM's, seed by seed.
 2. There, infoSAM's ε approaches the noise-free one. Compared, at each ratio: infoSAM's increase minus the
    mean of SAM's and the noise-free one's; positive if more than half of the gap is closed.
-3. A network: the same as 1 on Fashion-MNIST with 40 % noisy labels, where the true loss is that of all 10,000
-   training images, and the noise that of batches of 128 or of 32. Compared, for each: every measured step
-   of every seed (52 steps apart, after the first 156).
+3. A network: the same as 1 on Fashion-MNIST with 40 % noisy labels, where the true loss is the mean over
+   all 10,000 training images, and the noise comes from batches of 128 or 32. Compared, for each: every
+   measured step of every seed (52 steps apart, after the first 156).
 4. There, the same as 2.
 5. infoSAM is more accurate than SAM with noisy labels. Compared, at each fraction of noisy labels: test
    accuracies of the two tuned rows of the accuracy suite (`benchmarks/experiments/suite/`),

@@ -42,12 +42,7 @@ RHO, RHO_MAX = 0.1, 0.2
 NOISE_LEVELS = (0.0, 0.4)
 QUADRATIC_RHO = 0.01  # in units of ‖w‖
 LABELS = {0.0: "clean labels", 0.4: "40 % noisy labels"}
-DIRECTIONS = {
-    "v(0)": "v(0):\nε's",
-    "v(1)": "v(1):\nSAM's",
-    "v(kept)": "v(α*),\nkept",
-    "v(alpha*)": "v(α*),\nfresh",
-}
+DIRECTIONS = ("v(0)", "v(1)", "v(kept)", "v(alpha*)")
 
 
 @dataclasses.dataclass(frozen=True)

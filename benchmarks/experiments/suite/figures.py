@@ -83,7 +83,7 @@ def draw_radius(trials: pd.DataFrame, rows: Rows, path: Path) -> None:
     }
     searched = {name: [dict(settings) for settings in rows[name].first] for name in shown}
     own = trials[[trial.settings in searched.get(trial.row, ()) for trial in trials.itertuples()]]
-    # ASAM measures in units of the weights: its radii are ten times those of the others.
+    # ASAM measures in units of the weights: its radii are ten times as large as the others'.
     own = own.assign(
         accuracy=100 * own["validation_accuracy"],
         rho=[trial.settings["rho"] / (10 if trial.row == "asam" else 1) for trial in own.itertuples()],

@@ -69,7 +69,7 @@ def rows_on_clean_labels(
         steps_per_epoch: the steps from one search of XSAM to the next.
         decays: weight decays that the tuned optimizer tries.
         learning_rate: another one than usual that it tries with the best of these.
-        factors: the radii that are tried, in those of the table of methods.
+        factors: the radii that are tried, in multiples of the radius in the table of methods.
         batch_size: images of a step.
         larger_learning_rates: those that a row of its own tries for the tuned optimizer.
     """

@@ -156,7 +156,7 @@ class NoisyLabels(Suite):
         """The tables of the page on noisy labels and of `docs/choose.md`."""
         made = tables.tables(frame, pd.DataFrame(read_records(results / "suite_time.jsonl")), self.rows)
         choose = {name: made.pop(name) for name in ("cheap", "radii")}
-        return {"docs/evidence/noisy_labels.md": made, "docs/choose.md": choose}
+        return {"docs/evidence/accuracy.md": made, "docs/choose.md": choose}
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Accuracy against the cost of the training, and against the radius."""
@@ -173,7 +173,7 @@ class CleanLabels(Suite):
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
         """Its table of the page on clean labels."""
         made = tables.setting_table(where(frame, part="network"), self.rows, self.config["batch_size"])
-        return {"docs/evidence/clean_labels.md": {self.name.removeprefix("suite_"): made}}
+        return {"docs/evidence/accuracy.md": {self.name.removeprefix("suite_"): made}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ def spreads(frame: pd.DataFrame, field: str, scale: float = 1, form: str = "{:.1
 
 
 def differences(frame: pd.DataFrame, other: str) -> pd.DataFrame:
-    """Test accuracy minus that of another row, seed by seed, in percentage points: a long frame."""
+    """Test accuracy minus another row's, seed by seed, in percentage points: a long frame."""
     wide = frame.pivot(index=["label_noise", "seed"], columns="row", values="test_accuracy")
     long = 100 * wide.sub(wide.get(other, np.nan), axis=0)
     return long.melt(ignore_index=False, value_name="difference").dropna().reset_index()
@@ -136,7 +136,7 @@ def chosen_radii(trials: pd.DataFrame, rows: Rows) -> str:
 
 
 def share_of_gain(made: pd.DataFrame, name: str, noise: float) -> str:
-    """(row − SGD)/(SAM − SGD) of the mean accuracies in per cent; the error is that of row − SAM."""
+    """(row − SGD)/(SAM − SGD) of the mean accuracies in per cent; the error belongs to row − SAM."""
     if name == "sam":
         return "100"
     own = where(made, label_noise=noise)

@@ -1,4 +1,4 @@
-"""The SDE of third order follows SAM more closely than that of second order, on a network.
+"""The third-order SDE follows SAM more closely than the second-order one, on a network.
 
 Luo et al., NeurIPS 2024 (https://arxiv.org/abs/2501.12666), figure 2: a fully connected network on MNIST,
 trained with SAM, beside the two SDEs, in six quantities: train loss, test loss, test accuracy, length of the
@@ -6,13 +6,13 @@ parameters, length of the gradient, and λ_max. Two statements for each ρ:
 
 1. The third order is nearer to SAM than the second. Compared, for each quantity, path by path with the same
    random key: the distance from the mean of SAM's runs, averaged over the measured steps, of
-   the second order minus that of the third.
+   the second order minus the third's.
 2. The third order stays within SAM's own spread. Compared, for each quantity, at each measured step: one
    standard deviation over SAM's runs minus the distance of the means.
 
 All start from the same parameters. SAM draws its mini-batches with replacement, as in the SDE; the SDEs are
 simulated with one Euler–Maruyama step per step of SAM (`optax_sam.sde.simulate`, substeps=1), so that the
-error of the expansion in ρ is not mixed with that of the step length. Plain SGD, no momentum. The paper's
+error of the expansion in ρ is not mixed with the step length's. Plain SGD, no momentum. The paper's
 network, ρ and learning rate are not known to us: ours are in `SDEPaths` and `network.py`.
 """
 

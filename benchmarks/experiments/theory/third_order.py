@@ -10,10 +10,10 @@ whole training loss f, and the expectation over all mini-batches. Four statement
    ⟨∇λ₁, E T⟩ / ((ρ²/2) ‖∇λ₁‖²), which is 1 if u = ±v₁, minus SAM's; mean over training, seed by seed.
 3. The same at equal length: with the share divided by the mean of ‖u‖², because a tilt makes u longer.
 4. The third-order term is what regularises λ₁ in SAM. Compared: the rate at which the third-order
-   term lowers λ₁ minus that of the second-order term, seed by seed.
+   term lowers λ₁ minus the second-order term's rate, seed by seed.
 
-The perturbations are those of the methods themselves, Eigen-SAM's with the eigenvector that it has tracked.
-The network is that of `network.py`, trained with plain SGD at equal ρ.
+The perturbations are the methods' own, Eigen-SAM's with the eigenvector that it has tracked.
+The network is defined in `network.py`, trained with plain SGD at equal ρ.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ through w spanned by the gradients g₀ = ∇L(w) and g₁ = ∇L(w + ε), both 
 1. The angle to the worst point of the circle is smaller for g₁ than for g₀, and for v(α*) than for g₁.
    Compared: differences of the angles in degrees, on 10 mini-batches at each of several steps of training.
 
-v(α*) is from the search on the same batch. The network is that of `network.py`, trained with SAM.
+v(α*) is from the search on the same batch. The network is defined in `network.py`, trained with SAM.
 """
 
 import dataclasses
