@@ -37,7 +37,8 @@ def random_normal(*, key: jax.Array | int = 0) -> optax.GradientTransformationEx
       A gradient transformation without state, for the ascent of `sharpness_aware`. The entries have the
       structure, shapes and dtypes of the gradient.
 
-    Cost: a random number per parameter, about 100 operations; no gradient. Memory for n, which is ε later.
+    Cost: a random number per parameter, about 100 operations; no gradient. Memory for n, which is ε later;
+    while it is drawn, with threefry, that of the largest array or two more.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
