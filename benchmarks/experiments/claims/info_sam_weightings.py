@@ -42,6 +42,7 @@ LABELS = {
     "gradient_to_noise": "g g²/(g² + t)",
     "layer_signal_to_noise": "g m²/(m² + t), m² and t of each layer",
 }
+IN_THE_TABLE = ("sam", "running_mean", "info_sam", "signal_to_noise", "layer_signal_to_noise")
 STYLES = {
     "sam": figures.style("sam"),
     "info_sam": figures.style("info_sam"),
@@ -83,7 +84,7 @@ class InfoSAMWeightings(InfoSAM):
             if name not in ("sam", "running_mean", "info_sam")
         ]
         title = "Rise of the true loss on the network, % of the noise-free one's"
-        return Report(verdicts, [closed(title, batches, list(LABELS), LABELS)])
+        return Report(verdicts, [closed(title, batches, IN_THE_TABLE, LABELS)])
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Increases by noise, with known Hessians."""

@@ -99,7 +99,7 @@ def cheap(made: pd.DataFrame, times: pd.DataFrame, rows: Rows) -> str:
     return table(head, lines)
 
 
-MINIMA = ("sgd", "sgd_40", "sgd_decay", "sam", "asam", "eigen_sam", "momentum_sam", "random")
+MINIMA = ("sgd", "sgd_40", "sgd_decay", "sam", "asam", "random")
 
 
 def minima(made: pd.DataFrame, rows: Rows) -> str:

@@ -49,6 +49,8 @@ RATES = {
     "rate_second": figures.style("vasso", "second-order term", "--"),
     "rate_third": figures.style("random_direction", "third-order term", "-"),
 }
+# Measured, and left out of the table.
+NOT_SHOWN = ("cosine", "length_second", "length_third")
 FIELDS = {
     "alignment": "⟨u/‖u‖, v₁⟩², mean over batches",
     "cosine": "cosine of E T and ∇λ₁",
@@ -138,6 +140,7 @@ class ThirdOrder(Claim):
         lines = [
             (title, *(number(where(means, row=row)[field]) for row in ROWS))
             for field, title in FIELDS.items()
+            if field not in NOT_SHOWN
         ]
         titles = ("Mean over training", *(style.label for style in STYLES.values()))
         return Report(verdicts, [table(titles, lines, numbers=False)])
