@@ -220,6 +220,9 @@ def provenance(frame: pd.DataFrame) -> str:
     few, many = rounds.min(), rounds.max()
     if many == 0:
         return f"{names}; counts alone"
+    if few == 0:  # Rows that were added to those of an earlier run.
+        few = rounds[rounds > 0].min()
+        names += "; rows without a time: counts alone"
     apart = jax_only["seconds_relative_to_sgd"].dropna().map(lambda own: 100 * (own[2] - own[0]) / own[1])
     counted = str(few) if few == many else f"{few} to {many}"
     return f"{names}; {counted} rounds; the quartiles of a ratio are {apart.median():.0f} % apart (median)"
