@@ -118,12 +118,12 @@ for rho in radii:
 
 # %%
 figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-looks = (("#000000", "o"), ("#56B4E9", "s"), ("#D55E00", "^"))
-for rho, (colour, marker) in zip(radii, looks, strict=True):
+looks = (("#000000", "o", "-"), ("#0072B2", "s", "--"), ("#0072B2", "^", "-"))
+for rho, (colour, marker, line) in zip(radii, looks, strict=True):
     accuracies = np.asarray(runs[rho][2])
     epochs = 1 + np.arange(accuracies.shape[1])
     label = "SGD" if rho == 0 else f"SAM, ρ = {rho:g}"
-    style = {"color": colour, "marker": marker, "markevery": 3, "markersize": 4}
+    style = {"color": colour, "marker": marker, "ls": line, "markevery": 3, "markersize": 4}
     axes.plot(epochs, accuracies.mean(0), label=label, **style)
     axes.fill_between(epochs, accuracies.min(0), accuracies.max(0), color=colour, alpha=0.15, linewidth=0)
 axes.set(xlabel="epoch", ylabel="test accuracy (%)")
