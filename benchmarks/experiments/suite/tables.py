@@ -148,16 +148,13 @@ def share_of_gain(made: pd.DataFrame, name: str, noise: float) -> str:
 
 
 def runs(made: pd.DataFrame, trials: pd.DataFrame) -> str:
-    """Networks, how many of them diverged, and the versions of the first."""
+    """Networks, how many of them diverged, and the versions of the first, in a sentence."""
     diverged = int(column(made, "diverged").sum())
-    lines = [
-        ["networks reported", str(len(made))],
-        ["of these diverged (counted as guessing)", str(diverged)],
-        ["seeds of each row and noise level", str(made["seed"].nunique())],
-        ["trials on validation data", str(len(trials))],
-        *([name, version] for name, version in made["versions"].iloc[0].items()),
-    ]
-    return table(["", ""], lines)
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].iloc[0].items())
+    return (
+        f"{len(made)} networks in {made['seed'].nunique()} seeds, of which {diverged} diverged (counted as "
+        f"guessing), and {len(trials)} trials on validation data; {versions}"
+    )
 
 
 def gradients(rows: Rows, name: str, batch_size: int) -> float:
