@@ -41,7 +41,6 @@ PLAN: tuple[tuple[str, int, str, str, tuple[str, ...]], ...] = (
     ("v5e", 8, "decoder_6m", "local", SAM),
     ("v5e", 8, "decoder_6m", "fsdp", SAM),
     ("v5e", 256, "decoder_6m", "data", SAM),
-    ("v5e", 256, "decoder_6m", "fsdp", SAM),
     ("v5e", 8, "decoder_6m", "data", REFRESHES),
     ("v5e", 1, "decoder_6m", "data", SAM),
     ("v6e", 8, "decoder_6m", "data", SAM),

@@ -3,7 +3,7 @@
     E[L(w + ε)] − L(w),   ε = T z,   z normal with independent entries of standard deviation σ
 
 To second order this is ½ σ² tr(T H T): each of the n parameters has the same noise, so ‖T⁻¹ ε‖ ≈ σ √n, and
-a random direction is hardly ever a sharp one. To compare with a ball of radius ρ take σ = ρ/√n, which
+random directions are rarely sharp. To compare with a ball of radius ρ take σ = ρ/√n, which
 gives ρ² tr H/(2n) where the worst case is ½ ρ² λ_max.
 
 z and −z are used in pairs, which cancels the gradient and all odd orders. The expectation is the same, and
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, keys, tree_math
 from optax_sam.batches import over_batches, value, value_and_gradient_over
 from optax_sam.diagnostics.ball import Ball, check_ball, make_ball
 from optax_sam.loss import ValueFn
@@ -113,7 +113,7 @@ def _mean_rises(
     at_w = value(loss, params)
 
     def mean_rise(index: jax.Array) -> jax.Array:
-        noise = tree_math.random_vector(jax.random.fold_in(key, index), params)
+        noise = tree_math.random_vector(keys.fold_in(key, index), params)
         epsilon = ball.perturbation(tree_math.scale(ball.radius, noise))
         plus = value(loss, tree_math.add(params, epsilon))
         minus = value(loss, jax.tree.map(jnp.subtract, params, epsilon))

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, keys, tree_math
 from optax_sam.batches import Evaluate, value_and_gradient_over
 from optax_sam.diagnostics.ball import NORMS, Ball, check_ball, make_ball
 from optax_sam.progress import counted
@@ -83,8 +83,8 @@ def worst_case_sharpness(
         `optax_sam.weight_magnitude(eta=0.0)`, makes it adaptive: it does not change when a layer is scaled
         up and the next one down. With η > 0 this holds only for weights far larger than η.
       num_iters: gradients of each ascent; 20 in the paper.
-      num_ascents: number of ascents: the first from w; the third, fifth, ... from random points; each of the
-        others from −z if the one before it ended at z.
+      num_ascents: number of ascents. The first starts at w, the third, fifth, ... at random points; each
+        of the others opposite to where the one before it ended.
       key: of the random points, a random key or an integer.
       start: an ε to start the first ascent from instead of 0, a pytree like `params`.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
@@ -169,7 +169,7 @@ class Search(NamedTuple):
     def random_points(self, key: jax.Array) -> Iterator[Point]:
         """Yields points of the sphere: uniformly distributed for p = 2, corners for p = ∞."""
         for i in itertools.count(1):
-            noise = tree_math.random_vector(jax.random.fold_in(key, i), self.params)
+            noise = tree_math.random_vector(keys.fold_in(key, i), self.params)
             yield self.at(tree_math.scale(self.ball.radius, NORMS[self.ord].steepest(noise)))
 
     def worst_of(self, starts: Iterator[Point], num_iters: int, num_ascents: int) -> WorstCaseSharpness:
