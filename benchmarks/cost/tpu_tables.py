@@ -6,7 +6,7 @@ import pandas as pd
 
 from benchmarks.cost.tpu_programs import HAND, NETWORKS
 from benchmarks.records import Record
-from benchmarks.tables import aligned, table
+from benchmarks.tables import table
 
 COUNTS = {
     "flops": "flops",
@@ -70,7 +70,7 @@ def by_network(records: list[Record]) -> str:
             f"The base optimizer's step (1.00): {amount(unit, 'flops')} flops and "
             f"{amount(unit, 'cycles')} cycles a chip, memory {temporary} temporary and {peak} at the peak, "
             f"{unit['compile_processor_seconds']:.0f} s of processor time to compile.",
-            aligned(table(titles, lines)),
+            table(titles, lines),
         ]
     return "\n\n".join(parts)
 
@@ -92,7 +92,7 @@ def against_by_hand(records: list[Record]) -> str:
                 lines.append(
                     [row, group[0], place(group), *(ratio(record, other, key, 3) for key in COUNTS.values())]
                 )
-    return aligned(table(["", "network", "chips", *COUNTS], lines))
+    return table(["", "network", "chips", *COUNTS], lines)
 
 
 def sent(records: list[Record]) -> str:
@@ -100,7 +100,7 @@ def sent(records: list[Record]) -> str:
     lines = []
     for group, rows in grouped(records).items():
         for row, record in rows.items():
-            if group[2] == 1:
+            if group[2] == 1 or row.endswith(HAND):
                 continue
             number, behind = sum(record["collectives"].values()), sum(record["asynchronous"].values())
             size = record["parameter_bytes"]
@@ -122,7 +122,7 @@ def sent(records: list[Record]) -> str:
                 ]
             )
     titles = ["", "network", "chips", "collectives", "asynchronous", "scalars"]
-    return aligned(table([*titles, "summed", "gathered", "in parts", "passed on", "cycles meanwhile"], lines))
+    return table([*titles, "summed", "gathered", "in parts", "passed on", "cycles meanwhile"], lines)
 
 
 def fits(records: list[Record]) -> str:
@@ -137,7 +137,7 @@ def fits(records: list[Record]) -> str:
         ]
         for record in records
     ]
-    return aligned(table(["settings", "program", "batch", "memory", "fits"], lines))
+    return table(["settings", "program", "batch", "memory", "fits"], lines)
 
 
 def provenance(records: list[Record]) -> str:
