@@ -46,7 +46,7 @@ PLAN: tuple[tuple[str, int, str, str, tuple[str, ...]], ...] = (
     ("v6e", 8, "decoder_6m", "data", SAM),
     ("v5p", 8, "decoder_6m", "data", SAM),
     ("h100", 8, "decoder_18m", "data", (*SAM, *PAIRS, *REFRESHES)),
-    ("h100", 8, "decoder_40m", "data", SAM),
+    ("h100", 8, "resnet18", "data", SAM),
     ("v5e", 8, "resnet18", "data", SAM),
     ("v5e", 8, "vit_b16", "data", SAM),
     ("v5e", 8, "decoder_100m", "data", SAM),
