@@ -127,6 +127,8 @@ def sent(records: list[Record]) -> str:
 
 def fits(records: list[Record]) -> str:
     """The published settings on one chip."""
+    if not records:
+        return "None has been compiled yet."
     lines = [
         [
             f"`{record['config']}.toml`",
