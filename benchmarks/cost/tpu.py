@@ -57,6 +57,7 @@ PLAN: tuple[tuple[str, int, str, str, tuple[str, ...]], ...] = (
     ("v5e", 8, "wide_resnet28_10", "data", SAM),
     ("v5e", 256, "decoder_1b", "fsdp", SAM),
 )
+PUBLISHED = "published"  # the networks of the files of published settings
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -78,7 +79,7 @@ class TPU(Experiment):
             for row in rows
         ]
         return found + [
-            {"chip": "v5e", "chips": 1, "config": config, "row": row}
+            {"chip": "v5e", "chips": 1, "network": PUBLISHED, "config": config, "row": row}
             for config in self.configs
             for row in ("step", *((f"step{REFRESH}",) if is_occasional(config) else ()))
         ]
