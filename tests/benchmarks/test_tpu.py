@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 
+import jax
 import pandas as pd
 import pytest
 
 from benchmarks.cost import chips, tpu
+from benchmarks.cost.published import published_program
 from benchmarks.cost.tpu_programs import HAND, NETWORKS
 from benchmarks.errors import UsageError
 from benchmarks.experiment import read
@@ -96,3 +98,13 @@ def test_every_program_of_the_plan_exists():
             assert job["network"] in NETWORKS
             row = job["row"].removesuffix(tpu.REFRESH).removesuffix(HAND)
             assert row == "base" or row in METHODS
+
+
+def test_a_published_setting_is_a_program_that_keeps_its_state():
+    file = tpu.CONFIGS / "sam_cifar100_resnet18.toml"
+    program = published_program(file, jax.devices()[0], False)
+    state, loss = jax.eval_shape(program.step, *program.arguments)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(state) == shapes(program.arguments[0])
+    assert loss.shape == ()
+    assert program.batch_size == 256
