@@ -27,6 +27,8 @@ from benchmarks.cost.step_cost import StepCost
 from benchmarks.data import sources
 from benchmarks.errors import UsageError
 from benchmarks.experiment import Experiment, Job, Tables
+from benchmarks.experiments.budgets.equal_budgets import EqualBudgets
+from benchmarks.experiments.budgets.robustness import Robustness
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import EigenSAM
 from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
@@ -49,7 +51,16 @@ CLAIMS = (
     Alternatives(),
 )
 THEORY = (SDEPaths(), ThirdOrder(), XSAMPlane())
-OTHERS = (Demo(), EigenvectorSolvers(), Trackers(), StepCost(), CompileTime(), Scaling())
+OTHERS = (
+    EqualBudgets(),
+    Robustness(),
+    Demo(),
+    EigenvectorSolvers(),
+    Trackers(),
+    StepCost(),
+    CompileTime(),
+    Scaling(),
+)
 EXPERIMENTS = {own.name: own for own in (*SUITES, *CLAIMS, *THEORY, *OTHERS)}
 GROUPS = {"claims": [own.name for own in CLAIMS], "theory": [own.name for own in THEORY]}
 

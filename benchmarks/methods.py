@@ -75,15 +75,15 @@ def one_gradient_sam(rho: float = 0.2, decay: float = 0.9) -> optax.GradientTran
     return optax_sam.one_gradient(optax_sam.steepest_ascent(rho), decay=decay)
 
 
-def random_direction(rho: float = 0.2) -> optax.GradientTransformationExtraArgs:
+def random_direction(rho: float = 0.2, key: int = 0) -> optax.GradientTransformationExtraArgs:
     """A control for SAM: ε of the same length in a random direction."""
 
     def init(params):
         return jnp.zeros((), jnp.int32)
 
     def update(updates, count, params=None, **extra_args):
-        key = jax.random.fold_in(jax.random.key(0), count)
-        vector = tree_math.unit(tree_math.random_vector(key, updates))
+        own = jax.random.fold_in(jax.random.key(key), count)
+        vector = tree_math.unit(tree_math.random_vector(own, updates))
         return tree_math.scale(jnp.asarray(rho), vector), count + 1
 
     return optax_sam.sharpness_aware(optax.GradientTransformationExtraArgs(init, update))

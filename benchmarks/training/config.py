@@ -73,6 +73,8 @@ class Config:
     """The base optimizer, to which the method passes its gradient."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    label_smoothing: float = 0.0
+    """Share of each training label that is spread evenly over all classes."""
     weight_decay: float = 5e-4
     """Weight decay after the method: added to the gradient (sgd), or decoupled from it (adamw)."""
     seed: int = 0

@@ -43,6 +43,7 @@ class Program(NamedTuple):
     # record -> state, mean loss: of the clean pass, so of `ascent_batch` images, or at w + ε for a method
     # that needs no clean pass.
     step: Callable[..., tuple[TrainState, jax.Array]]
+    predict: Callable[..., jax.Array]  # state, images -> logits
     # State, images, labels -> sum of losses, number of correct predictions.
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     steps_per_epoch: int  # whole batches in the training data
@@ -77,7 +78,11 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         # copy=True: without it the second gradient would update BatchNorm and dropout keys again.
         model = nnx.merge(graphdef, params, rest, copy=True)
         model.train()
-        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+        if config.label_smoothing:
+            spread = optax.smooth_labels(jax.nn.one_hot(labels, dataset.num_classes), config.label_smoothing)
+            losses = optax.softmax_cross_entropy(model(images), spread)
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
 
     def step(
@@ -131,10 +136,14 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         return TrainState(params, rest, opt_state), value
 
     @jax.jit
-    def evaluate(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def predict(state: TrainState, images: jax.Array) -> jax.Array:
         model = nnx.merge(graphdef, state.params, state.rest, copy=True)
         model.eval()
-        logits = model(images)
+        return model(images)
+
+    @jax.jit
+    def evaluate(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = predict(state, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.sum(), (logits.argmax(-1) == labels).sum()
 
@@ -145,6 +154,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         init,
         loss,
         step,
+        predict,
         evaluate,
         steps_per_epoch,
         num_steps,

@@ -12,6 +12,9 @@ from benchmarks.claim import Claim
 from benchmarks.cost.compile_time import CompileTime
 from benchmarks.cost.step_cost import StepCost
 from benchmarks.experiment import is_done, measure_missing, read
+from benchmarks.experiments.budgets.equal_budgets import EqualBudgets
+from benchmarks.experiments.budgets.equal_budgets import Row as BudgetRow
+from benchmarks.experiments.budgets.robustness import Robustness
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import PAPERS, EigenSAM
 from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
@@ -56,7 +59,22 @@ SUITE = WrongLabels(
     noise=(0.0, 0.4),
     sharpness=True,
 )
+BUDGETS = {
+    "seeds": (0, 1),
+    "config": USUAL,
+    "rows": {
+        "sgd": BudgetRow("sgd", "SGD"),
+        "sam": BudgetRow("sam", "SAM", {"rho": 0.1}),
+        "random": BudgetRow("random_direction", "Random direction", {"rho": 0.1}, draws=True),
+        "sgd_averaged": BudgetRow("sgd", "SGD, averaged weights", {"ema": 0.8}),
+    },
+    "noise": (0.4,),
+    "tuning_seeds": (1000,),
+    "epochs": 2,
+}
 TINY = (
+    EqualBudgets(**BUDGETS),
+    Robustness(**BUDGETS, examined=("sgd", "sam"), levels=(0.4,)),
     SUITE,
     SuiteTimes("suite_time", is_alone=True, suite=SUITE),
     next(own for own in SUITES if own.name == "suite_digits"),

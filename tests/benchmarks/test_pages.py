@@ -16,7 +16,10 @@ from benchmarks.records import RESULTS
 from benchmarks.tables import filled
 from tests.benchmarks.conftest import REPOSITORY
 
-PAGES_WITH_EVIDENCE = ("claims", "theory", "curvature", "cost", "scaling", "demo")
+PAGES_WITH_EVIDENCE = (
+    *("claims", "theory", "curvature", "cost", "scaling", "demo"),
+    *("evidence/equal_budgets", "evidence/robustness"),
+)
 EXPERIMENTS = {name: own for name, own in __main__.EXPERIMENTS.items() if read(own, RESULTS)}
 SUITES = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, Suite)}
 
