@@ -64,9 +64,9 @@ BUDGETS = {
     "config": USUAL,
     "rows": {
         "sgd": BudgetRow("sgd", "SGD"),
-        "sam": BudgetRow("sam", "SAM", {"rho": 0.1}),
-        "random": BudgetRow("random_direction", "Random direction", {"rho": 0.1}, draws=True),
-        "sgd_averaged": BudgetRow("sgd", "SGD, averaged weights", {"ema": 0.8}),
+        "sam": BudgetRow("sam", "SAM", fixed={"rho": 0.1}),
+        "random": BudgetRow("random_direction", "Random direction", fixed={"rho": 0.1}, draws=True),
+        "sgd_averaged": BudgetRow("sgd", "SGD, averaged", {"ema": 0.8}),
     },
     "noise": (0.4,),
     "tuning_seeds": (1000,),

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import __main__
 from benchmarks.experiment import is_done, is_result_of, read
+from benchmarks.experiments.budgets.equal_budgets import EqualBudgets
+from benchmarks.experiments.budgets.search import neighbours
 from benchmarks.experiments.demo import SGD_SEARCH, TUNING_SEEDS, best
 from benchmarks.experiments.suite.rows import known_trials
 from benchmarks.experiments.suite.suite import TUNING_SEED, Suite
@@ -22,6 +24,7 @@ PAGES_WITH_EVIDENCE = (
 )
 EXPERIMENTS = {name: own for name, own in __main__.EXPERIMENTS.items() if read(own, RESULTS)}
 SUITES = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, Suite)}
+BUDGETS = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, EqualBudgets)}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_committed_results_are_those_of_the_code(name):
     records = read(own, RESULTS)
     jobs = own.jobs(records)
     assert all(any(is_result_of(record, job) for job in jobs) for record in records)
-    if name not in SUITES:
+    if name not in SUITES | BUDGETS:
         assert all(is_done(job, records) for job in jobs)
 
 
@@ -69,6 +72,37 @@ def test_committed_networks_have_all_their_trials_and_seeds_of_their_own(name):
     for row, noise, seed in counts:
         assert known_trials(trials, row, noise, own.rows)[1]
         assert seed in own.seeds
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_committed_rows_at_equal_budgets_are_complete_and_at_no_edge(name):
+    """A row or level that is defined need not be committed; one that is committed is complete."""
+    own = BUDGETS[name]
+    records = read(own, RESULTS)
+    networks = [record for record in records if record["part"] == "network"]
+    assert networks
+    assert not any("test_accuracy" in record for record in records if record["part"] == "trial")
+    seeds = {}
+    for record in networks:
+        at = record["row"], record["label_noise"]
+        seeds.setdefault(at, []).append(record["seed"])
+        tried, chosen = own.walk(records, *at)
+        assert record["settings"] == chosen
+        assert all(settings in tried for settings in neighbours(chosen))
+    assert all(sorted(found) == list(own.seeds) for found in seeds.values())
+
+
+def test_networks_trained_again_are_the_same_to_the_last_digit():
+    """Those that were rounded, and those whose accuracy is reported."""
+    at = lambda record: (record["row"], record["label_noise"], record["seed"])
+    first, again = (
+        {at(r): r for r in read(__main__.EXPERIMENTS[name], RESULTS) if r["part"] == "network"}
+        for name in ("equal_budgets", "robustness")
+    )
+    assert again.keys() <= first.keys()
+    for key, record in again.items():
+        for field in ("test_accuracy", "test_loss", "training_accuracy_on_noisy_labels"):
+            assert record[field] == first[key][field], key
 
 
 def test_committed_rows_of_the_first_suite_had_five_trials_each():

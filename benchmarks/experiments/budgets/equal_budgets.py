@@ -59,7 +59,7 @@ class Row(NamedTuple):
 ROWS = {
     "sgd": Row("sgd", "SGD"),
     "sgd_tuned": Row(
-        *("sgd", "SGD, rate and decay tuned", {"learning_rate": 0.05, "weight_decay": 5e-3}),
+        *("sgd", "SGD, tuned", {"learning_rate": 0.05, "weight_decay": 5e-3}),
         looks={"colour": GREY},
     ),
     "sam": Row("sam", "SAM", {"rho": 0.1}),
@@ -71,17 +71,15 @@ ROWS = {
     ),
     "momentum_sam": Row("momentum_sam", "Momentum-SAM", {"rho": 1.0}),
     "sgd_smoothed": Row(
-        "sgd", "SGD, label smoothing", {"label_smoothing": 0.2}, looks={"colour": SKY, "marker": "^"}
+        "sgd", "SGD, smoothed", {"label_smoothing": 0.2}, looks={"colour": SKY, "marker": "^"}
     ),
-    "sgd_averaged": Row("sgd", "SGD, averaged weights", {"ema": 0.98}, looks={"colour": PINK, "marker": "v"}),
+    "sgd_averaged": Row("sgd", "SGD, averaged", {"ema": 0.98}, looks={"colour": PINK, "marker": "v"}),
     "outside_16": Row(
         *("sam", "Ascent on 16 others", {"rho": 0.2}),
         fixed={"ascent_batch": 16, "ascent_outside": True},
         looks={"colour": ORANGE, "marker": "h"},
     ),
-    "sam_tuned": Row(
-        "sam", "SAM, rate and decay tuned", {"rho": 0.1, "learning_rate": 0.05, "weight_decay": 2e-3}
-    ),
+    "sam_tuned": Row("sam", "SAM, tuned", {"rho": 0.1, "learning_rate": 0.05, "weight_decay": 2e-3}),
 }
 
 

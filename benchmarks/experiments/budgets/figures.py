@@ -34,7 +34,7 @@ def draw(made: pd.DataFrame, rows: Mapping[str, Any], levels: Sequence[float], p
             )
         budgets = sorted({point[0] for point in points})
         axes.set_xscale("log", base=2)
-        axes.set_xlim(budgets[0] / 1.3, budgets[-1] * 2.6)
+        axes.set_xlim(budgets[0] / 1.3, budgets[-1] * 1.9)
         axes.set_xticks(budgets, [f"{gradients:,.0f}" for gradients in budgets])
         axes.minorticks_off()
         wrong = f"{100 * noise:.0f} % wrong labels" if noise else "right labels"
