@@ -38,6 +38,7 @@ from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.experiments.demo import Demo
 from benchmarks.experiments.eigenvector_solvers import EigenvectorSolvers
+from benchmarks.experiments.fine_tuning import FineTuning
 from benchmarks.experiments.suite.settings import SUITES
 from benchmarks.experiments.theory.sde_paths import SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
@@ -54,6 +55,7 @@ THEORY = (SDEPaths(), ThirdOrder(), XSAMPlane())
 OTHERS = (
     EqualBudgets(),
     Robustness(),
+    FineTuning(),
     Demo(),
     EigenvectorSolvers(),
     Trackers(),

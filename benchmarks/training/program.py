@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -18,7 +19,7 @@ from benchmarks import methods
 from benchmarks.data.arrays import Dataset, Split
 from benchmarks.data.augment import AUGMENTATIONS, augment
 from benchmarks.errors import UsageError
-from benchmarks.models import pretrained, table
+from benchmarks.models import encoder, pretrained, table
 from benchmarks.training.config import Config
 from benchmarks.training.parallel import OneDevice, make_layout
 from optax_sam import diagnostics
@@ -72,18 +73,24 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         _, params, rest = nnx.split(model, nnx.Param, ...)
         return TrainState(params, rest, tx.init(params))
 
-    def loss(
-        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, nnx.State]:
+    def outputs(params: nnx.State, rest: nnx.State, images: jax.Array) -> tuple[jax.Array, nnx.State]:
         # copy=True: without it the second gradient would update BatchNorm and dropout keys again.
         model = nnx.merge(graphdef, params, rest, copy=True)
         model.train()
+        logits = model(images)
+        return logits, nnx.split(model, nnx.Param, ...)[2]
+
+    def criterion(logits: jax.Array, labels: jax.Array) -> jax.Array:
         if config.label_smoothing:
             spread = optax.smooth_labels(jax.nn.one_hot(labels, dataset.num_classes), config.label_smoothing)
-            losses = optax.softmax_cross_entropy(model(images), spread)
-        else:
-            losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
-        return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
+            return optax.softmax_cross_entropy(logits, spread).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def loss(
+        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
+        logits, rest = outputs(params, rest, images)
+        return criterion(logits, labels), rest
 
     def step(
         state: TrainState,
@@ -119,11 +126,16 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         if config.curvature_batch is not None:
             seen = slice(0, config.curvature_batch // layout.num_programs)
             curvature_fn = lambda params: loss(params, state.rest, images[seen], labels[seen])[0]
+        value_fn = lambda params: loss(params, state.rest, images, labels)[0]
+        if config.functional:
+            # arXiv 2502.02407: the gradient of this is J(w + ε)ᵀ times the derivative by the outputs at w.
+            clean = jax.grad(criterion)(outputs(state.params, state.rest, images)[0], labels)
+            value_fn = lambda params: jnp.vdot(clean, outputs(params, state.rest, images)[0])
         updates, opt_state = tx.update(
             grads,
             state.opt_state,
             state.params,
-            value_fn=lambda params: loss(params, state.rest, images, labels)[0],
+            value_fn=value_fn,
             curvature_fn=curvature_fn,
             refresh=refresh,
             record=record,
@@ -149,7 +161,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
 
     init, step, like = layout.compile(init, step, tx)
     if config.pretrained:
-        init = partial(init, weights=pretrained.load(config.pretrained, like.params, dataset))
+        init = partial(init, weights=load_weights(config, like, dataset))
     return Program(
         init,
         loss,
@@ -163,6 +175,13 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         layout=layout,
         like=like,
     )
+
+
+def load_weights(config: Config, like: TrainState, dataset: Dataset) -> nnx.State:
+    """The published weights from which the network starts."""
+    if config.model == "minilm":
+        return encoder.load(config.pretrained, nnx.merge_state(like.params, like.rest))
+    return pretrained.load(config.pretrained, like.params, dataset)
 
 
 def whole_batches(config: Config, num_train: int) -> int:

@@ -37,18 +37,24 @@ class Walk(NamedTuple):
     chosen: Settings | None  # None until it is known
 
 
-def neighbours(settings: Settings) -> list[Settings]:
+def neighbours(settings: Settings, grids: Mapping[str, tuple[float, ...]] = GRIDS) -> list[Settings]:
     """One number moved one place, down and up."""
     moved = []
     for name, value in settings.items():
-        place = GRIDS[name].index(value)
-        if not 0 < place < len(GRIDS[name]) - 1:
+        place = grids[name].index(value)
+        if not 0 < place < len(grids[name]) - 1:
             raise ValueError(f"the grid of {name} ends at {value}; give it more values")
-        moved += [settings | {name: GRIDS[name][other]} for other in (place - 1, place + 1)]
+        moved += [settings | {name: grids[name][other]} for other in (place - 1, place + 1)]
     return moved
 
 
-def walk(trials: list[Record], start: Settings, seeds: tuple[int, ...], field: str) -> Walk:
+def walk(
+    trials: list[Record],
+    start: Settings,
+    seeds: tuple[int, ...],
+    field: str,
+    grids: Mapping[str, tuple[float, ...]] = GRIDS,
+) -> Walk:
     """The walk as far as its trials are known.
 
     Args:
@@ -56,11 +62,12 @@ def walk(trials: list[Record], start: Settings, seeds: tuple[int, ...], field: s
         start: where it starts.
         seeds: with which all settings are tried; their mean is compared.
         field: what is compared, the higher the better.
+        grids: of each number.
     """
     tried: list[Settings] = []
     here = start
     while True:
-        around = [here, *neighbours(here)]
+        around = [here, *neighbours(here, grids)]
         tried += [settings for settings in around if settings not in tried]
         scores = [mean(trials, settings, seeds, field) for settings in around]
         if None in scores:
