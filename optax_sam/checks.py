@@ -31,6 +31,7 @@ OF_UPDATE = (
     "axis_name",
     "m_sharpness",
     "params_axis_name",
+    "keep_ascent_value",
     "observe",
 )
 STATE_OF_ANOTHER_CHAIN = (

@@ -24,10 +24,10 @@ def varies_over(tree: Any) -> frozenset[Hashable]:
     """Returns the mesh axes along which a leaf is known to vary; none outside `shard_map(check_vma=True)`."""
 
     def axes(leaf: Any) -> frozenset[Hashable]:
-        kind: Any = jax.typeof(leaf)
-        if hasattr(kind, "manual_axis_type"):  # jax >= 0.10
-            return kind.manual_axis_type.varying
-        return kind.vma
+        kind: Any = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+        if (manual := getattr(kind, "manual_axis_type", None)) is not None:  # jax >= 0.10
+            return manual.varying
+        return getattr(kind, "vma", None) or frozenset()
 
     return frozenset[Hashable]().union(*map(axes, jax.tree.leaves(tree)))
 

@@ -59,6 +59,7 @@ import optax
 from optax_sam import checks, order, tree_math
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, GradFn, ValueFn
+from optax_sam.platforms import except_on_tpu
 from optax_sam.shards import sums_over_shards
 
 
@@ -69,7 +70,8 @@ class SharpnessAwareState(NamedTuple):
       step_count: number of updates made; int32. The stages get it as an extra argument.
       ascent_value: the loss at w + ε of the last update, a by-product of the second gradient: SAM's
         estimate of the worst loss nearby. A scalar, float32 or wider; 0 before the first update. It keeps
-        its value if the loss is not finite, or with `grad_fn`, which returns no loss.
+        its value if the loss is not finite, with `grad_fn`, which returns no loss, and on TPUs, where it
+        costs memory, unless `update` is asked for it: `keep_ascent_value=True`.
       ascent: state of the ascent stage.
       descent: state of the descent stage.
     """
@@ -99,7 +101,7 @@ def sharpness_aware(
         updates, state = tx.update(grads, state, params, value_fn=lambda params: loss(params, batch))
 
     `update(updates, state, params, *, value_fn=None, grad_fn=None, curvature_fn=None, refresh=None,
-    axis_name=None, m_sharpness=False, params_axis_name=None, **extra_args)`:
+    axis_name=None, m_sharpness=False, params_axis_name=None, keep_ascent_value=None, **extra_args)`:
 
       updates: gradient of the batch loss at `params`.
       value_fn: the loss of the same batch as a function of the parameters, a scalar. Use the same dropout
@@ -125,6 +127,10 @@ def sharpness_aware(
         Where nothing is tracked (`pmap`, `vmap`, `check_vma=False`) say it: one name, or a tuple of names,
         for all parameters, or a pytree with their structure or a prefix of it, such as the `in_specs`. `()`:
         none, as where each device trains a model of its own. See docs/devices.md.
+      keep_ascent_value: whether the state gets the loss at w + ε. None: except on TPUs, whose compiler
+        keeps the outputs of the model for it, in float32 as for the clean loss, though the gradient does not
+        need them: with the logits of a large vocabulary the step then needs far more memory. On CPUs and
+        GPUs it is free.
       observe: function called while the step is traced, with values that `update` does not return: the
         keyword arguments `perturbation` (ε) and `ascent_value` (the loss there, None with `grad_fn`). Used
         by `optax_sam.diagnostics.monitor`.
@@ -191,6 +197,7 @@ def sharpness_aware(
         axis_name: AxisName = None,
         m_sharpness: bool = False,
         params_axis_name: Any = None,
+        keep_ascent_value: bool | None = None,
         observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
@@ -231,9 +238,12 @@ def sharpness_aware(
         if is_own:
             direction = loss.average(direction)
         kept = state.ascent_value
+        if value is not None and keep_ascent_value is not False:
+            new = tree_math.finite_or(value, kept)
+            kept = new if keep_ascent_value else except_on_tpu(new, kept)
         return tree_math.cast_like(direction, updates), SharpnessAwareState(
             step_count=optax.safe_increment(state.step_count),
-            ascent_value=kept if value is None else tree_math.finite_or(value, kept),
+            ascent_value=kept,
             ascent=ascent_state,
             descent=descent_state,
         )

@@ -32,7 +32,8 @@ from benchmarks.methods import METHODS
 from benchmarks.records import Record
 from benchmarks.training.parallel import AXIS, fsdp_sharding
 
-NUM_ALPHAS = 21  # losses in a search of XSAM
+# Losses in a search of XSAM, products in a refresh of Eigen-SAM.
+IN_A_LOOP = {"xsam": 21, "eigen_sam": 5}
 LAYOUTS = ("data", "fsdp", "shard_map", "local")
 ROWS = ("sgd", "sam", "info_sam", "eigen_sam", "xsam")
 # Arguments of `update` for several devices.
@@ -95,9 +96,9 @@ class Scaling(Experiment):
         simulate(max(self.devices))
         is_occasional = METHODS[job["method"]].occasional
         records = [self.program(job, refresh) for refresh in ((False, True) if is_occasional else (None,))]
-        if job["method"] == "xsam":  # XLA counts one pass of its loop over the losses.
+        if times := IN_A_LOOP.get(job["method"]):  # XLA counts one pass.
             without, once = (record["flops_per_device"] for record in records)
-            records[1]["flops_per_device"] = without + NUM_ALPHAS * (once - without)
+            records[1]["flops_per_device"] = without + times * (once - without)
         return records
 
     def program(self, job: Job, refresh: bool | None) -> Record:

@@ -150,10 +150,15 @@ def compiled_rows(cost: StepCost, model: str, batch_size: int) -> dict[str, Row]
             {**counts(compiled), **state, **first_call, "parameter_bytes": size},
             "refresh" in name,
         )
-    if "xsam, refresh" in rows:  # XLA counts one pass of its loop over the losses.
-        without, once = rows["xsam"].counts, rows["xsam, refresh"].counts
-        for key in ("flops", "bytes_accessed"):
-            once[key] = without[key] + cost.num_alphas * (once[key] - without[key])
+    for name, times in {
+        "xsam, refresh": cost.num_alphas,
+        "eigen_sam, refresh": cost.num_iters,
+        "eigen_sam, refresh by lanczos": cost.num_iters,
+    }.items():
+        if name in rows and rows[name].counts["control_flow"]:  # XLA counts one pass of a loop.
+            without, once = rows[name.split(",")[0]].counts, rows[name].counts
+            for key in ("flops", "bytes_accessed"):
+                once[key] = without[key] + times * (once[key] - without[key])
     return rows
 
 

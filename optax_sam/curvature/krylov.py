@@ -3,7 +3,7 @@
     H Q = Q T + β_m q_{m+1} e_mᵀ,   QᵀQ = 1,   T tridiagonal
 
 `power_iteration` and `lanczos` return one eigenpair after a few products from a warm start: Eigen-SAM runs
-them inside a training step. Loops are unrolled, because gradients of convolutions are slow in loops on CPU.
+them inside a training step, in a loop where that is fast (`optax_sam.platforms`).
 
 `tridiagonalise` returns all of Q and T, for eigenpairs and densities between steps. The products are taken
 in a Python loop, so that compile time does not grow with their number. Where the Krylov space ends, as with
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import tree_math
+from optax_sam.platforms import repeated
 
 MatVec = Callable[[optax.Params], optax.Params]
 
@@ -36,12 +37,32 @@ def power_iteration(matvec: MatVec, start: optax.Params, num_iters: int) -> tupl
     Returns:
       (⟨u, H u⟩, v), where u is the iterate before the last: the last product gives both.
     """
-    vector = tree_math.unit(start)
-    for _ in range(num_iters):
+
+    def step(k: int | jax.Array, found: tuple[jax.Array, optax.Params]) -> tuple[jax.Array, optax.Params]:
+        _, vector = found
         product = matvec(vector)
-        eigenvalue = tree_math.vdot(vector, product)
-        vector = tree_math.unit(product)
-    return eigenvalue, vector
+        return tree_math.vdot(vector, product), tree_math.unit(product)
+
+    nothing = jnp.zeros((), tree_math.accumulation_dtype(start))
+    return repeated(step, (nothing, tree_math.unit(start)), num_iters)
+
+
+class LanczosState(NamedTuple):
+    """What `lanczos` knows between two products.
+
+    Attributes:
+      vector: q_{k+1}, the next to be multiplied, of unit length; 0 after the end of the space.
+      basis: Q, like the parameters with a first axis; 0 where nothing is known yet.
+      diagonal: of T, (m,).
+      off_diagonal: β_1 ... β_m, (m,); T contains all but the last. 0 where the space ended.
+      rest: the part of the last product that is outside the space.
+    """
+
+    vector: optax.Params
+    basis: optax.Params
+    diagonal: jax.Array
+    off_diagonal: jax.Array
+    rest: optax.Params
 
 
 def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Array, optax.Params]:
@@ -68,34 +89,36 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     """
     # Rows that are not known yet are 0, so that one operation a leaf gives all inner products with the basis.
     vector, basis = _first(start, num_iters)
-    diagonal: list[jax.Array] = []
-    off_diagonal: list[jax.Array] = []
+    zeros = jnp.zeros(num_iters, tree_math.accumulation_dtype(start))
 
-    def project(vector: optax.Params) -> optax.Params:
-        products = tree_math.computed_once(jax.vmap(tree_math.vdot, in_axes=(0, None))(basis, vector))
-        return jax.tree.map(jnp.subtract, vector, tree_math.weighted_sum(products[: len(diagonal)], basis))
+    def step(k: int | jax.Array, found: LanczosState) -> LanczosState:
+        vector = found.vector
+        basis = jax.tree.map(lambda rows, x: rows.at[k].set(x), found.basis, vector)
+        known = k + 1 if isinstance(k, int) else num_iters  # In a loop with the rows that are 0.
 
-    for k in range(num_iters):
+        def project(vector: optax.Params) -> optax.Params:
+            products = tree_math.computed_once(jax.vmap(tree_math.vdot, in_axes=(0, None))(basis, vector))
+            return jax.tree.map(jnp.subtract, vector, tree_math.weighted_sum(products[:known], basis))
+
         product = matvec(vector)
-        diagonal.append(tree_math.vdot(vector, product))
+        diagonal = found.diagonal.at[k].set(tree_math.vdot(vector, product))
         rest, residual, is_new = orthogonalise(product, project)
         residual = jnp.where(is_new, residual, 0)
-        if k == num_iters - 1:
-            break
-        off_diagonal.append(residual)
-        vector = tree_math.scale(jnp.where(is_new, tree_math.reciprocal_or_zero(residual), 0), rest)
-        basis = jax.tree.map(lambda rows, x, k=k: rows.at[k + 1].set(x), basis, vector)
+        vector = tree_math.scale(tree_math.reciprocal_or_zero(residual), rest)
+        return LanczosState(vector, basis, diagonal, found.off_diagonal.at[k].set(residual), rest)
+
+    start = LanczosState(vector, basis, zeros, zeros, vector)
+    _, basis, diagonal, off_diagonal, rest = repeated(step, start, num_iters)
 
     # A vector after the end of the space is 0. Its entry is set below the first one, which is at most the top
     # Ritz value, so that it is never chosen. Derivatives of `eigh` need entries that are all different.
-    exists = jnp.stack([jnp.asarray(True)] + [beta > 0 for beta in off_diagonal])
-    below = 0.618 + jnp.arange(num_iters, dtype=diagonal[0].dtype)
+    exists = jnp.append(True, off_diagonal[:-1] > 0)
+    below = 0.618 + jnp.arange(num_iters, dtype=diagonal.dtype)
     lower = diagonal[0] - (1 + jnp.abs(diagonal[0])) * below
-    entries = jnp.where(exists, jnp.stack(diagonal), lower)
-    ritz_values, ritz_vectors = ritz_pairs(entries, jnp.stack(off_diagonal) if off_diagonal else None)
+    ritz_values, ritz_vectors = ritz_pairs(jnp.where(exists, diagonal, lower), off_diagonal[:-1])
     value, coordinates = ritz_values[-1], ritz_vectors[:, -1]
     shift = jnp.maximum(0, -2 * ritz_values[0])
-    return value, _shifted_step(basis, coordinates, rest, value + shift, residual > 0)
+    return value, _shifted_step(basis, coordinates, rest, value + shift, off_diagonal[-1] > 0)
 
 
 def _shifted_step(
@@ -206,9 +229,9 @@ def orthogonalise(
     return product, residual, ~(residual <= 100 * jnp.finfo(residual.dtype).eps * length)
 
 
-def ritz_pairs(diagonal: jax.Array, off_diagonal: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def ritz_pairs(diagonal: jax.Array, off_diagonal: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the eigenvalues, ascending, and the eigenvectors (columns) of the tridiagonal matrix."""
     matrix = jnp.diag(diagonal)
-    if off_diagonal is not None:
+    if len(off_diagonal):
         matrix += jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
     return jnp.linalg.eigh(matrix)

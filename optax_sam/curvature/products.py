@@ -10,7 +10,7 @@ every function of `optax_sam.curvature` measures G. If ℓ is the cross-entropy 
 is also the Fisher information matrix of the model.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from optax_sam.batches import over_batches
 from optax_sam.curvature.krylov import MatVec
 from optax_sam.devices import AxisName
 from optax_sam.loss import BatchLoss, ValueFn
+from optax_sam.platforms import primitives
 
 NO_SECOND_DERIVATIVE = (
     "The loss has a gradient but no second derivative in forward mode, of which Hessian-vector products"
@@ -99,7 +100,7 @@ def check_second_derivative(
             return  # The gradient itself fails, and says why.
         raise TypeError(NO_SECOND_DERIVATIVE) from error
     # So JAX marks where it meets a `custom_vjp`. It is an error if the result depends on it, when compiled.
-    if "custom_lin" not in _primitives(program.jaxpr):
+    if "custom_lin" not in primitives(program.jaxpr):
         return
     constants = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in program.consts]
     evaluate = lambda constants, vector: jax.extend.core.jaxpr_as_fun(
@@ -109,15 +110,6 @@ def check_second_derivative(
         jax.jit(evaluate).lower(constants, jax.eval_shape(lambda: vector))
     except TypeError as error:
         raise TypeError(NO_SECOND_DERIVATIVE) from error
-
-
-def _primitives(program: Any) -> Iterator[str]:
-    """Yields the names of all operations of a program."""
-    is_program = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-    for equation in program.eqns:
-        yield equation.primitive.name
-        for inner in filter(is_program, jax.tree.leaves(equation.params, is_leaf=is_program)):
-            yield from _primitives(getattr(inner, "jaxpr", inner))
 
 
 def third_derivative(

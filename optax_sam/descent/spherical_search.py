@@ -37,6 +37,7 @@ import optax
 
 from optax_sam import checks, tree_math
 from optax_sam.loss import NO_LOSS, BatchLoss
+from optax_sam.platforms import is_traced
 from optax_sam.refresh import refreshed
 from optax_sam.schedules import radius_at
 
@@ -150,7 +151,7 @@ def spherical_search(
             radius = radius_at(rho_max, step_count, "rho_max")
             alphas = jnp.linspace(0, alpha_max, num_alphas, dtype=state.alpha.dtype)
             value = lambda alpha: loss.value(tree_math.add(params, point(alpha, radius)))
-            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+            if is_traced(params):
                 losses = jax.lax.map(value, alphas)
             else:  # Without `jit` the loop would be compiled again at every search.
                 losses = jnp.stack([value(alpha) for alpha in alphas])

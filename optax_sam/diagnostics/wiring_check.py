@@ -38,6 +38,7 @@ from optax_sam.devices import AxisName, axis_names, unnamed_axes, varies_over
 from optax_sam.diagnostics import wiring_measure
 from optax_sam.diagnostics.wiring_causes import Comparison, likely_cause
 from optax_sam.loss import DRAWS_KEYS, BatchLoss, GradFn, ValueFn
+from optax_sam.platforms import is_traced
 from optax_sam.refresh import refreshed
 
 Action = Literal["warn", "raise", "record"]
@@ -203,7 +204,7 @@ class Reported:
 
     def in_this_program(self, arrays: Any, function: Callable[..., Any] | None) -> set[str]:
         """Returns the kinds that were reported in the program that is being traced, to be added to."""
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
+        if is_traced(arrays):
             return set()
         while isinstance(function, functools.partial):
             function = function.func

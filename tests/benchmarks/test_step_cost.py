@@ -195,6 +195,22 @@ def test_a_search_is_counted_as_often_as_its_loop_runs():
     assert search == pytest.approx(20 * flops["forward pass"], rel=0.1)
 
 
+@pytest.mark.parametrize("row", ["eigen_sam, refresh", "eigen_sam, refresh by lanczos"])
+def test_products_are_counted_as_often_as_their_loop_runs(row):
+    """Without a convolution they are in one."""
+    rows = ("eigen_sam", row)
+    one, four = (
+        step_cost.compiled_rows(dataclasses.replace(COST, rows=rows, num_iters=n), "mlp", 128) for n in (1, 4)
+    )
+    assert not one[row].counts["control_flow"]
+    assert four[row].counts["control_flow"]
+    products = {
+        n: found[row].counts["flops"] - found["eigen_sam"].counts["flops"]
+        for n, found in ((1, one), (4, four))
+    }
+    assert products[4] == pytest.approx(4 * products[1], rel=0.1)
+
+
 def test_table_shows_ratios_to_the_own_framework_and_milliseconds(records):
     sgd = next(record for record in records if record["row"] == "sgd")
     sam = {**sgd, "row": "sam", "flops": 2 * sgd["flops"], "seconds": [0.001, 0.002, 0.003]}
