@@ -29,15 +29,16 @@ def random_normal(*, key: jax.Array | int = 0) -> optax.GradientTransformationEx
 
     Args:
       key: an int, or a key of `jax.random`, whose generator is then used. With an int it is JAX's default,
-        threefry: its numbers do not depend on how arrays are sharded, nor on the kind of device. On CPU it
-        is also the fastest. Those of `jax.random.key(0, impl="unsafe_rbg")` do depend on both, for fewer
-        operations per number and a program that compiles faster.
+        threefry: JAX promises that its numbers depend neither on how arrays are sharded nor on the kind of
+        device, and on CPU it is the fastest. `jax.random.key(0, impl="unsafe_rbg")` takes fewer operations a
+        number, and a program that compiles faster, without that promise.
 
     Returns:
       A gradient transformation without state, for the ascent of `sharpness_aware`. The entries have the
       structure, shapes and dtypes of the gradient.
 
-    Cost: a random number per parameter, about 100 operations; no gradient. Memory for n, which is ε later.
+    Cost: a random number per parameter, about 100 operations; no gradient. Memory for n, which is ε later;
+    while it is drawn, with threefry, that of the largest array or two more.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam
