@@ -10,13 +10,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 import optax_sam
 from benchmarks.errors import UsageError
-from optax_sam import tree_math
 
 NOTHING: Mapping[str, float] = {}
 
@@ -77,16 +74,8 @@ def one_gradient_sam(rho: float = 0.2, decay: float = 0.9) -> optax.GradientTran
 
 def random_direction(rho: float = 0.2, key: int = 0) -> optax.GradientTransformationExtraArgs:
     """A control for SAM: ε of the same length in a random direction."""
-
-    def init(params):
-        return jnp.zeros((), jnp.int32)
-
-    def update(updates, count, params=None, **extra_args):
-        own = jax.random.fold_in(jax.random.key(key), count)
-        vector = tree_math.unit(tree_math.random_vector(own, updates))
-        return tree_math.scale(jnp.asarray(rho), vector), count + 1
-
-    return optax_sam.sharpness_aware(optax.GradientTransformationExtraArgs(init, update))
+    noise = optax_sam.random_normal(key=key)
+    return optax_sam.sharpness_aware(optax.chain(noise, optax_sam.steepest_ascent(rho)))
 
 
 SMALL, USUAL, LARGE = {"rho": 0.02}, {"rho": 0.1}, {"rho": 1.0}
@@ -120,6 +109,9 @@ METHODS = {
     "gsam": Method(optax_sam.gsam, "GSAM", 2, USUAL, {"alpha": 0.1}, WINE, "^", "-."),
     # The weight of the sharpness is nine times SAM's at gamma 0.9, so the radii are smaller.
     "wsam": Method(optax_sam.wsam, "WSAM", 2, SMALL, {"gamma": 0.7}, WINE, "v", "-."),
+    "le_sam": Method(
+        *(optax_sam.le_sam, "LE-SAM", 2, {"sigma": 0.1, "rho_max": 0.3}, {"rho_max": 1.0}, WINE, "p", "-.")
+    ),
     "stable_sam": Method(optax_sam.stable_sam, "StableSAM", 2, USUAL, OTHER_RHO, WINE, "D", "-."),
     # Two ascents of this radius each.
     "lookbehind_sam": Method(
@@ -132,9 +124,12 @@ METHODS = {
     "one_gradient": one_gradient(
         *(one_gradient_sam, "One gradient, uphill", 1, USUAL, {"decay": 0.8}, RED, "^")
     ),
+    # σ, the noise relative to the weights.
+    "rwp": one_gradient(optax_sam.rwp, "RWP", 1, {"sigma": 0.01}, {"eta": 0.1}, SKY, "<"),
+    "mixed_rwp": Method(optax_sam.mixed_rwp, "Mixed RWP", 2, {"sigma": 0.01}, {"eta": 0.1}, SKY, ">"),
     # Controls and alternatives to SAM: see experiments/claims/alternatives.py.
     "reverse_sam": Method(optax_sam.reverse_sam, "Reverse-SAM", 2, USUAL, NOTHING, RED, "P"),
-    "random_direction": Method(random_direction, "Random direction", 2, USUAL, {"rho": 0.5}, GREY, "d"),
+    "random_direction": one_gradient(random_direction, "Random direction", 1, USUAL, {"rho": 0.5}, GREY, "d"),
     "reflected_sam": Method(reflected_sam, "Reflected SAM", 2, USUAL, NOTHING, GREEN, "^"),
     "gradient_norm_penalty": Method(
         *(optax_sam.gradient_norm_penalty, "Gradient norm penalty", 3, USUAL, NOTHING, ORANGE, "D")

@@ -9,9 +9,12 @@ Start at `optax_sam.sharpness_aware`: its module explains the idea behind all of
 from optax_sam import curvature as curvature
 from optax_sam import diagnostics as diagnostics
 from optax_sam import sde as sde
+from optax_sam.ascent.filter_norm import scale_by_filter_norm
 from optax_sam.ascent.fisher import fisher_information
 from optax_sam.ascent.gradient_noise import GradientNoiseState, gradient_noise
+from optax_sam.ascent.loss_budget import loss_budget
 from optax_sam.ascent.posterior_sample import PosteriorSampleState, posterior_sample, sample_params
+from optax_sam.ascent.random_normal import random_normal
 from optax_sam.ascent.running_mean import RunningMeanState, running_mean, subtract_running_mean
 from optax_sam.ascent.sparse_mask import SparseMaskState, dynamic_mask, fisher_mask, random_mask
 from optax_sam.ascent.steepest import SteepestAscentState, steepest_ascent
@@ -34,11 +37,14 @@ from optax_sam.methods.friendly_sam import friendly_sam
 from optax_sam.methods.gradient_norm_penalty import GradientNormPenaltyState, gradient_norm_penalty
 from optax_sam.methods.gsam import gsam
 from optax_sam.methods.info_sam import info_sam
+from optax_sam.methods.le_sam import le_sam
 from optax_sam.methods.look_sam import look_sam
 from optax_sam.methods.lookbehind_sam import lookbehind_sam
+from optax_sam.methods.mixed_rwp import mixed_rwp
 from optax_sam.methods.momentum_sam import momentum_sam
 from optax_sam.methods.presam import presam
 from optax_sam.methods.reverse_sam import reverse_sam
+from optax_sam.methods.rwp import rwp
 from optax_sam.methods.sam import sam
 from optax_sam.methods.sparse_sam import sparse_sam
 from optax_sam.methods.stable_sam import stable_sam
@@ -47,6 +53,7 @@ from optax_sam.methods.wsam import wsam
 from optax_sam.methods.xsam import xsam
 from optax_sam.one_gradient import RememberedGradientState, one_gradient
 from optax_sam.reuse import ReuseState, reuse
+from optax_sam.running_fisher import RunningFisherState, running_fisher
 from optax_sam.schedules import rho_following_learning_rate
 from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 
@@ -58,6 +65,8 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "SharpnessAwareState",
     "one_gradient",
     "RememberedGradientState",
+    "running_fisher",
+    "RunningFisherState",
     "reuse",
     "ReuseState",
     # Published methods.
@@ -76,8 +85,11 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "stable_sam",
     "lookbehind_sam",
     "bayesian_sam",
+    "le_sam",
     "look_sam",
     "momentum_sam",
+    "rwp",
+    "mixed_rwp",
     "reverse_sam",
     "gradient_norm_penalty",
     "GradientNormPenaltyState",
@@ -99,6 +111,9 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "running_mean",
     "subtract_running_mean",
     "RunningMeanState",
+    "loss_budget",
+    "random_normal",
+    "scale_by_filter_norm",
     "random_mask",
     "fisher_mask",
     "dynamic_mask",

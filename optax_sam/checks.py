@@ -101,7 +101,7 @@ def check_scalar(name: str, value: Any) -> None:
         )
 
 
-def check_radius(name: str, radius: Any) -> None:
+def check_radius(name: str, radius: Any, what: str = "the radius of a ball") -> None:
     """Raises unless `radius` is a number or scalar array of at least 0, or a schedule."""
     if callable(radius):
         return
@@ -114,10 +114,10 @@ def check_radius(name: str, radius: Any) -> None:
     if isinstance(radius, jax.core.Tracer):
         return
     if np.isinf(np.asarray(radius)) and radius > 0:
-        raise ValueError(f"`{name}` is the radius of a ball and must be finite, got {radius}.")
+        raise ValueError(f"`{name}` is {what} and must be finite, got {radius}.")
     if not np.asarray(radius) >= 0:
         raise ValueError(
-            f"`{name}` is the radius of a ball and must be at least 0, got {radius}: a negative radius"
+            f"`{name}` is {what} and must be at least 0, got {radius}: a negative one"
             " would turn the ascent into a descent. To descend on purpose (Reverse-SAM), chain"
             " `optax.scale(-1.0)` behind the ascent stage:"
             " `sharpness_aware(optax.chain(steepest_ascent(rho), optax.scale(-1.0)))`."
@@ -141,6 +141,22 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(
             f"`{name}` must be True or False, because it decides which program is compiled; got {value!r}."
             f' With `optax.inject_hyperparams` name it in `static_args`: `static_args=("{name}",)`.'
+        )
+
+
+def check_state_dtype(state_dtype: Any) -> None:
+    """Raises unless `state_dtype` is None or a floating-point dtype with the range of float32."""
+    if state_dtype is None:
+        return
+    try:
+        kind = None if isinstance(state_dtype, jax.Array | np.ndarray) else jnp.dtype(state_dtype)
+    except TypeError:
+        kind = None
+    if kind is None or not jnp.issubdtype(kind, jnp.floating) or jnp.finfo(kind).nexp < 8:
+        raise TypeError(
+            '`state_dtype` is the dtype in which a state is kept: "bfloat16", "float32", "float64" or None,'
+            f" got {state_dtype!r}. float16 is left out because its range is too small: what is kept would"
+            ' round to 0. With `optax.inject_hyperparams` name it in `static_args`: `("state_dtype",)`.'
         )
 
 

@@ -102,6 +102,10 @@ class BatchLoss:
         """
         return self._mean(tree) if self.m_sharpness else tree
 
+    def own_key(self, key: jax.Array) -> jax.Array:
+        """Returns a random key of all devices; with m-sharpness, one of this device's own."""
+        return shards.own_key(key, axis_names(self.axis_name)) if self.m_sharpness else key
+
     def _value_and_own_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
         if not self.m_sharpness:
             return self.value_and_gradient(params)

@@ -23,7 +23,7 @@ class RememberedGradientState(NamedTuple):
 
     Attributes:
       remembered_gradient: running mean m of the gradients at the perturbed points; like the parameters,
-        float32 or wider. 0 before the first update.
+        float32 or wider, or in `state_dtype`: 4 bytes a parameter, 2 in bfloat16. 0 before the first update.
     """
 
     remembered_gradient: optax.Updates
@@ -34,6 +34,7 @@ def one_gradient(
     descent: optax.GradientTransformation = optax.identity(),  # noqa: B008 (immutable)
     *,
     decay: float = 0.0,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a sharpness-aware method that takes one gradient per step: ε = ascent(m), m of past steps.
 
@@ -55,6 +56,7 @@ def one_gradient(
         `steepest_ascent(rho)` the perturbation is uphill along m. `momentum_sam` has it downhill.
       descent: transformation of g' into the direction for the base optimizer. Its extra argument `grad` is m.
       decay: decay of the running mean, in [0, 1). 0: the ascent follows the last g'.
+      state_dtype: dtype in which m is kept, as Optax's `mu_dtype`; None: float32 or wider.
 
     Returns:
       A gradient transformation with `SharpnessAwareState`. Its result has the structure, shapes and dtypes of
@@ -64,7 +66,7 @@ def one_gradient(
       ValueError, TypeError: as `sharpness_aware`; on a decay outside [0, 1).
 
     Cost: that of the base optimizer under `jit`; without `jit` two gradients, since Python computes the
-    clean one. Memory for m, one copy of the parameters, and for ε.
+    clean one. Memory for m, 4 bytes a parameter, 2 in bfloat16, and for ε.
 
     On several devices m is an average, so there is one ε for all of them: `m_sharpness` has no effect.
 
@@ -81,7 +83,8 @@ def one_gradient(
     """
     checks.check_number("decay", decay, below=1.0)
     checks.check_stage("descent", descent)
-    method = sharpness_aware(ascent, optax.chain(_remember(decay), descent))
+    checks.check_state_dtype(state_dtype)
+    method = sharpness_aware(ascent, optax.chain(_remember(decay, state_dtype), descent))
 
     def update(
         updates: optax.Updates,
@@ -95,18 +98,18 @@ def one_gradient(
         checks.check_state(state, SharpnessAwareState)
         order.check_nothing_in_between(updates, params)
         checks.check_m_sharpness(m_sharpness, extra_args.get("axis_name"))
-        remembered = state.descent[0].remembered_gradient
+        remembered = tree_math.widened(state.descent[0].remembered_gradient, params)
         direction, state = method.update(remembered, state, params, **extra_args)
         return tree_math.cast_like(direction, updates), state
 
     return optax.GradientTransformationExtraArgs(method.init, update)
 
 
-def _remember(decay: float) -> optax.GradientTransformation:
+def _remember(decay: float, state_dtype: Any) -> optax.GradientTransformation:
     """Returns a stage that passes g' on and keeps its running mean. A g' that is not finite is ignored."""
 
     def init(params: optax.Params) -> RememberedGradientState:
-        return RememberedGradientState(tree_math.zeros_like(params))
+        return RememberedGradientState(tree_math.zeros_like(params, state_dtype))
 
     def update(
         updates: optax.Updates, state: RememberedGradientState, params: optax.Params | None = None

@@ -35,8 +35,8 @@ class ReuseState(NamedTuple):
 
     Attributes:
       reuse_count: number of updates made, of which the method made those on refresh steps; int32.
-      reused_direction: u, of unit length or 0; like the parameters, float32 or wider. `optax.EmptyState()` if
-        α = 0.
+      reused_direction: u, of unit length or 0; like the parameters, float32 or wider, or in `state_dtype`:
+        4 bytes a parameter, 2 in bfloat16. `optax.EmptyState()` if α = 0.
       inner_state: state of the method, which does not change between refreshes.
     """
 
@@ -46,7 +46,7 @@ class ReuseState(NamedTuple):
 
 
 def reuse(
-    method: optax.GradientTransformation, alpha: float = 0.0, *, interval: int = 5
+    method: optax.GradientTransformation, alpha: float = 0.0, *, interval: int = 5, state_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """Computes the direction of a method on every k-th step and reuses a part of it in between.
 
@@ -57,6 +57,7 @@ def reuse(
         setting for CIFAR-100.
       interval: steps k from one refresh to the next with `refresh=None`; 5 by default in that code, 10 for
         CIFAR-100. The first update refreshes.
+      state_dtype: dtype in which u is kept, as Optax's `mu_dtype`; None: float32 or wider.
 
     Returns:
       A gradient transformation with `ReuseState` to put in front of a base optimizer. `update` takes the
@@ -67,7 +68,7 @@ def reuse(
       ValueError: if alpha is negative or the interval below 1.
 
     Cost: that of the method on refresh steps, otherwise that of the base optimizer and, with α > 0, a norm.
-    Memory for u, one copy of the parameters, with α > 0. A step compiled with `refresh=False` contains
+    Memory for u with α > 0: 4 bytes a parameter, 2 in bfloat16. A step compiled with `refresh=False` contains
     no second gradient; with `refresh=None` the second gradient is inside a `lax.cond`, which is slow for
     convolutions on CPU. With `m_sharpness=True` u, ‖g‖ and d come from the averages of the method's direction
     and of the clean gradient, since u is kept: one all-reduce more.
@@ -91,6 +92,7 @@ def reuse(
             f" is the number of steps between two refreshes, write `reuse(method, interval={alpha})`."
         )
     checks.check_interval(interval)
+    checks.check_state_dtype(state_dtype)
     method = optax.with_extra_args_support(method)
     reuses = isinstance(alpha, jax.Array) or alpha > 0
 
@@ -98,7 +100,7 @@ def reuse(
         checks.check_arrays(params)
         return ReuseState(
             reuse_count=jnp.zeros((), jnp.int32),
-            reused_direction=tree_math.zeros_like(params) if reuses else optax.EmptyState(),
+            reused_direction=tree_math.zeros_like(params, state_dtype) if reuses else optax.EmptyState(),
             inner_state=method.init(params),
         )
 
@@ -181,4 +183,5 @@ def _new_part(direction: optax.Updates, gradient: optax.Updates, last: optax.Upd
     # Where d is parallel to g, as for rho = 0, there is no such part.
     nothing = tree_math.is_rounding(length, tree_math.norm(direction))
     inverse = jnp.where(nothing, 0, tree_math.reciprocal_or_zero(length))
-    return tree_math.where(jnp.isfinite(length), tree_math.scale(inverse, rest), last)
+    new = tree_math.cast_like(tree_math.scale(inverse, rest), last)
+    return tree_math.where(jnp.isfinite(length), new, last)

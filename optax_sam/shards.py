@@ -20,7 +20,7 @@ import jax
 import optax
 from jax.sharding import PartitionSpec
 
-from optax_sam import descriptions
+from optax_sam import descriptions, keys
 from optax_sam.devices import axis_names, tracked, varies_over
 
 Axes = tuple[Hashable, ...]
@@ -29,6 +29,8 @@ Update = TypeVar("Update", bound=Callable[..., Any])
 # Axes by the path of the parameter. Part of the key of JAX's caches: without it, a sum that was traced for
 # whole parameters would be used again for shards of the same shape.
 _noted: Any = jax.make_user_context(default_value=())
+# The `PartitionSpec` by the path of the parameter, for those whose `PartitionSpec` the user passed.
+_placed: Any = jax.make_user_context(default_value=())
 
 
 def axes_of_parameters(params: optax.Params, params_axis_name: Any = None) -> list[Axes]:
@@ -58,6 +60,11 @@ def axes_named(params_axis_name: Any) -> frozenset[Hashable]:
 
 
 def _named(params: optax.Params, params_axis_name: Any) -> list[frozenset[Hashable]]:
+    return [_names(node) for node in _by_leaf(params, params_axis_name)]
+
+
+def _by_leaf(params: optax.Params, params_axis_name: Any) -> list[Any]:
+    """Returns for each parameter what `params_axis_name` says of it."""
     names = jax.tree.leaves(params_axis_name, is_leaf=_is_names)
     structure: Any = jax.tree.structure(params_axis_name, is_leaf=_is_names)
     try:
@@ -68,9 +75,7 @@ def _named(params: optax.Params, params_axis_name: Any) -> list[frozenset[Hashab
             " their structure or a prefix of it, such as the `in_specs` of `jax.shard_map` for them, but"
             f" {descriptions.first_difference(params_axis_name, params, prefix=True)}."
         ) from error
-    return [
-        _names(name) for name, subtree in zip(names, subtrees, strict=True) for _ in jax.tree.leaves(subtree)
-    ]
+    return [name for name, subtree in zip(names, subtrees, strict=True) for _ in jax.tree.leaves(subtree)]
 
 
 def _is_names(node: Any) -> bool:
@@ -94,7 +99,9 @@ def noted(params: optax.Params, params_axis_name: Any = None) -> Iterator[None]:
         yield  # What is noted belongs to the key of JAX's caches, so nothing is better than empty axes.
         return
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    with _noted(tuple(zip(paths, axes, strict=True))):
+    said = _by_leaf(params, params_axis_name) if params_axis_name is not None else []
+    placed = tuple((path, spec) for path, spec in zip(paths, said) if isinstance(spec, PartitionSpec))  # noqa: B905
+    with _noted(tuple(zip(paths, axes, strict=True))), _placed(placed):
         yield
 
 
@@ -144,6 +151,20 @@ def axes_of(tree: Any) -> list[Axes]:
     return [axes(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def along(path: Any, leaf: jax.Array, array_axes: tuple[int, ...]) -> Axes:
+    """Returns the mesh axes along which some of the axes of a sharded parameter are sharded."""
+    spec = dict(_placed.value).get(jax.tree_util.keystr(path))
+    if spec is None:
+        raise ValueError(
+            f"The parameter `params{jax.tree_util.keystr(path)}` is sharded inside `jax.shard_map` or"
+            " `jax.pmap`, and a sum runs over some of its axes, but it is not known along which of them it is"
+            " sharded. Pass the `in_specs` of the parameters, whose `PartitionSpec`s tell:"
+            " `tx.update(..., params_axis_name=specs)`."
+        )
+    entries = [*spec, *[None] * (leaf.ndim - len(spec))]
+    return tuple(name for axis in array_axes for name in axis_names(entries[axis]))
+
+
 def map_leaves(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Is `jax.tree.map` of a function that itself takes norms, of one leaf."""
     if not _noted.value:
@@ -166,5 +187,5 @@ def number(axes: Axes) -> int:
 def own_key(key: jax.Array, axes: Axes) -> jax.Array:
     """Returns a random key of this shard's own: with one key all shards would draw the same numbers."""
     for name in axes:
-        key = jax.random.fold_in(key, jax.lax.axis_index(name))
+        key = keys.fold_in(key, jax.lax.axis_index(name))
     return key

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from optax_sam import shards
+from optax_sam import keys, shards
 
 T = TypeVar("T")
 
@@ -37,9 +37,13 @@ def accumulation_dtype(*trees: optax.Params) -> jnp.dtype:
         return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
-def zeros_like(tree: optax.Params) -> optax.Params:
-    """Returns zeros shaped and sharded like `tree`, in float32 or wider: the initial value of a statistic."""
-    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=accumulation_dtype(x)), tree)
+def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
+    """Returns zeros shaped and sharded like `tree`: the initial value of a statistic.
+
+    They are float32 or wider, or have the dtype given. What computes with statistics (`mix`, `combine`)
+    computes in float32 or wider all the same, and rounds to the dtype of the old one.
+    """
+    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype or accumulation_dtype(x)), tree)
 
 
 @one_program
@@ -170,6 +174,11 @@ def full_precision(tree: optax.Params) -> optax.Params:
     return jax.tree.map(lambda x: jnp.asarray(x, accumulation_dtype(jnp.asarray(x))), tree)
 
 
+def widened(kept: optax.Params, like: optax.Params) -> optax.Params:
+    """Returns a statistic as it is computed with: in float32, or wider where it is or where `like` is."""
+    return jax.tree.map(lambda x, y: x.astype(accumulation_dtype(x, y)), kept, like)
+
+
 # Of stacked vectors: pytrees with one more axis, the first, which counts the vectors.
 
 
@@ -253,7 +262,7 @@ def random_vector(key: jax.Array, like: optax.Params) -> optax.Params:
 
         def normal(i: jax.Array, kind: Any = kind, key: jax.Array = own_key) -> jax.Array:
             # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
-            key_i = jax.random.fold_in(key, i)
+            key_i = keys.fold_in(key, i)
             return jax.random.normal(key_i, kind.shape, kind.dtype, out_sharding=kind.sharding)
 
         together = jax.lax.map(normal, jnp.asarray(indices))
@@ -270,7 +279,7 @@ def random_signs(key: jax.Array, like: optax.Params) -> optax.Params:
     def signs(i: int, leaf: jax.Array) -> jax.Array:
         # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
         sharding = jax.typeof(leaf).sharding
-        key_i = jax.random.fold_in(key, i)
+        key_i = keys.fold_in(key, i)
         heads = jax.random.bernoulli(key_i, shape=leaf.shape, out_sharding=sharding)
         return jnp.where(heads, 1, -1).astype(leaf.dtype)  # `rademacher`, which takes no sharding in jax 0.8
 

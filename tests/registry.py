@@ -64,6 +64,18 @@ def one_gradient_search(rho=0.05):
     return optax_sam.one_gradient(ascent, search, decay=0.5)
 
 
+def rwp(rho=0.05, *, eta=None):
+    return optax_sam.rwp(rho, eta=eta, decay=0.5)
+
+
+def mixed_rwp(rho=0.05):
+    return optax_sam.mixed_rwp(rho, 0.7, eta=0.5)
+
+
+def le_sam(rho=0.05):
+    return optax_sam.le_sam(0.02, rho)
+
+
 def monitored_sam(rho=0.05, *, num_steps=1):
     method = optax_sam.sam(rho, num_steps=num_steps)
     return diagnostics.monitor(method, interval=3, quantities=QUANTITIES, num_iters=2)
@@ -108,6 +120,10 @@ METHODS = [
     ),
     Method("momentum_sam", optax_sam.momentum_sam, (), is_uphill=False),
     Method("one_gradient_search", one_gradient_search, (), has_refresh=True, is_uphill=False),
+    Method("rwp", rwp, (), is_uphill=False),
+    Method("rwp_adaptive", partial(rwp, eta=0.5), (), is_uphill=False),
+    Method("mixed_rwp", mixed_rwp, (), is_uphill=False),
+    Method("le_sam", le_sam, ()),
     Method("reverse_sam", optax_sam.reverse_sam, is_uphill=False),
     Method("gradient_norm_penalty", optax_sam.gradient_norm_penalty, (), has_ascent=False),
     Method("combination", combination, has_refresh=True),

@@ -276,7 +276,7 @@ def test_init_on_abstract_parameters(method):
 
 PARAMETER_SHAPED = (
     *("eigenvector", "top_eigenvector", "gradient_mean", "noise_variance"),
-    *("running_mean", "precision", "reused_direction", "remembered_gradient"),
+    *("running_mean", "precision", "reused_direction", "remembered_gradient", "running_fisher"),
 )
 
 

@@ -40,7 +40,12 @@ def raises(error, *parts):
 PUBLISHED = {
     method.name: getattr(optax_sam, method.name) for method in METHODS if hasattr(optax_sam, method.name)
 } | {"bayesian_sam": functools.partial(optax_sam.bayesian_sam, num_examples=100)}
-RADII = [("rho", make) for make in [*PUBLISHED.values(), optax_sam.steepest_ascent]] + [
+RADII = [
+    ("rho", make)
+    for make in [*PUBLISHED.values(), optax_sam.steepest_ascent]
+    if "rho" in inspect.signature(make).parameters
+] + [
+    ("rho_max", lambda rho_max: optax_sam.le_sam(0.1, rho_max)),
     ("rho_max", optax_sam.spherical_search),
     ("rho_max", lambda rho_max: optax_sam.xsam(0.1, rho_max)),
 ]

@@ -72,6 +72,8 @@ ASCENTS = {
     "mean": optax.chain(optax_sam.running_mean(0.9), optax_sam.steepest_ascent(0.2)),
     "noise": optax_sam.steepest_ascent(0.2, objective=optax_sam.gradient_noise()),
     "sparse": optax.chain(optax_sam.steepest_ascent(0.2), optax_sam.fisher_mask(0.5)),
+    "budget": optax.chain(optax_sam.steepest_ascent(0.2), optax_sam.loss_budget(0.01)),
+    "random": optax.chain(optax_sam.random_normal(), optax_sam.scale_by_filter_norm(0.2)),
     "sample": optax_sam.posterior_sample(0.2, num_examples=10**9),
 }
 

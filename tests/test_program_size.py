@@ -21,6 +21,8 @@ METHODS = {
     "info_sam": optax_sam.info_sam,
     "eigen_sam": optax_sam.eigen_sam,
     "xsam": optax_sam.xsam,
+    "rwp": lambda rho: optax_sam.rwp(rho, eta=0.1),
+    "le_sam": lambda rho: optax_sam.le_sam(0.1, rho),
 }
 
 

@@ -95,6 +95,21 @@ def test_sam_in_a_limit(method, num_steps, problem, sam):
     assert not np.array_equal(actual["layer1"]["weight"], expected["layer1"]["weight"])
 
 
+@pytest.mark.parametrize(
+    ("method", "other"),
+    [
+        (optax_sam.le_sam(1e9, RHO), optax_sam.sam(RHO)),
+        (optax_sam.mixed_rwp(RHO, 1.0), optax_sam.rwp(RHO)),
+        (optax_sam.mixed_rwp(RHO, 0.0), optax.identity()),
+        (optax_sam.rwp(RHO, eta=0.0), optax_sam.rwp(RHO)),
+    ],
+    ids=["le_sam, no budget", "mixed_rwp, lam 1", "mixed_rwp, lam 0", "rwp, eta 0"],
+)
+def test_noise_and_budget_in_a_limit(method, other, problem):
+    other = optax.with_extra_args_support(other)
+    chex.assert_trees_all_close(trajectory(method, problem), trajectory(other, problem), rtol=1e-10)
+
+
 def test_asam_is_sam_where_all_weights_are_of_one_size(problem):
     params = jax.tree.map(lambda w: 0.3 * jnp.sign(w), problem.params)
     actual = first_direction(optax_sam.asam(RHO / 0.31, eta=0.01), problem, params)
@@ -250,7 +265,8 @@ def test_groups_with_their_own_gradients_are_m_sharpness(problem, sam):
 
 
 @pytest.mark.parametrize(
-    "name", ["info_sam", "combination", "vasso", "sparse_sam", "bayesian_sam", "look_sam"]
+    "name",
+    ["info_sam", "combination", "vasso", "sparse_sam", "bayesian_sam", "look_sam", "rwp_adaptive"],
 )
 def test_groups_with_their_own_gradients_keep_one_state(name, problem):
     """What is kept comes from averages: between them these methods have every statistic there is."""

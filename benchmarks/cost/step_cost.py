@@ -215,6 +215,9 @@ def provenance(frame: pd.DataFrame) -> str:
     few, many = rounds.min(), rounds.max()
     if many == 0:
         return f"{names}; counts alone"
+    if few == 0:  # Rows that were added to those of an earlier run.
+        few = rounds[rounds > 0].min()
+        names += "; rows without a time: counts alone"
     return f"{names}; {few if few == many else f'{few} to {many}'} rounds"
 
 

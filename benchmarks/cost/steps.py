@@ -28,6 +28,7 @@ FOR_ACCELERATORS = ("resnet18",)
 # The refresh inside a `cond`, where gradients of convolutions are slow on CPU.
 SLOW = "eigen_sam, automatic refresh"
 PART = "ascent on this fraction of the batch"
+GENERATOR = "generator of random numbers"
 TRACED = "a refresh that is true, which the compiler cannot know"
 
 
@@ -45,6 +46,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sam, ascent on 1/8": ("sam", {}, {PART: 8}),
     "sam, ascent on 1/16": ("sam", {}, {PART: 16}),
     "look_sam, refresh": ("look_sam", {}, {"refresh": True}),
+    "rwp, adaptive": ("rwp", {"eta": 0.1}, {}),
+    "rwp, unsafe_rbg": ("rwp", {GENERATOR: "unsafe_rbg"}, {}),
 }
 LEFT_OUT = ("presam", "asam_xsam", "xsam3", "one_gradient", "random_direction", "reflected_sam")
 # "reverse_sam" is SAM with another sign.
@@ -63,6 +66,8 @@ def rows(num_iters: int, num_alphas: int) -> dict[str, tuple[optax.GradientTrans
         options = {**row.options, **special.get(method, {}), **options}
         if method in ONE_RADIUS:
             options["rho"] = RHO
+        if generator := options.pop(GENERATOR, None):
+            options["key"] = jax.random.key(0, impl=generator)
         found[name] = (row.make(**options), refresh | arguments)
     return found
 

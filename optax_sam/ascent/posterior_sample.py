@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, keys, tree_math
 from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.schedules import radius_at
 
@@ -32,7 +32,8 @@ class PosteriorSampleState(NamedTuple):
     """State of `posterior_sample`.
 
     Attributes:
-      precision: scaled precision s of the posterior; like the parameters, float32 or wider.
+      precision: scaled precision s of the posterior; like the parameters, float32 or wider: 4 bytes a
+        parameter.
     """
 
     precision: optax.Params
@@ -105,7 +106,7 @@ def posterior_sample(
     ) -> tuple[optax.Updates, PosteriorSampleState]:
         checks.check_whole(updates)
         precision = state.precision
-        key_now = jax.random.fold_in(tree_math.random_key(key), step_count)
+        key_now = keys.fold_in(tree_math.random_key(key), step_count)
         gradient = loss.own_gradient(_sample(key_now, params, precision, num_examples))
         radius = radius_at(rho, step_count)
         epsilon = jax.tree.map(lambda g, s: radius * g.astype(s.dtype) / s, gradient, precision)

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, shards, tree_math
+from optax_sam import checks, keys, shards, tree_math
 from optax_sam.loss import NO_LOSS, BatchLoss
 from optax_sam.refresh import refreshed
 
@@ -187,7 +187,7 @@ def _masked(
         gradient = tree_math.full_precision(loss.average(updates if grad is None else grad))
 
         def chosen() -> optax.Params:
-            key_now = jax.random.fold_in(tree_math.random_key(key), step_count)
+            key_now = keys.fold_in(tree_math.random_key(key), step_count)
             mask = choose(state.mask, gradient, key_now, step_count)
             return tree_math.where(jnp.isfinite(tree_math.norm(gradient)), mask, state.mask)
 
@@ -210,7 +210,7 @@ def _uniform(key: jax.Array, like: optax.Params) -> optax.Params:
     def uniform(i: int, leaf: jax.Array, axes: shards.Axes) -> jax.Array:
         # On a mesh with explicit axes the sharding is part of the type; elsewhere it has no effect.
         sharding = jax.typeof(leaf).sharding
-        key_i = jax.random.fold_in(shards.own_key(key, axes), i)
+        key_i = keys.fold_in(shards.own_key(key, axes), i)
         return jax.random.uniform(key_i, leaf.shape, out_sharding=sharding)
 
     each = zip(range(len(leaves)), leaves, shards.axes_of(like), strict=True)

@@ -47,7 +47,8 @@ class TiltToTopEigenvectorState(NamedTuple):
       eigenvalue: estimate λ of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
       failed_refreshes: number of refreshes in which ε₀ was finite and no eigenvector was found, because the
         Hessian is not; int32. The last v is kept; if there was none, the method is SAM.
-      eigenvector: unit vector v; like the parameters, float32 or wider. Before the first refresh, the random
+      eigenvector: unit vector v; like the parameters, float32 or wider, or in `state_dtype`: 4 bytes a
+        parameter, 2 in bfloat16. Before the first refresh, the random
         vector with which it begins, so short (about 1e-18) that a tilt to it is lost in rounding. To start
         from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
     """
@@ -65,6 +66,7 @@ def tilt_to_top_eigenvector(
     solver: str = "power",
     decay: float = 0.0,
     key: jax.Array | int = 0,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Tilts a perturbation ε₀ towards the top eigenvector of the Hessian: ε = ε₀ + α s ‖ε₀‖ v⊥.
 
@@ -82,6 +84,7 @@ def tilt_to_top_eigenvector(
         nothing to average. At the paper's cost, `interval=5, num_iters=1, decay=0.8` with a quarter of the
         batch in `curvature_fn` tracked better than its settings, with right labels (docs/claims.md).
       key: of the random start vector of the first refresh; an int or a key of `jax.random`.
+      state_dtype: dtype in which v is kept, as Optax's `mu_dtype`; None: float32 or wider.
 
     Returns:
       A gradient transformation ε₀ ↦ ε with `TiltToTopEigenvectorState`. The Hessian is that of the extra
@@ -94,8 +97,8 @@ def tilt_to_top_eigenvector(
       TypeError: if `num_iters` is not a Python integer.
 
     Cost: on refresh steps `num_iters` Hessian-vector products, of about two gradients each. On other steps
-    two inner products. Memory for v, one copy of the parameters. If a refresh gives no finite vector, the
-    last one is kept.
+    two inner products. Memory for v: 4 bytes a parameter, 2 in bfloat16. If a refresh gives no finite vector,
+    the last one is kept.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -110,6 +113,7 @@ def tilt_to_top_eigenvector(
     checks.check_interval(interval)
     checks.check_count("num_iters", num_iters)
     checks.check_number("decay", decay, below=1.0)
+    checks.check_state_dtype(state_dtype)
     if solver not in SOLVERS:
         raise ValueError(f"`solver` must be one of {sorted(SOLVERS)}, got {solver!r}.")
     if solver != "power" and not isinstance(decay, jax.core.Tracer) and decay > 0:
@@ -120,10 +124,11 @@ def tilt_to_top_eigenvector(
         )
 
     def init(params: optax.Params) -> TiltToTopEigenvectorState:
+        start, like = start_vector(params, key), tree_math.zeros_like(params, state_dtype)
         return TiltToTopEigenvectorState(
             eigenvalue=jnp.zeros((), tree_math.accumulation_dtype(params)),
             failed_refreshes=jnp.zeros((), jnp.int32),
-            eigenvector=start_vector(params, key),
+            eigenvector=tree_math.cast_like(start, like),
         )
 
     def update(
@@ -140,14 +145,16 @@ def tilt_to_top_eigenvector(
         checks.check_whole(updates)
 
         def track() -> TiltToTopEigenvectorState:
-            last = (state.eigenvalue, state.eigenvector)
+            last = (state.eigenvalue, tree_math.widened(state.eigenvector, params))
             found, is_usable = improved_eigenpair(
                 last, loss.curvature_gradient, params, solver=solver, num_iters=num_iters, decay=decay
             )
             eigenvalue, eigenvector = tree_math.where(is_usable, found, last)
             has_failed = ~is_usable & jnp.isfinite(tree_math.norm(loss.average(updates)))
             return TiltToTopEigenvectorState(
-                eigenvalue, state.failed_refreshes + has_failed.astype(jnp.int32), eigenvector
+                eigenvalue,
+                state.failed_refreshes + has_failed.astype(jnp.int32),
+                tree_math.cast_like(eigenvector, state.eigenvector),
             )
 
         state = refreshed(refresh, step_count, interval, track, state)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, keys, tree_math
 from optax_sam.curvature.products import hessian_operator
 from optax_sam.progress import with_bar
 
@@ -100,4 +100,4 @@ def _layer_products(a: optax.Params, b: optax.Params) -> optax.Params:
 
 def sample_key(key: jax.Array | int, i: int) -> jax.Array:
     """Returns the key of the i-th random vector, the same in `trace` and `spectral_density`."""
-    return jax.random.fold_in(tree_math.random_key(key), i)
+    return keys.fold_in(tree_math.random_key(key), i)

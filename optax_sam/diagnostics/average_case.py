@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, keys, tree_math
 from optax_sam.batches import over_batches, value, value_and_gradient_over
 from optax_sam.diagnostics.ball import Ball, check_ball, make_ball
 from optax_sam.loss import ValueFn
@@ -113,7 +113,7 @@ def _mean_rises(
     at_w = value(loss, params)
 
     def mean_rise(index: jax.Array) -> jax.Array:
-        noise = tree_math.random_vector(jax.random.fold_in(key, index), params)
+        noise = tree_math.random_vector(keys.fold_in(key, index), params)
         epsilon = ball.perturbation(tree_math.scale(ball.radius, noise))
         plus = value(loss, tree_math.add(params, epsilon))
         minus = value(loss, jax.tree.map(jnp.subtract, params, epsilon))

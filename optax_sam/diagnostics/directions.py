@@ -15,21 +15,17 @@ References:
   Li et al., `Visualizing the loss landscape of neural nets <https://arxiv.org/abs/1712.09913>`_, 2018
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
-
-# An axis, axes, or None for an array that keeps its values, from the name of an array and the array.
-FilterAxis = int | Callable[[str, jax.Array], int | tuple[int, ...] | None]
+from optax_sam import checks, filters, keys, tree_math
 
 
 def filter_normalised(
-    direction: optax.Params, params: optax.Params, *, filter_axis: FilterAxis = -1
+    direction: optax.Params, params: optax.Params, *, filter_axis: filters.FilterAxis = -1
 ) -> optax.Params:
     """Scales every filter of a direction to the length of that filter of the parameters; 0 for biases.
 
@@ -64,7 +60,7 @@ def filter_normalised(
     checks.check_vector("`direction`", direction, params)
 
     def normalised(path: Any, d: jax.Array, w: jax.Array) -> jax.Array:
-        kept = _filter_axes(filter_axis, jax.tree_util.keystr(path, simple=True, separator="/"), w)
+        kept = filters.axes_that_count(filter_axis, path, w)
         if kept is None:
             return jnp.zeros_like(d)
         axes = tuple(axis for axis in range(w.ndim) if axis not in kept)
@@ -75,24 +71,8 @@ def filter_normalised(
     return jax.tree_util.tree_map_with_path(normalised, *trees)
 
 
-def _filter_axes(filter_axis: FilterAxis, name: str, w: jax.Array) -> set[int] | None:
-    """Returns the axes that count the filters of an array; None if it keeps its values."""
-    if not callable(filter_axis):
-        return None if w.ndim <= 1 else {filter_axis % w.ndim}
-    found = filter_axis(name, w)
-    if found is None:
-        return None
-    axes = (found,) if isinstance(found, int) else tuple(found)
-    if not all(-w.ndim <= axis < w.ndim for axis in axes):
-        raise ValueError(
-            f"`filter_axis` returned {found} for the array `{name}` of shape {w.shape}, which has no such"
-            " axis. Return the axis, or axes, that count its filters, or None if it is no weight."
-        )
-    return {axis % w.ndim for axis in axes}
-
-
 def random_directions(
-    params: optax.Params, num: int = 2, *, key: jax.Array | int = 0, filter_axis: FilterAxis = -1
+    params: optax.Params, num: int = 2, *, key: jax.Array | int = 0, filter_axis: filters.FilterAxis = -1
 ) -> tuple[optax.Params, ...]:
     """Returns random, filter-normalised directions, for `loss_surface`.
 
@@ -122,7 +102,5 @@ def random_directions(
     checks.check_params(params, params)
     checks.check_count("num", num)
     like = tree_math.full_precision(params)
-    keys = [jax.random.fold_in(tree_math.random_key(key), i) for i in range(num)]
-    return tuple(
-        filter_normalised(tree_math.random_vector(k, like), like, filter_axis=filter_axis) for k in keys
-    )
+    drawn = [tree_math.random_vector(keys.fold_in(tree_math.random_key(key), i), like) for i in range(num)]
+    return tuple(filter_normalised(noise, like, filter_axis=filter_axis) for noise in drawn)

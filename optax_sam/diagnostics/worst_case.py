@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import checks, tree_math
+from optax_sam import checks, keys, tree_math
 from optax_sam.batches import Evaluate, value_and_gradient_over
 from optax_sam.diagnostics.ball import NORMS, Ball, check_ball, make_ball
 from optax_sam.progress import counted
@@ -169,7 +169,7 @@ class Search(NamedTuple):
     def random_points(self, key: jax.Array) -> Iterator[Point]:
         """Yields points of the sphere: uniformly distributed for p = 2, corners for p = ∞."""
         for i in itertools.count(1):
-            noise = tree_math.random_vector(jax.random.fold_in(key, i), self.params)
+            noise = tree_math.random_vector(keys.fold_in(key, i), self.params)
             yield self.at(tree_math.scale(self.ball.radius, NORMS[self.ord].steepest(noise)))
 
     def worst_of(self, starts: Iterator[Point], num_iters: int, num_ascents: int) -> WorstCaseSharpness:

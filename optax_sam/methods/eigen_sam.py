@@ -1,5 +1,7 @@
 """Eigen-SAM: SAM's ε tilted towards the top eigenvector of the Hessian."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -20,6 +22,7 @@ def eigen_sam(
     decay: float = 0.0,
     key: jax.Array | int = 0,
     num_steps: int = 1,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Eigen-SAM: SAM's ε tilted towards the top eigenvector of the Hessian.
 
@@ -37,11 +40,12 @@ def eigen_sam(
         authors' rule.
       key: of the random start vector; an int or a key of `jax.random`.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
+      state_dtype: dtype in which v is kept, as Optax's `mu_dtype`; None: float32 or wider.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`, memory for one copy of the parameters, and on refresh steps about
+    Cost: that of `sam`, memory for v (4 bytes a parameter, 2 in bfloat16), and on refresh steps about
     2 `num_iters` gradients more.
 
     Deviations from the authors' code (RitianLuo/EigenSAM): see `optax_sam.ascent.top_eigenvector`.
@@ -64,6 +68,12 @@ def eigen_sam(
       <https://arxiv.org/abs/2501.12666>`_, 2024
     """
     tilt = tilt_to_top_eigenvector(
-        alpha, interval=interval, num_iters=num_iters, solver=solver, decay=decay, key=key
+        alpha,
+        interval=interval,
+        num_iters=num_iters,
+        solver=solver,
+        decay=decay,
+        key=key,
+        state_dtype=state_dtype,
     )
     return sharpness_aware(optax.chain(steepest_ascent(rho), tilt), num_steps=num_steps)

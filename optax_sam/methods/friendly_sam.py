@@ -1,5 +1,7 @@
 """Friendly SAM: ε along g − σ m, the gradient of this batch without the running mean m of all."""
 
+from typing import Any
+
 import optax
 
 from optax_sam import checks
@@ -10,7 +12,12 @@ from optax_sam.sharpness_aware import sharpness_aware
 
 @checks.goes_in_front
 def friendly_sam(
-    rho: optax.ScalarOrSchedule = 0.05, sigma: float = 1.0, decay: float = 0.9, *, num_steps: int = 1
+    rho: optax.ScalarOrSchedule = 0.05,
+    sigma: float = 1.0,
+    decay: float = 0.9,
+    *,
+    num_steps: int = 1,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Friendly SAM: ε = ρ r/‖r‖ with r_t = g_t − σ m_{t-1}.
 
@@ -25,6 +32,7 @@ def friendly_sam(
       sigma: σ; 1 in the authors' code. 0 is SAM.
       decay: λ in [0, 1); 0.9 is the default of the authors' code, 0.6 and 0.95 in their runs.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
+      state_dtype: dtype in which m is kept, as Optax's `mu_dtype`; None: float32 or wider.
 
     Returns:
       A gradient transformation to put in front of a base optimizer.
@@ -32,7 +40,7 @@ def friendly_sam(
     Raises:
       ValueError: if sigma is negative or the decay outside [0, 1).
 
-    Cost: that of `sam`, and memory for one copy of the parameters.
+    Cost: that of `sam`, and memory for m: 4 bytes a parameter, 2 in bfloat16.
 
     Deviations from the authors' code (nblt/F-SAM): see `optax_sam.ascent.running_mean`; theirs adds 1e-12 to
     the norm.
@@ -44,5 +52,5 @@ def friendly_sam(
     References:
       Li et al., `Friendly sharpness-aware minimization <https://arxiv.org/abs/2403.12350>`_, 2024
     """
-    ascent = optax.chain(subtract_running_mean(sigma, decay), steepest_ascent(rho))
+    ascent = optax.chain(subtract_running_mean(sigma, decay, state_dtype=state_dtype), steepest_ascent(rho))
     return sharpness_aware(ascent, num_steps=num_steps)

@@ -1,5 +1,7 @@
 """LookSAM: SAM on every k-th step; in between a part of its direction is reused, d = g + α ‖g‖ u."""
 
+from typing import Any
+
 import optax
 
 from optax_sam import checks
@@ -9,7 +11,12 @@ from optax_sam.reuse import reuse
 
 @checks.goes_in_front
 def look_sam(
-    rho: optax.ScalarOrSchedule = 0.1, alpha: float = 0.2, *, interval: int = 5, num_steps: int = 1
+    rho: optax.ScalarOrSchedule = 0.1,
+    alpha: float = 0.2,
+    *,
+    interval: int = 5,
+    num_steps: int = 1,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LookSAM: SAM on every k-th step; in between, d = g + α ‖g‖ u.
 
@@ -24,6 +31,7 @@ def look_sam(
       interval: steps k from one refresh to the next with `refresh=None`; 5 by default in that code, 10
         for CIFAR-100.
       num_steps: number of ascents that make up ε; see `sharpness_aware`.
+      state_dtype: dtype in which u is kept, as Optax's `mu_dtype`; None: float32 or wider.
 
     Returns:
       A gradient transformation to put in front of a base optimizer. Any other method is reused in the same
@@ -32,7 +40,8 @@ def look_sam(
     Raises:
       ValueError: if alpha is negative or the interval below 1.
 
-    Cost: 1 + 1/k gradients per step on average, memory for u. See `reuse`.
+    Cost: 1 + 1/k gradients per step on average, memory for u: 4 bytes a parameter, 2 in bfloat16. See
+    `reuse`.
 
     Deviations from the code (MarlonBecker/MSAM, `looksam.py`): where g' is parallel to g there is nothing to
     reuse and u = 0 (theirs: a unit vector of rounding errors, or NaN).
@@ -52,4 +61,4 @@ def look_sam(
       Liu et al., `Towards efficient and scalable sharpness-aware minimization
       <https://arxiv.org/abs/2203.02714>`_, 2022
     """
-    return reuse(sam(rho, num_steps=num_steps), alpha, interval=interval)
+    return reuse(sam(rho, num_steps=num_steps), alpha, interval=interval, state_dtype=state_dtype)

@@ -18,6 +18,7 @@ from benchmarks.experiment import do
 from benchmarks.models.cost_networks import Transformer
 
 NUM_ITERS = 2
+PARAMETERS_OF_MLP = 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10
 
 
 @functools.cache
@@ -48,6 +49,19 @@ def test_a_step_of_one_gradient_costs_what_sgd_costs(model, row):
     own, sgd = counts(model, row), counts(model, "sgd")
     assert own["flops"] <= 1.03 * sgd["flops"]
     assert own["control_flow"] == 0
+
+
+@pytest.mark.parametrize("row", ["rwp", "rwp, adaptive", "rwp, unsafe_rbg"])
+@pytest.mark.parametrize(("model", "batch_size"), [("strided_cnn", 128), ("mlp", 512)])
+def test_a_step_at_weights_with_noise_costs_what_sgd_costs_and_the_random_numbers(row, model, batch_size):
+    """Where a weight is used often enough: with images, or with large batches."""
+    assert counts(model, row, batch_size)["flops"] <= 1.05 * counts(model, "sgd", batch_size)["flops"]
+
+
+@pytest.mark.parametrize("row", ["rwp", "rwp, unsafe_rbg"])
+def test_noise_costs_about_a_hundred_operations_a_parameter(row):
+    own, sgd = counts("mlp", row), counts("mlp", "sgd")
+    assert own["flops"] - sgd["flops"] <= 100 * PARAMETERS_OF_MLP
 
 
 def test_a_clean_loss_that_is_returned_costs_a_forward_pass():
@@ -81,8 +95,7 @@ def test_an_ascent_on_a_part_of_the_batch_costs_that_part_of_a_gradient(row, fra
 )
 def test_where_parameters_outweigh_activations_a_method_keeps_few_copies_of_them(row, copies):
     own, by_hand = (counts("mlp", name)["temporary_bytes"] for name in (row, "sam by hand"))
-    parameter_bytes = 4 * (784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10)
-    assert own - by_hand <= (copies + 0.02) * parameter_bytes
+    assert own - by_hand <= (copies + 0.02) * 4 * PARAMETERS_OF_MLP
 
 
 @pytest.mark.parametrize(("model", "batch_size"), [("strided_cnn", 128), ("transformer", 8)])

@@ -28,7 +28,7 @@ SPECS = {
 }
 WAYS = ("checked", "unchecked")
 # The random numbers of a shard are its own; see below.
-RANDOM = ("sparse_sam", "bayesian_sam")
+RANDOM = ("sparse_sam", "bayesian_sam", "rwp", "rwp_adaptive", "mixed_rwp")
 NAMES = [method.name for method in METHODS if method.name not in RANDOM]
 MAKE = {name: BY_NAME[name].make for name in NAMES} | {
     "layerwise": lambda rho: optax_sam.sharpness_aware(optax_sam.steepest_ascent(rho, layerwise=True)),

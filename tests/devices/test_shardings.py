@@ -29,6 +29,8 @@ COPIES = {
     "sparse_sam": 1,
     "bayesian_sam": 2,
     "look_sam": 1,
+    "rwp_adaptive": 1,
+    "mixed_rwp": 1,
     "momentum_sam": 1,
     "one_gradient_search": 3,
 }

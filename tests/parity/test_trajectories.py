@@ -100,6 +100,14 @@ def uniform():
     return drawn(sparse_mask._uniform)
 
 
+LARGEST_RADIUS = 0.2
+
+
+def budget(step):
+    """A schedule for which σ/‖g‖ is above the largest radius at first, and then below."""
+    return 0.3 - 0.015 * step
+
+
 CASES = [
     Case("sam", lambda: optax_sam.sam(0.2), lambda: rules.Sam(0.2)),
     Case(
@@ -212,6 +220,30 @@ CASES = [
         lambda: optax_sam.one_gradient(optax_sam.steepest_ascent(0.2), decay=0.8),
         lambda: rules.OneGradient(0.2, 0.8, sign=1),
     ),
+    Case("rwp", lambda: optax_sam.rwp(0.2), lambda: rules.Rwp(0.2, noise())),
+    Case(
+        "rwp, adaptive",
+        lambda: optax_sam.rwp(0.2, eta=0.5, decay=0.8),
+        lambda: rules.Rwp(0.2, noise(), eta=0.5, decay=0.8),
+    ),
+    Case("mixed_rwp", lambda: optax_sam.mixed_rwp(0.2, 0.3), lambda: rules.Rwp(0.2, noise(), lam=0.3)),
+    Case(
+        "mixed_rwp, adaptive",
+        lambda: optax_sam.mixed_rwp(0.2, 0.3, eta=0.5, decay=0.8),
+        lambda: rules.Rwp(0.2, noise(), lam=0.3, eta=0.5, decay=0.8),
+    ),
+    Case(
+        "random direction",
+        lambda: optax_sam.sharpness_aware(
+            optax.chain(optax_sam.random_normal(), optax_sam.steepest_ascent(0.3))
+        ),
+        lambda: rules.RandomDirection(0.3, noise()),
+    ),
+    Case(
+        "le_sam",
+        lambda: optax_sam.le_sam(budget, LARGEST_RADIUS),
+        lambda: rules.LeSam(budget, LARGEST_RADIUS),
+    ),
     Case(
         "bayesian_sam",
         lambda: optax_sam.bayesian_sam(0.05, **BAYES),
@@ -321,6 +353,12 @@ def test_alpha_searches_find_different_values_inside_the_range():
             rule = case.transcription()
             found = {rule.alpha for _ in transcribed(case, rule)}
             assert 0 < min(found) < max(found) < 2, case.name
+
+
+def test_the_budget_limits_some_radii_and_the_largest_radius_the_others():
+    rule = rules.LeSam(budget, LARGEST_RADIUS)
+    list(transcribed(CASES[0], rule))
+    assert rule.limited == {False, True}
 
 
 @pytest.mark.parametrize("batch", BATCHES[:3], ids=["batch0", "batch1", "batch2"])

@@ -467,6 +467,60 @@ class BayesianSam:
         return self.mean / s
 
 
+class Rwp:
+    """d = λ g' + (1 − λ) g, g' = ∇L(w + ε), ε_f = σ ‖w_f‖ n_f / √(1 + η F_f); then F ← β F + g'².
+
+    The noise n is given. f is a column of a weight matrix (its last axis are the outputs), for ‖w_f‖ also a
+    whole bias; F of a bias is that of each entry.
+    """
+
+    def __init__(self, sigma, noise, lam=1.0, eta=0.0, decay=0.0):
+        self.sigma, self.noise, self.lam = sigma, iter(noise), lam
+        self.eta, self.decay, self.fisher = eta, decay, np.zeros(len(IS_WEIGHT))
+
+    def direction(self, w, batch, refresh=False):
+        lengths = of_columns(w, norm, norm)
+        fisher = of_columns(self.fisher, np.sum, lambda bias: bias)
+        epsilon = self.sigma * lengths * next(self.noise) / np.sqrt(1 + self.eta * fisher)
+        g_prime = gradient(w + epsilon, batch)
+        self.fisher = self.decay * self.fisher + g_prime**2
+        return self.lam * g_prime + (1 - self.lam) * gradient(w, batch)
+
+
+def of_columns(w, of_column, of_bias):
+    """A number for each column of a weight matrix, and what `of_bias` gives for a bias, like w."""
+    layers = unflatten(w.copy())
+    for layer in layers.values():
+        layer["weight"] = np.array([np.full(len(x), of_column(x)) for x in layer["weight"].T]).T
+        layer["bias"] = np.zeros(len(layer["bias"])) + of_bias(layer["bias"])
+    return flatten(layers)
+
+
+class RandomDirection:
+    """ε = ρ n/‖n‖ with the noise given."""
+
+    def __init__(self, rho, noise):
+        self.rho, self.noise = rho, iter(noise)
+
+    def direction(self, w, batch, refresh=False):
+        n = next(self.noise)
+        return gradient(w + self.rho * n / norm(n), batch)
+
+
+class LeSam:
+    """ε = ρ_t g/‖g‖ with ρ_t = min(σ_t/‖g‖, ρ_max)."""
+
+    def __init__(self, sigma, rho_max):
+        self.sigma, self.rho_max, self.step, self.limited = sigma, rho_max, 0, set()
+
+    def direction(self, w, batch, refresh=False):
+        g = gradient(w, batch)
+        rho = self.sigma(self.step) / norm(g)
+        self.limited.add(rho > self.rho_max)
+        self.step += 1
+        return gradient(w + min(rho, self.rho_max) * g / norm(g), batch)
+
+
 def momentum_sam_program(w, batches, *, rho, learning_rate, momentum):
     """Momentum-SAM as its authors run it: the parameters are those at w + ε. Yields w after every step."""
     buffer, inverse_norm = np.zeros_like(w), 0.0

@@ -23,7 +23,7 @@ from benchmarks.experiments.budgets import figures, tables
 from benchmarks.experiments.budgets.search import Settings, Walk, walk
 from benchmarks.experiments.networks import Network
 from benchmarks.figures import Style
-from benchmarks.methods import GREEN, GREY, METHODS, ORANGE, PINK, SKY
+from benchmarks.methods import GREEN, GREY, METHODS, ORANGE, PINK
 from benchmarks.records import Record
 from benchmarks.tables import where
 from benchmarks.train import evaluate
@@ -69,9 +69,10 @@ ROWS = {
         draws=True,
         looks={"colour": GREEN, "marker": "d"},
     ),
+    "rwp": Row("rwp", "RWP", {"sigma": 0.015}, draws=True),
     "momentum_sam": Row("momentum_sam", "Momentum-SAM", {"rho": 1.0}),
     "sgd_smoothed": Row(
-        "sgd", "SGD, smoothed", {"label_smoothing": 0.2}, looks={"colour": SKY, "marker": "^"}
+        "sgd", "SGD, smoothed", {"label_smoothing": 0.2}, looks={"colour": PINK, "marker": "^"}
     ),
     "sgd_averaged": Row("sgd", "SGD, averaged", {"ema": 0.98}, looks={"colour": PINK, "marker": "v"}),
     "outside_16": Row(
@@ -79,6 +80,7 @@ ROWS = {
         fixed={"ascent_batch": 16, "ascent_outside": True},
         looks={"colour": ORANGE, "marker": "h"},
     ),
+    "mixed_rwp": Row("mixed_rwp", "Mixed RWP", {"sigma": 0.015}, draws=True),
     "sam_tuned": Row("sam", "SAM, tuned", {"rho": 0.1, "learning_rate": 0.05, "weight_decay": 2e-3}),
 }
 
