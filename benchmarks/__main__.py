@@ -1,6 +1,6 @@
 """Measures what is missing of an experiment, then fills its pages and draws its pictures.
 
-    python -m benchmarks suite                  the accuracy suite: trials, networks, tables of RESULTS.md
+    python -m benchmarks suite                  the accuracy suite: trials, networks, tables and pictures
     python -m benchmarks claims theory          every claim on these pages
     python -m benchmarks eigen_sam --report-only
 
@@ -76,7 +76,7 @@ class Options:
     report_only: bool = False
     """Measure nothing."""
     seeds: tuple[int, ...] = ()
-    """Seeds of the networks or runs. Left out: those of the experiment."""
+    """Seeds of the networks or runs. Left out: the experiment's."""
     where: tuple[str, ...] = ()
     """Only the jobs with these values, for example: label_noise=0.4 row=sgd,sam"""
     processes: int = os.cpu_count() or 1
@@ -136,7 +136,7 @@ def tables(names: Iterable[str], results: Path) -> Tables:
             verdicts[own.page] += [(name, verdict) for verdict in own.report(frame, results).verdicts]
     for page, claims in GROUPS.items():
         if set(claims) <= set(names):
-            found[f"docs/{page}.md"]["summary"] = summary(verdicts[page])
+            found[f"docs/evidence/{page}.md"]["summary"] = summary(verdicts[page])
     return found
 
 

@@ -25,6 +25,8 @@ from benchmarks import figures
 from benchmarks.experiment import Experiment, Tables
 from benchmarks.tables import mean_and_error, number, table
 
+OUTCOMES = ("holds", "in part", "does not hold")
+
 
 class Verdict(NamedTuple):
     """The outcome for a claim."""
@@ -78,10 +80,13 @@ class Claim(Experiment):
     """An experiment that ends in verdicts, one block of a page.
 
     Attributes:
-        page: name of the page in `docs/`, of the folder with its picture, and beginning of the result file.
+        page: name of the page in `docs/evidence/`, of the folder with its picture, and beginning of the
+            result file.
+        picture: what the picture shows, for those who cannot see it; empty if there is none.
     """
 
     page: str = "claims"
+    picture: str = ""
 
     @property
     def files(self) -> dict[str, str]:
@@ -96,16 +101,23 @@ class Claim(Experiment):
         """One block: the verdicts, the tables and the picture."""
         report = self.report(frame, results)
         verdicts = table(("claim", "verdict", "numbers that decided"), report.verdicts, numbers=False)
-        block = "\n\n".join([verdicts, *report.tables, f"![{self.name}]({self.page}/{self.name}.png)"])
-        return {f"docs/{self.page}.md": {self.name: block}}
+        picture = [f"![{self.picture}]({self.page}/{self.name}.png)"] if self.picture else []
+        block = "\n\n".join([verdicts, *report.tables, *picture])
+        return {f"docs/evidence/{self.page}.md": {self.name: block}}
 
     def save(self, figure: Any, docs: Path) -> None:
         """Writes the picture of the claim, with a legend of all panels below them."""
-        figures.legend_below(figure)
-        figures.save(figure, docs / self.page / f"{self.name}.png")
+        figures.legend_below(figure, 2)
+        figures.save(figure, docs / "evidence" / self.page / f"{self.name}.png")
 
 
 def summary(verdicts: Iterable[tuple[str, Verdict]]) -> str:
-    """The table of (name of the claim, verdict) at the top of a page."""
-    rows = ((f"[{name}](#{name})", verdict.statement, verdict.outcome) for name, verdict in verdicts)
-    return table(("", "claim", "verdict"), rows, numbers=False)
+    """How many statements hold, from (name of the experiment, verdict): the table at the top of a page."""
+    found: dict[str, list[str]] = {}
+    for name, verdict in verdicts:
+        found.setdefault(name, []).append(verdict.outcome)
+    rows = [
+        (f"[{name}](#{name})", *(str(own.count(outcome)) for outcome in OUTCOMES))
+        for name, own in found.items()
+    ]
+    return table(("", *OUTCOMES), rows)

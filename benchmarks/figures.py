@@ -49,7 +49,7 @@ def style(method: str, label: str | None = None, line: str | None = None) -> Sty
 def panels(
     rows: int, columns: int, title: str, width: float = 3.5, height: float = 3.5
 ) -> tuple[plt.Figure, np.ndarray]:
-    """A figure with rows of panels; width and height are those of a panel, in inches."""
+    """A figure with rows of panels; width and height of a panel, in inches."""
     size = (width * columns, height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(title)
@@ -86,13 +86,46 @@ def lines(
     axes.set(xlabel=None, ylabel=None)
 
 
-def points(
+def name_point(axes: plt.Axes, place: tuple[float, float], text: str, side: str, colour: str) -> None:
+    """Writes a name beside a point, instead of a legend."""
+    (x, y), horizontal, vertical = {
+        "right": ((8, 0), "left", "center"),
+        "left": ((-8, 0), "right", "center"),
+        "above": ((0, 10), "center", "bottom"),
+        "below": ((0, -12), "center", "top"),
+    }[side]
+    axes.annotate(
+        *(text, place, (x, y)),
+        textcoords="offset points",
+        ha=horizontal,
+        va=vertical,
+        color=colour,
+    )
+
+
+def name_lines(
     axes: plt.Axes, frame: pd.DataFrame, x: str, y: str, styles: Mapping[Hashable, Style], by: str = "row"
 ) -> None:
-    """One point for each record."""
-    for key, row in styles.items():
-        own = frame[frame[by] == key]
-        axes.scatter(own[x], own[y], label=row.label, color=row.colour, marker=row.marker, alpha=0.8)
+    """Writes the name of each line at its right end, instead of a legend; names do not overlap."""
+    ends = {
+        key: frame[(frame[by] == key) & (frame[x] == frame[frame[by] == key][x].max())]
+        for key in styles
+        if by in frame and (frame[by] == key).any()
+    }
+    places = sorted((own[y].mean(), own[x].iloc[0], key) for key, own in ends.items())
+    low, high = axes.get_ylim()
+    height, last = 0.065 * (high - low), -np.inf
+    for value, right, key in places:
+        last = max(value, last + height)
+        axes.annotate(
+            *(styles[key].label, (right, last), (5, 0)),
+            textcoords="offset points",
+            va="center",
+            color=styles[key].colour,
+            annotation_clip=False,
+        )
+    if legend := axes.get_legend():
+        legend.remove()
 
 
 def ticks(axes: plt.Axes, values: Sequence[float]) -> None:

@@ -82,14 +82,6 @@ def table(titles: Iterable[str], lines: Iterable[Sequence[str]], *, numbers: boo
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def aligned(text: str) -> str:
-    """A Markdown table whose columns are aligned in the source too."""
-    rows = [line[2:-2].split(" | ") for line in text.splitlines()]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join("| " + " | ".join(row) + " |" for row in padded)
-
-
 def filled(page: str, tables: Mapping[str, str]) -> str:
     """Puts each table between its marks, `<!-- table: name -->` and `<!-- end -->`.
 

@@ -206,7 +206,7 @@ def load_dataset(config: Config) -> arrays.Dataset:
 
 
 def add_label_noise(train: arrays.Split, config: Config, num_classes: int) -> arrays.Split:
-    """Puts the training data on the device, with the wrong labels of this run's seed."""
+    """Puts the training data on the device, with the noisy labels of this run's seed."""
     key = jax.random.fold_in(jax.random.key(config.seed), NOISE_STREAM)
     labels = add_noise(train.labels, key, config.label_noise, num_classes)
     return arrays.Split(jnp.asarray(train.images), labels)

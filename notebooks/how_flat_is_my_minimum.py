@@ -36,10 +36,10 @@ from optax_sam import curvature, diagnostics
 from optax_sam.diagnostics import plotting
 
 # %% [markdown]
-# ## Real images, wrong labels
+# ## Real images, noisy labels
 #
-# 500 of scikit-learn's digits for training, 40 % of their labels made wrong, and 1,297 digits with right labels for
-# testing. Networks that memorise the wrong labels do badly on the test images, so there is something for flatness to
+# 500 of scikit-learn's digits for training, 40 % noisy labels, and 1,297 digits with clean labels for
+# testing. Networks that memorise the noisy labels do badly on the test images, so there is something for flatness to
 # explain.
 
 # %%
@@ -141,7 +141,7 @@ networks = {
 # %% [markdown]
 # ## How sharp?
 #
-# No single number answers this. All of the following use the loss on the whole training set, wrong labels included:
+# No single number answers this. All of the following use the loss on the whole training set, noisy labels included:
 #
 # - **λ_max** and the **trace** of the Hessian: curvature along the worst direction, and over all directions;
 # - **first order**, what SAM's own perturbation finds: $L(w + \rho\, g/\|g\|) - L(w)$;
@@ -203,7 +203,7 @@ for name in methods:
 
 # %% [markdown]
 # At the same weight decay SAM's and Eigen-SAM's networks are more accurate than SGD's, and flatter by every measure but
-# one. The exception is the first-order measure, the one that SAM itself uses: where SGD has memorised every wrong label,
+# one. The exception is the first-order measure, the one that SAM itself uses: where SGD has memorised every noisy label,
 # hardly any gradient is left to follow, and the measure calls the sharpest network in the table flat. The worst case in
 # the same ball is many times higher.
 #
@@ -237,24 +237,25 @@ for measure_name, by_group in correlations.items():
     print(f"{measure_name:14s}" + "".join(f"{value:12.2f}" for value in by_group.values()))
 
 # %%
-figure, panels = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", sharey=True)
+figure, panels = plt.subplots(3, 1, figsize=(5.5, 7.5), layout="constrained")
 colours = dict(zip(methods, ("#000000", "#0072B2", "#CC79A7"), strict=True))
 markers = dict(zip(decays, "o^s", strict=True))
 for axes, measure_name in zip(panels, ("λ_max", "worst case", "adaptive"), strict=True):
-    for (name, decay, seed), numbers in measured.items():
+    for (name, decay, _), numbers in measured.items():
         axes.scatter(
             numbers[measure_name],
             100 * numbers["test accuracy"],
             color=colours[name],
             marker=markers[decay],
-            label=f"{name}, decay {decay:g}" if seed == 0 else None,
         )
-    axes.set(xlabel=measure_name, xscale="log")
+    axes.set(xlabel=measure_name, xscale="log", ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-panels[0].set_ylabel("test accuracy (%)")
-figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+looks = [({"color": colour, "marker": "o"}, name) for name, colour in colours.items()]
+looks += [({"color": "#7F7F7F", "marker": marker}, f"decay {decay:g}") for decay, marker in markers.items()]
+handles = [plt.Line2D([], [], ls="none", label=label, **look) for look, label in looks]
+figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
 
 # %% [markdown]
 # - The **first-order** measure correlates with accuracy with the wrong sign.

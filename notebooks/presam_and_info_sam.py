@@ -78,7 +78,7 @@ print(
 #
 # SAM sees the gradient of a mini-batch, g + ξ. If ξ is large in coordinates where g is small, ε follows the noise: the true loss
 # rises less than it could ("adversarial model degradation"). InfoSAM divides by the noise variance, estimated while training. The verdict is
-# computed as on the page "What the papers claim, and what was found here": the claim is that infoSAM's ε raises the true loss more than
+# computed as on the page "What the papers claim": the claim is that infoSAM's ε raises the true loss more than
 # SAM's; compared, in two cases, is the rise in percent of the highest, gradient by gradient.
 
 # %%
@@ -134,9 +134,9 @@ for (case, info), share in shares.items():
 verdict({case: shares[case, True] - shares[case, False] for case in cases})
 
 # %%
-figure, panels = plt.subplots(1, 4, figsize=(11, 3.3), layout="constrained", sharey=True)
+figure, panels = plt.subplots(2, 2, figsize=(5.5, 5.5), layout="constrained", sharex=True, sharey=True)
 grid = np.linspace(-0.75, 0.75, 61)
-for axes, ((case, info), epsilon) in zip(panels, found.items(), strict=True):
+for axes, ((case, info), epsilon) in zip(panels.flat, found.items(), strict=True):
     axes.contourf(
         grid, grid, rise(cases[case], np.stack(np.meshgrid(grid, grid), -1)), 14, cmap="Greys", alpha=0.7
     )
@@ -144,13 +144,14 @@ for axes, ((case, info), epsilon) in zip(panels, found.items(), strict=True):
     axes.scatter(*epsilon.T, s=12, alpha=0.3, color=colour, lw=0)
     worst = around[np.argmax(rise(cases[case], around))]
     axes.plot(*worst, "*", ms=14, color="#E69F00", mec="k")
-    axes.set(aspect="equal", xlabel="little noise", title=f"{'infoSAM' if info else 'SAM'},\n{case}")
-panels[0].set_ylabel("ten times the noise")
+    axes.set(aspect="equal", title=f"{'infoSAM' if info else 'SAM'},\n{case}")
+figure.supxlabel("little noise")
+figure.supylabel("ten times the noise")
 
 # %% [markdown]
-# Dots: adversaries from 400 noisy gradients; star: the worst point of the circle. On the right the assumption fails: the noisy
-# coordinate is also the one with the signal, and the weighting gains nothing. In networks trained with wrong labels, that
-# is the usual case: see the page "What the papers claim, and what was found here".
+# Dots: adversaries from 400 noisy gradients; star: the worst point of the circle. Below, the assumption fails: the noisy
+# coordinate is also the one with the signal, and the weighting gains nothing. In networks trained with noisy labels, that
+# is the usual case: see the page "What the papers claim".
 #
 # ## An asymmetric valley
 #

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Quick start
 #
-# Train a small network on real images with some wrong labels, with and without sharpness-aware minimisation. It runs in
+# Train a small network on real images with some noisy labels, with and without sharpness-aware minimisation. It runs in
 # half a minute on two CPU cores.
 
 # %%
@@ -32,7 +32,7 @@ matplotlib.rcParams["figure.dpi"] = 150
 # %% [markdown]
 # ## Data
 #
-# 500 of scikit-learn's handwritten digits for training, 40 % of their labels made wrong; 1,297 with right labels for
+# 500 of scikit-learn's handwritten digits for training, 40 % of them with noisy labels; 1,297 with clean labels for
 # testing. Without this noise the task is too easy to show anything.
 
 # %%
@@ -118,12 +118,12 @@ for rho in radii:
 
 # %%
 figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-looks = (("#000000", "o"), ("#56B4E9", "s"), ("#D55E00", "^"))
-for rho, (colour, marker) in zip(radii, looks, strict=True):
+looks = (("#000000", "o", "-"), ("#0072B2", "s", "--"), ("#0072B2", "^", "-"))
+for rho, (colour, marker, line) in zip(radii, looks, strict=True):
     accuracies = np.asarray(runs[rho][2])
     epochs = 1 + np.arange(accuracies.shape[1])
     label = "SGD" if rho == 0 else f"SAM, ρ = {rho:g}"
-    style = {"color": colour, "marker": marker, "markevery": 3, "markersize": 4}
+    style = {"color": colour, "marker": marker, "ls": line, "markevery": 3, "markersize": 4}
     axes.plot(epochs, accuracies.mean(0), label=label, **style)
     axes.fill_between(epochs, accuracies.min(0), accuracies.max(0), color=colour, alpha=0.15, linewidth=0)
 axes.set(xlabel="epoch", ylabel="test accuracy (%)")
@@ -131,8 +131,8 @@ axes.spines[["top", "right"]].set_visible(False)
 figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
 # %% [markdown]
-# Lines are means over the seeds, bands run from the lowest to the highest. SGD learns the right labels first and then
-# memorises the wrong ones; with a sufficient radius SAM memorises them later, if it is not trained for much longer. The setting was
+# Lines are means over the seeds, bands run from the lowest to the highest. SGD learns the clean labels first and then
+# memorises the noisy ones; with a sufficient radius SAM memorises them later, if it is not trained for much longer. The setting was
 # made to show this: on clean, easy data expect little or nothing, and here strong weight decay would help SGD too.
 #
 # ## What the state knows

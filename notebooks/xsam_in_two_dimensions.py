@@ -109,7 +109,7 @@ axes.set(xlabel="x − x(w)", ylabel="y − y(w)")
 #
 # After two ascents, g₂ is a good direction *there*. Applied at w, is it better than g₁? The paper shows a case in which it is
 # worse. Over a grid of points, here are the angles from the worst point of the circle around each, for two ascents of ρ each and of ρ/2 each,
-# as in XSAM's code. The verdict is computed as on the page "What the papers claim, and what was found here": the claim is that g₂ is
+# as in XSAM's code. The verdict is computed as on the page "What the papers claim": the claim is that g₂ is
 # further from the worst point than g₁; compared, for each ρ, are the angles in degrees, point by point.
 
 

@@ -60,7 +60,7 @@ from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 (grouped by role)
-    # Combinators: two gradients a step; one; one, and a second on every k-th step.
+    # Combinators: two gradients per step; one; one, and a second on every k-th step.
     "sharpness_aware",
     "SharpnessAwareState",
     "one_gradient",

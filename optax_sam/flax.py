@@ -24,7 +24,7 @@ def nnx_value_fn(
 
     Call it *before* the clean gradient. It copies the model and the arguments, together, as they are then;
     each evaluation of the result uses another copy. So every pass draws the same dropout masks as the clean
-    one, and no pass but the clean one changes BatchNorm statistics or moves a random stream on. This holds
+    one, and no pass but the clean one changes BatchNorm statistics or advances a random stream. This holds
     for random streams in the model and for `nnx.Rngs` among the arguments.
 
     Args:
@@ -266,7 +266,7 @@ def note(error: Exception) -> str | None:
 def describe(node: Any) -> str | None:
     """Returns what to call a variable of nnx in an error, and what to do with it; None for anything else.
 
-    `nnx.grad` returns variables, and `nnx.Optimizer` hands over arrays.
+    `nnx.grad` returns variables, and `nnx.Optimizer` passes arrays.
     """
     if isinstance(node, nnx.Variable):
         return f"a variable {type(node).__name__} of flax's nnx (`nnx.as_pure(tree)` makes them arrays)"

@@ -50,9 +50,9 @@ def masked(inner: optax.GradientTransformation, mask: Mask) -> optax.GradientTra
       TypeError, ValueError: at trace time, if the mask is no pytree of bools, does not fit the parameters, or
         selects none of them.
 
-    Cost: that of `inner` for the selected parameters alone: the second gradient is not taken for the others.
+    Cost: as `inner` on the selected parameters alone: the second gradient is not taken for the others.
 
-    Example: a trained head on frozen layers; norms are those of the head.
+    Example: a trained head on frozen layers; norms are the head's.
       >>> import jax, jax.numpy as jnp, optax, optax_sam
       >>> params = {"body": jnp.ones(3), "head": jnp.ones(2)}
       >>> trained = {"body": False, "head": True}
@@ -129,7 +129,7 @@ def partition(
     Raises:
       ValueError: at trace time, if no parameter has the label of an ascent.
 
-    Cost: that of the ascents.
+    Cost: as the ascents.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax_sam

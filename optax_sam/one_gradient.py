@@ -6,7 +6,7 @@ what is remembered, a running mean m of the gradients g' at past perturbed point
     ε = ascent(m),    g' = ∇L(w + ε),    d = descent(g'),    m ← decay · m + (1 − decay) · g'        (m_0 = 0)
 
 Nothing reads the clean gradient that is passed to `update`. So under `jit` it is dead code: XLA drops its
-backward pass, and the step has the flops of one gradient, though the training loop is that of every method.
+backward pass, and the step has the flops of one gradient. The training loop is the same as for every method.
 """
 
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ def one_gradient(
     Raises:
       ValueError, TypeError: as `sharpness_aware`; on a decay outside [0, 1).
 
-    Cost: that of the base optimizer under `jit`; without `jit` two gradients, since Python computes the
+    Cost: as the base optimizer under `jit`; without `jit` two gradients, since Python computes the
     clean one. Memory for m, 4 bytes a parameter, 2 in bfloat16, and for ε.
 
     On several devices m is an average, so there is one ε for all of them: `m_sharpness` has no effect.

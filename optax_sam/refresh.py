@@ -2,7 +2,7 @@
 
     refresh=None      every `interval` steps, by the stage's own count, in a `lax.cond`
     refresh=True      in this step; decided at trace time, no control flow in the program
-    refresh=False     not in this step; the program is as small and as fast as that of plain SAM
+    refresh=False     not in this step; the program is as small and as fast as plain SAM's
     a traced bool     a `lax.cond` on it
 
 A training loop that decides on the host has two compiled programs and no extra cost between refreshes:

@@ -1,6 +1,6 @@
 """A method at the price of 1 + 1/k: its direction d is computed every k-th step, and reused in between.
 
-On a refresh step the direction is that of the method. What it adds to the clean gradient g is kept: the
+On a refresh step the direction is the method's. What it adds to the clean gradient g is kept: the
 unit vector u of the part of d that is orthogonal to g. In between no second gradient is taken:
 
     refresh:      d = method(g),    r = d − ⟨d, ĝ⟩ ĝ,    u = r/‖r‖        ĝ = g/‖g‖
@@ -53,7 +53,7 @@ def reuse(
     Args:
       method: any sharpness-aware method, such as `optax_sam.sam(0.1)`.
       alpha: length α of the reused part, relative to the gradient. 0: nothing is reused, and the steps in
-        between are those of the base optimizer. For LookSAM 0.2 is the default of Becker's code, 0.7 its
+        between are the base optimizer's. For LookSAM 0.2 is the default of Becker's code, 0.7 its
         setting for CIFAR-100.
       interval: steps k from one refresh to the next with `refresh=None`; 5 by default in that code, 10 for
         CIFAR-100. The first update refreshes.
@@ -67,7 +67,7 @@ def reuse(
     Raises:
       ValueError: if alpha is negative or the interval below 1.
 
-    Cost: that of the method on refresh steps, otherwise that of the base optimizer and, with α > 0, a norm.
+    Cost: as the method on refresh steps, otherwise as the base optimizer and, with α > 0, a norm.
     Memory for u with α > 0: 4 bytes a parameter, 2 in bfloat16. A step compiled with `refresh=False` contains
     no second gradient; with `refresh=None` the second gradient is inside a `lax.cond`, which is slow for
     convolutions on CPU. With `m_sharpness=True` u, ‖g‖ and d come from the averages of the method's direction
@@ -140,7 +140,7 @@ def reuse(
         gradient = loss.average(updates)
 
         def compute() -> tuple[optax.Updates, optax.Updates, optax.OptState]:
-            # Inside a refresh step a method that refreshes too does so by its own count, or as it is told.
+            # Inside a refresh step a nested method refreshes by its own count, or on request.
             inner = None if refresh is None else True
             direction, inner_state = method.update(
                 updates,

@@ -65,7 +65,7 @@ def running_fisher(
     Raises:
       ValueError: if eta is negative, or the decay outside [0, 1).
 
-    Cost: that of `sharpness_aware`. Memory for F: 4 bytes a parameter.
+    Cost: as `sharpness_aware`. Memory for F: 4 bytes a parameter.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam

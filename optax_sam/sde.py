@@ -126,9 +126,9 @@ def noise_factors(
       ValueError: see `drift`.
       TypeError: see `drift`.
 
-    Cost: that of `drift`, and memory for M copies of `params`.
+    Cost: as `drift`, and memory for M copies of `params`.
 
-    Example: SGD, ρ = 0, of ½ (x − γ)²: the covariance of the gradient is that of γ.
+    Example: SGD, ρ = 0, of ½ (x − γ)²: the covariance of the gradient is the covariance of γ.
       >>> import jax.numpy as jnp
       >>> from optax_sam import sde
       >>> value_fn = lambda x, batch: 0.5 * (x - batch) ** 2
@@ -161,8 +161,8 @@ def simulate(
 
         X ← X − E[G_γ] dt + √η Σ_γ factor_γ ξ_γ √dt,      dt = η / substeps,   ξ_γ standard normal
 
-    With one substep the mean and the covariance of a step are those of a step of SAM, up to the expansion
-    in ρ; with more, the path approaches that of the SDE, which differs from SAM by O(η).
+    With one substep the mean and the covariance of a step equal those of SAM's step, up to the expansion
+    in ρ; with more, the path approaches the SDE's, which differs from SAM by O(η).
 
     Why not diffrax: for it the noise would be a matrix of M columns, so M copies of `params` in each step,
     while here the sum over γ is taken in one pass. Its solvers of higher order need noise that commutes,
@@ -192,7 +192,7 @@ def simulate(
       ValueError: see `drift`; or if `learning_rate` is negative, or `num_steps` or `substeps` is under 1.
       TypeError: see `drift`.
 
-    Cost: `num_steps * substeps` times that of `drift`, and memory for the path. The steps are a loop in the
+    Cost: `num_steps * substeps` times `drift`, and memory for the path. The steps are a loop in the
       compiled program: on CPU, gradients of convolutions are slow there; use fully connected networks.
 
     Example: without noise (M = 1) and with ρ = 0, gradient descent on ½ x².

@@ -48,13 +48,17 @@ class CompileTime(Experiment):
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
         """The first methods with every number of arrays, and the others."""
         sizes = sorted(where(frame, method="eigen_sam")["arrays"].unique())
-        own = {size: cells(where(frame, arrays=size)) for size in (*sizes, NUM_ARRAYS_OF_OTHERS)}
-        rows = [(name, *(cell for size in sizes for cell in own[size][name])) for name in FIRST]
-        found = {"compile_time": table(("", *(text for size in sizes for text in head(size))), rows)}
-        if others := own[NUM_ARRAYS_OF_OTHERS]:
-            rows = [(name, *others[name]) for name in ("sam", *OTHERS) if name in others]
-            found["compile_time_others"] = table(("", *head(NUM_ARRAYS_OF_OTHERS)), rows)
-        return {"docs/cost.md": found}
+        own = {size: compared(where(frame, arrays=size)) for size in (*sizes, NUM_ARRAYS_OF_OTHERS)}
+        rows = [(name, *("{:.1f} s ({:.2f})".format(*own[size][name]) for size in sizes)) for name in FIRST]
+        others = own[NUM_ARRAYS_OF_OTHERS]
+        return {
+            "docs/evidence/cost.md": {
+                "compile_time": table(("", *(f"{size} arrays" for size in sizes)), rows),
+                "compile_time_others": ", ".join(
+                    f"`{name}` {others[name][1]:.2f}" for name in OTHERS if name in others
+                ),
+            }
+        }
 
 
 def compile_step(name: str, size: int) -> Record:
@@ -94,24 +98,14 @@ def compile_step(name: str, size: int) -> Record:
     }
 
 
-def cells(frame: pd.DataFrame) -> dict[str, list[str]]:
-    """Medians of the time and of its ratio to sam's in the same repeat, and the size of the program."""
+def compared(frame: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Medians of the time and of its ratio to sam's in the same repeat, by method."""
     if frame.empty:
         return {}
     frame = frame.assign(seconds=frame["trace"] + frame["lower"] + frame["compile"])
     frame = frame.assign(turn=frame.groupby("method").cumcount())
     sam = where(frame, method="sam").set_index("turn")["seconds"]
-    found = {}
-    for name, own in frame.groupby("method"):
-        ratio = (own.set_index("turn")["seconds"] / sam).median()
-        size, first = own["arrays"].iloc[0], own.iloc[0]
-        found[name] = [
-            *(f"{own['seconds'].median():.1f} s", f"{ratio:.2f}"),
-            *(f"{first['kernels'] / size:.1f}", f"{first['lines'] / size:.0f}"),
-        ]
-    return found
-
-
-def head(size: int) -> list[str]:
-    """Titles of the columns of `cells`."""
-    return [f"{size} arrays", "of sam's", "kernels per array", "lines per array"]
+    return {
+        name: (own["seconds"].median(), (own.set_index("turn")["seconds"] / sam).median())
+        for name, own in frame.groupby("method")
+    }

@@ -2,7 +2,7 @@
 
 Measured, on simulated devices: bytes and rounds of the collectives in the compiled program, flops and
 temporary bytes that the compiler reports, bytes of the optimizer's state on one device. Modelled: every
-time, from these counts and a machine; see docs/scaling.md.
+time, from these counts and a machine; see docs/evidence/cost.md.
 
 layout      parameters and state   gradients passed to `update`
 data        replicated (jit)       of the whole batch
@@ -30,6 +30,7 @@ from benchmarks.cost.steps import make_loss
 from benchmarks.experiment import Experiment, Job, Tables
 from benchmarks.methods import METHODS
 from benchmarks.records import Record
+from benchmarks.tables import table
 from benchmarks.training.parallel import AXIS, fsdp_sharding
 
 # Losses in a search of XSAM, products in a refresh of Eigen-SAM.
@@ -60,8 +61,6 @@ class Machine:
 
 
 MACHINE = Machine()
-FASTER = Machine(bandwidth=4e11)
-OF_FASTER = (("data", "sgd"), ("data", "sam"), ("fsdp", "sam"), ("local", "sam"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +132,10 @@ class Scaling(Experiment):
         }
 
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
-        """The counts, and two models."""
-        records = frame.to_dict("records")
-        faster = {key: group for key, group in largest(records).items() if key in OF_FASTER}
-        made = {
-            "counts": counts_table(records),
-            "model": f"{words(MACHINE)}\n\n{model_table(largest(records), MACHINE)}",
-            "faster": model_table(faster, FASTER),
-        }
-        return {"docs/scaling.md": {name: f"```text\n{text}\n```" for name, text in made.items()}}
+        """The counts, and a model of the time."""
+        own = largest(frame.to_dict("records"))
+        made = {"counts": counts_table(own), "model": model_table(own, MACHINE)}
+        return {"docs/evidence/cost.md": made}
 
 
 @functools.cache
@@ -193,7 +187,7 @@ def communication_seconds(collective_bytes: dict[str, float], rounds: float, mac
 
 
 def at_scale(record: Record, sgd: Record, machine: Machine) -> dict[str, float]:
-    """Returns the model's prediction for a step, from its record and that of SGD on as many devices."""
+    """Returns the model's prediction for a step, from its record and SGD's on as many devices."""
     is_sharded = record["layout"] == "fsdp"
     flops = (
         record["flops_per_device"]
@@ -236,58 +230,40 @@ def largest(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
     return found
 
 
-def counts_table(records: list[Record]) -> str:
-    """The measurement: on the most devices and, of the state, on every number of devices."""
-    counts = sorted({record["devices"] for record in records})
-    own = largest(records)
-    unit = own["data", "sgd"][0]
-    lines = [
-        f"Measured: {unit['model']}, {unit['batch_size_per_device']} images a device, {counts[-1]} devices",
-        "(summed, gathered, temporary memory and optimizer state in copies of the parameters)\n",
-        f"{'layout':10s} {'method':18s}   flops  summed  gathered  scalars  rounds  temporary"
-        f"  state on {', '.join(map(str, counts))} devices",
-    ]
+def counts_table(own: dict[tuple[str, str], list[Record]]) -> str:
+    """The measurement, in copies of the parameters."""
+    lines = []
     for record in (record for group in own.values() for record in group):
         size, sent = record["parameter_bytes"], Counter(record["collective_bytes"])
         name = f"{record['method']}, refresh" if record["refresh"] else record["method"]
-        same = [r for r in records if all(r[k] == record[k] for k in ("layout", "method", "refresh"))]
-        state = "  ".join(f"{r['state_bytes_per_device'] / size:.2f}" for r in same)
-        others = sum(sent.values()) - sent["all-reduce"] - sent["all-gather"]
+        if record["layout"] == "shard_map":  # The same as "data".
+            continue
         lines.append(
-            f"{record['layout']:10s} {name:18s} {record['flops_per_device'] / unit['flops_per_device']:7.2f}"
-            f" {sent['all-reduce'] / size:7.2f} {sent['all-gather'] / size:9.2f}"
-            f" {record['collective_scalars']:8d} {record['rounds']:7d}"
-            f" {record['temporary_bytes_per_device'] / size:10.2f}  {state}"
-            + (f" (and {others / size:.2f} by other collectives)" if others else "")
+            [
+                *(record["layout"], name, f"{sent['all-reduce'] / size:.2f}"),
+                f"{sent['all-gather'] / size:.2f}",
+                str(record["rounds"]),
+                f"{record['state_bytes_per_device'] / size:.2f}",
+            ]
         )
-    return "\n".join(lines)
-
-
-def words(machine: Machine) -> str:
-    """The machine, and what the columns mean."""
-    numbers = ", ".join(f"{key} {value:g}" for key, value in dataclasses.asdict(machine).items())
-    return (
-        f"{numbers}\n"
-        "(= step: nothing overlaps; / sgd: of its replicated step; state: the optimizer's, float32)"
-    )
+    return table(["layout", "method", "summed", "gathered", "rounds", "state"], lines)
 
 
 def model_table(own: dict[tuple[str, str], list[Record]], machine: Machine) -> str:
-    """A model, not a measurement: what a step would take at scale."""
+    """A model, not a measurement: what a step of SGD and of SAM would take at scale."""
     unit = own["data", "sgd"][0]
     usual = mean_at_scale([unit], unit, machine)["step"]
-    lines = [
-        f"{'layout':10s} {'method':10s} {'compute':>9s} {'+ communication':>16s} {'= step':>10s}"
-        f" {'/ sgd':>6s} {'all overlaps':>13s} {'state a device':>15s}"
-    ]
+    lines = []
     for (layout, method), group in own.items():
-        if layout == "shard_map":  # The same computation as "data".
+        if layout == "shard_map" or method not in ("sgd", "sam"):
             continue
         mean = mean_at_scale(group, unit, machine)
         lines.append(
-            f"{layout:10s} {method:10s} {1e3 * mean['compute']:6.1f} ms"
-            f" {1e3 * mean['communication']:13.1f} ms {1e3 * mean['step']:7.1f} ms"
-            f" {mean['step'] / usual:6.2f} {1e3 * mean['overlapped']:10.1f} ms"
-            f" {mean['state_bytes'] / 1e9:12.3f} GB"
+            [
+                *(layout, method, f"{1e3 * mean['compute']:.0f} ms", f"{1e3 * mean['communication']:.0f} ms"),
+                *(f"{mean['step'] / usual:.2f}", f"{1e3 * mean['overlapped']:.0f} ms"),
+                f"{mean['state_bytes'] / 1e9:.3f} GB",
+            ]
         )
-    return "\n".join(lines)
+    head = ["layout", "method", "compute", "communication", "step (SGD = 1)", "overlapped", "state"]
+    return table(head, lines)

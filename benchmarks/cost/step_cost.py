@@ -7,7 +7,7 @@ keeps (`benchmarks/cost/torch_rows.py`, until November 2026).
 
 - "by hand" is SAM in one jitted function, the least that SAM can cost: two gradients, one norm.
 - Rows without a remark are steps with `refresh=False`, that is, nearly all steps. "refresh" rows are steps
-  with `refresh=True`, "automatic" rows are those of the program that decides by itself (`refresh=None`),
+  with `refresh=True`, "automatic" rows are steps of the program that decides by itself (`refresh=None`),
   timed between refreshes.
 - "automatic refresh" is a refresh within that program, in a `cond`.
 - One forward pass and one gradient are shown as units for the refreshes.
@@ -36,7 +36,7 @@ from benchmarks.cost.steps import (
 )
 from benchmarks.experiment import Experiment, Job, Tables
 from benchmarks.records import Record, device_and_machine, versions
-from benchmarks.tables import aligned, table
+from benchmarks.tables import table
 
 BATCH_SIZES = {
     "mlp": (32, 128, 512),
@@ -49,12 +49,17 @@ BATCH_SIZES = {
 REFRESH_BATCH_SIZE = 128
 SGD = {"jax": "sgd", "torch": "torch.optim.SGD"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "optax_sam")
+# Measured, and left out of the table.
+NOT_SHOWN = (
+    *("forward pass", "sam, 3 steps", "sam, ascent on 1/8", "xsam, automatic"),
+    *("look_sam, refresh", "sparse_sam, refresh"),
+)
 TITLES = {
-    "mlp": "MLP, 784-256-256-10",
-    "strided_cnn": "Strided CNN, 16-32-32 channels, 28 x 28 x 1",
-    "resnet8": "ResNet-8, 16-32-64 channels, group normalisation, 32 x 32 x 3",
-    "transformer": "Transformer, 2 blocks of width 64, sequences of 64 of 256 tokens",
-    "resnet18": "ResNet-18, BatchNorm, bfloat16, 32 x 32 x 3",
+    "mlp": "MLP",
+    "strided_cnn": "CNN",
+    "resnet8": "ResNet-8",
+    "transformer": "transformer",
+    "resnet18": "ResNet-18",
 }
 
 
@@ -101,13 +106,12 @@ class StepCost(Experiment):
         ]
 
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
-        """One table per device and network."""
+        """For each device one table of all networks, and the times of SGD and SAM beside PyTorch's."""
         parts = []
-        order = frame["model"].map(list(TITLES).index)
-        for (device, machine, _), group in frame.groupby(["device", "machine", order]):
-            title = TITLES[group["model"].iloc[0]]
-            parts += [f"### {title}", f"On {device} ({machine}); {provenance(group)}.", cost_table(group)]
-        return {"docs/cost.md": {"step_cost": "\n\n".join(parts)}}
+        for (device, machine), own in frame.groupby(["device", "machine"]):
+            about = f"On {device} ({machine}); {provenance(own)}."
+            parts += [about, cost_table(own), absolute_table(own)]
+        return {"docs/evidence/cost.md": {"step_cost": "\n\n".join(parts)}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,12 +209,13 @@ def spread(values: list[float]) -> list[float]:
 
 
 def provenance(frame: pd.DataFrame) -> str:
-    """Returns the versions, and the rounds measured."""
+    """Returns the versions, the rounds, and how far the quartiles of a ratio are apart."""
+    jax_only = frame[frame["framework"] == "jax"]
     found: dict[str, set[str]] = {}
     for packages in frame["versions"]:
         for package, version in packages.items():
             found.setdefault(package, set()).add(version)
-    rounds = frame[~frame["row"].str.contains("refresh")]["rounds"]
+    rounds = jax_only[~jax_only["row"].str.contains("refresh")]["rounds"]
     names = ", ".join(f"{package} {' and '.join(sorted(own))}" for package, own in found.items())
     few, many = rounds.min(), rounds.max()
     if many == 0:
@@ -218,38 +223,59 @@ def provenance(frame: pd.DataFrame) -> str:
     if few == 0:  # Rows that were added to those of an earlier run.
         few = rounds[rounds > 0].min()
         names += "; rows without a time: counts alone"
-    return f"{names}; {few if few == many else f'{few} to {many}'} rounds"
+    apart = jax_only["seconds_relative_to_sgd"].dropna().map(lambda own: 100 * (own[2] - own[0]) / own[1])
+    counted = str(few) if few == many else f"{few} to {many}"
+    return f"{names}; {counted} rounds; the quartiles of a ratio are {apart.median():.0f} % apart (median)"
+
+
+def at_one_size(frame: pd.DataFrame) -> dict[tuple[str, str], Record]:
+    """Returns the records by network and row, at the batch size with refreshes, else at the largest."""
+    found = {}
+    for model in TITLES:
+        sizes = frame[frame["model"] == model]["batch_size"]
+        size = REFRESH_BATCH_SIZE if (sizes == REFRESH_BATCH_SIZE).any() else sizes.max()
+        for record in frame[(frame["model"] == model) & (frame["batch_size"] == size)].to_dict("records"):
+            found[model, record["row"]] = record
+    return found
 
 
 def cost_table(frame: pd.DataFrame) -> str:
-    """Returns the table of one network on one device: counts, then the time with every batch size."""
-    sizes = sorted(frame["batch_size"].unique())
-    own = {(record["row"], record["batch_size"]): record for record in frame.to_dict("records")}
-    # Counts are shown for the batch size that has every row.
-    shown = max(sizes, key=lambda size: ((frame["batch_size"] == size).sum(), -size))
-    rows = frame.sort_values("batch_size", key=lambda size: size != shown, kind="stable")["row"].unique()
-    units = {name: own[row, shown] for name, row in SGD.items() if (row, shown) in own}
-    titles = ["", "flops", "bytes", "memory", "state", "first call", *(f"{size} examples" for size in sizes)]
+    """Returns the rows of JAX on one device: counts of the first network, then the time with each."""
+    own = at_one_size(frame[frame["framework"] == "jax"])
+    models = list(dict.fromkeys(model for model, _ in own))
+    first = models[0]
+    unit = own[first, "sgd"]
     lines = []
-    for row in rows:
-        record = own[row, shown]
-        unit = units[record["framework"]]
+    for row in dict.fromkeys(row for _, row in own):
+        if (first, row) not in own or row in NOT_SHOWN:
+            continue
+        record = own[first, row]
         lines.append(
             [
-                f"**{row}**" if row == "sgd" else row,
+                row,
                 "–" if "automatic" in row else ratio(record, unit, "flops"),
-                "–" if "automatic" in row else ratio(record, unit, "bytes_accessed"),
                 ratio(record, unit, "temporary_bytes"),
                 state(record),
-                ratio(record, unit, "first_call_seconds"),
-                *(time_of(own.get((row, size))) for size in sizes),
+                *(time_of(own.get((model, row))) for model in models),
             ]
         )
-    return aligned(table(titles, lines))
+    return table(["", "flops", "memory", "state", *(TITLES[model] for model in models)], lines)
+
+
+def absolute_table(frame: pd.DataFrame) -> str:
+    """Returns the medians of the time of a step of SGD and of SAM, in JAX and in PyTorch."""
+    rows = {"SGD": "sgd", "SAM": "sam", "SGD, PyTorch": SGD["torch"], "SAM, PyTorch": "pytorch_optimizer.SAM"}
+    own = at_one_size(frame)
+    lines = [
+        [TITLES[model], *(absolute_time(own.get((model, row))) for row in rows.values())]
+        for model in TITLES
+        if (model, "sgd") in own
+    ]
+    return table(["", *rows], lines)
 
 
 def ratio(record: Record, unit: Record, key: str) -> str:
-    """Returns a count relative to SGD's; PyTorch counts only flops."""
+    """Returns a count relative to SGD's."""
     value = record[key] / unit[key]
     return f"{value:.2f}" if np.isfinite(value) else "–"
 
@@ -266,8 +292,14 @@ def duration(seconds: float) -> str:
 
 
 def time_of(record: Record | None) -> str:
-    """Returns the ratio to SGD with its quartiles, and milliseconds."""
+    """Returns the median of the ratio to SGD."""
     if record is None or not isinstance(record.get("seconds"), list):
-        return ""
-    low, median, high = record["seconds_relative_to_sgd"]
-    return f"{median:.2f} ({low:.2f}–{high:.2f}), {duration(record['seconds'][1])}"
+        return "–"
+    return f"{record['seconds_relative_to_sgd'][1]:.2f}"
+
+
+def absolute_time(record: Record | None) -> str:
+    """Returns the median of the time."""
+    if record is None or not isinstance(record.get("seconds"), list):
+        return "–"
+    return duration(record["seconds"][1])

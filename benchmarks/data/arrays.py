@@ -5,7 +5,7 @@ What is held out:
 - `test` is TFDS's test split. No choice is ever made by looking at it.
 - `validation` is taken out of TFDS's training split with a fixed seed, the same for every run.
   Hyper-parameters are chosen on it. Its labels are right: label noise is added only to the training
-  labels, after the split. (If wrong labels come with the data, validation labels are wrong too.
+  labels, after the split. (If noisy labels come with the data, validation labels are wrong too.
   Symmetric noise keeps the ranking of hyper-parameters on average, with more variance.)
   Published accuracies come from networks trained on the whole training split: once hyper-parameters are
   chosen, `validation_size=0` holds nothing out.

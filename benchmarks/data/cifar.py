@@ -1,7 +1,7 @@
 """TFDS's own CIFAR-100 builder, but without TensorFlow, and a part of CIFAR-10.
 
 TFDS uses TensorFlow there only to unpack the archive and to encode the images. This subclass uses tarfile,
-NumPy and PIL instead; name, version, features, URLs, checksums and the result are those of TFDS.
+NumPy and PIL instead; name, version, features, URLs, checksums and the result are the same as in TFDS.
 """
 
 import hashlib

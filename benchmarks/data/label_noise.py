@@ -13,7 +13,7 @@ def add_noise(labels: jax.Array | np.ndarray, key: jax.Array, fraction: float, n
 
     Args:
         labels: integers in `[0, num_classes)`.
-        key: random key; the same key gives the same wrong labels.
+        key: random key; the same key gives the same noisy labels.
         fraction: of the labels to make wrong, in `[0, 1]`.
         num_classes: at least 2.
 
@@ -24,7 +24,7 @@ def add_noise(labels: jax.Array | np.ndarray, key: jax.Array, fraction: float, n
         UsageError: if `fraction` is not in `[0, 1]` or there is no other class.
     """
     if not 0 <= fraction <= 1:
-        raise UsageError(f"the fraction of wrong labels is {fraction}; it must be in [0, 1]")
+        raise UsageError(f"the fraction of noisy labels is {fraction}; it must be in [0, 1]")
     if num_classes < 2:
         raise UsageError(f"with {num_classes} class no label can be wrong; use at least 2 classes")
     labels = jax.numpy.asarray(labels)

@@ -1,7 +1,7 @@
 """TFDS's own MNIST and Fashion-MNIST builders, but without TensorFlow.
 
 TFDS uses TensorFlow there only to unpack and open the idx files. These subclasses use gzip and NumPy
-instead; names, versions, features, URLs, checksums and the result are those of TFDS.
+instead; names, versions, features, URLs, checksums and the result are the same as in TFDS.
 """
 
 import gzip

@@ -35,6 +35,7 @@ from optax_sam.tree_math import random_vector
 INTERVAL = 100
 NUM_FOR_EIGENVALUE = 1000
 STARTS = ("cold", "warm")
+SHOWN = (1, 2, 4, 5, 8, 10, 20)  # products in the tables
 STYLES = {
     (solver, start): figures.style(method, f"{name}, {start}", line)
     for solver, method, name in (("lanczos", "sam", "Lanczos"), ("power", "xsam", "power iteration"))
@@ -137,6 +138,7 @@ class EigenvectorSolvers(Experiment):
             .unstack(["start", "solver"])
         )
         titles = ["products", *(f"{solver}, {start}" for start, solver in cells)]
+        cells = cells[cells.index.isin(SHOWN)]
         lines = [[str(num_iters), *row] for num_iters, row in zip(cells.index, cells.values, strict=True)]
         made = {"alignment": table(titles, lines), "equal_quality": equal_quality(aligned)}
 
@@ -146,13 +148,14 @@ class EigenvectorSolvers(Experiment):
             .agg(lambda own: f"{100 * own.max():.2g} %")
             .unstack(["step", "solver"])
         )
+        cells = cells[cells.index.isin(SHOWN)]
         titles = [f"{solver}, {'after training' if step else 'at the start'}" for step, solver in cells]
         lines = [[str(num_iters), *row] for num_iters, row in zip(cells.index, cells.values, strict=True)]
-        return {"docs/curvature.md": made | {"eigenvalue": table(["products", *titles], lines)}}
+        return {"docs/evidence/eigenvectors.md": made | {"eigenvalue": table(["products", *titles], lines)}}
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Alignment against the number of products."""
-        figure, ((axes,),) = figures.panels(1, 1, "", width=6.4, height=4.2)
+        figure, ((axes,),) = figures.panels(1, 1, "", width=5.4, height=3.8)
         own = where(frame, kind="alignment")
         own = own.assign(row=list(zip(own["solver"], own["start"], strict=True)))
         figures.lines(axes, own, "num_iters", "alignment", STYLES)
@@ -162,7 +165,7 @@ class EigenvectorSolvers(Experiment):
             xticks=sorted(own["num_iters"].unique()),
             ylim=(0, 1.02),
         )
-        figures.save(figure, docs / "eigenvector_solvers.png")
+        figures.save(figure, docs / "evidence" / "eigenvector_solvers.png")
 
 
 def equal_quality(aligned: pd.DataFrame, num_iters: int = 5) -> str:

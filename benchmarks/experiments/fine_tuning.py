@@ -44,6 +44,7 @@ ROWS = {
     "sam": Row("sam", "SAM", {"rho": 0.02}),
     "asam": Row("asam", "ASAM", {"rho": 0.2}),
     "functional_sam": Row("sam", "Functional SAM", {"rho": 0.02}, fixed={"functional": True}),
+    "rwp": Row("rwp", "RWP", {"sigma": 0.01}, draws=True),
     "part_5": Row("sam", "SAM, ascent on 5 of 20", {"rho": 0.02}, fixed={"ascent_batch": 5}),
 }
 MEASURES = {  # field -> name, scale, digits, words for more and less

@@ -58,7 +58,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def config_of(job: Job, recipes: Recipes) -> Config:
-    """Configuration of a job: that of its data set, with the job's own settings."""
+    """Configuration of a job: its data set's, with the job's own settings."""
     own = {name: job[name] for name in ("method", "seed", "label_noise", "epochs") if name in job}
     return with_settings(Config(**recipes[job["data"]]), own | job["settings"])
 
@@ -146,7 +146,7 @@ def train_and_evaluate(network: Network, *, sharpness: bool = False) -> Record:
     Args:
         network: to train.
         sharpness: whether to measure the largest eigenvalue of the Hessian too, for the training loss on the
-            first 1,000 images, wrong labels included.
+            first 1,000 images, noisy labels included.
     """
     state = trained(network)
     measured = accuracies(network, state)

@@ -36,7 +36,7 @@ def load(path: Path, params: nnx.State, dataset: Dataset) -> nnx.State:
         dataset: of the images on which it will be trained.
 
     Returns:
-        All its parameters except those of the head.
+        All its parameters except the head's.
 
     Raises:
         UsageError: if the file is of another kind, or its network has other sizes.

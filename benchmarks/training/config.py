@@ -80,10 +80,10 @@ class Config:
     weight_decay: float = 5e-4
     """Weight decay after the method: added to the gradient (sgd), or decoupled from it (adamw)."""
     seed: int = 0
-    """Seeds initial weights, wrong labels, the order of the batches and their augmentation."""
+    """Seeds initial weights, noisy labels, the order of the batches and their augmentation."""
 
     devices: int | Literal["all"] = 1
-    """How many devices share each batch. The result is that of one device, up to rounding."""
+    """How many devices share each batch. The result is the same as on one device, up to rounding."""
     parallel: Literal[*LAYOUTS] = "data"
     """data: jit with a sharded batch; fsdp: parameters and optimizer state sharded too; pmap: jax.pmap."""
 
@@ -118,7 +118,7 @@ def parse(arguments: Sequence[str] | None = None, description: str | None = None
     """Reads a command line.
 
     Args:
-        arguments: its words. Left out: those of this process.
+        arguments: its words. Left out: this process's.
         description: for `--help`.
 
     Raises:

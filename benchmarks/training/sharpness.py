@@ -10,7 +10,7 @@ from benchmarks.data.arrays import Split
 from optax_sam import curvature
 
 NUM_IMAGES = 1000
-CHUNK = 250  # on CPUs, gradients of many images at once are slower than those of parts
+CHUNK = 250  # on CPUs, gradients of many images at once are slower than part by part
 NUM_ITERS = 20
 
 

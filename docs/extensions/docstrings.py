@@ -101,8 +101,8 @@ def skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) 
 
 
 def list_stage_files(app: Sphinx, page: str, content: list[str]) -> None:
-    """Puts the docstring of every stage's file on the page `api/stage_files`."""
-    if page == "api/stage_files":
+    """Puts the docstring of every stage's file at the end of the page `api/stages`."""
+    if page == "api/stages":
         for package in (optax_sam.ascent, optax_sam.descent):
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 content[0] += f"\n## {module.name}\n\n```{{eval-rst}}\n.. automodule:: {module.name}\n```\n"

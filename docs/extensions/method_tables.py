@@ -2,16 +2,14 @@
 
     python docs/extensions/method_tables.py
 
-A row comes from the method itself and from its page `docs/methods/<name>.md`: what it computes and the
-paper's address from the docstring, its title from the page's heading, and the rest from the lines above it
-(YAML):
+A row comes from the method itself and from its section on a page of `docs/methods/`: what it computes and
+the paper's address from the docstring, its title from the section's heading, and the rest from the top of the
+page (YAML), under the method's name:
 
-    price: gradients a step takes
+    price: gradients per step
     state: memory, in copies of the parameters
     published_values: of rho and of what belongs to it
     try_when: a reason to try it
-
-The numbers under "Evidence here" on these pages are written by `python -m benchmarks suite`.
 """
 
 import inspect
@@ -32,10 +30,14 @@ METHODS = [
     if getattr(getattr(optax_sam, name), "__module__", "") == f"optax_sam.methods.{name}"
 ]
 
+# On the front page.
+FIRST = ("sam", "asam", "info_sam", "eigen_sam", "xsam", "momentum_sam")
 
-class Page(NamedTuple):
-    """What a method's page says."""
 
+class Section(NamedTuple):
+    """What the section of a method says, and where it is."""
+
+    page: str
     title: str
     price: str
     state: str
@@ -43,21 +45,29 @@ class Page(NamedTuple):
     try_when: str
 
 
-def read_page(name: str) -> Page:
-    """Reads the lines above the heading of a method's page, and the heading.
+def sections() -> dict[str, Section]:
+    """Reads the pages of the methods: the section of each method, by its name.
 
     Raises:
-        ValueError: if there is no page, or a line is missing or unknown.
+        ValueError: if a method has no section, or what is said of it is incomplete.
     """
-    path = DOCS / "methods" / f"{name}.md"
-    fields = ", ".join(Page._fields[1:])
-    if not path.exists():
-        raise ValueError(f"{name} has no page: write docs/methods/{name}.md, with {fields} as in sam.md")
-    match = re.match(r"---\n(.*?)\n---\n\n# ([^\n]*)\n", path.read_text(encoding="utf-8"), re.DOTALL)
-    values = yaml.safe_load(match[1]) if match else {}
-    if set(values) != set(Page._fields[1:]):
-        raise ValueError(f"docs/methods/{name}.md begins with {fields} between two lines ---, then a heading")
-    return Page(match[2], **{key: str(value) for key, value in values.items()})
+    found = {}
+    for path in sorted((DOCS / "methods").glob("*.md")):
+        top, *parts = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        match = re.match(r"---\n(.*?)\n---\n", top, re.DOTALL)
+        said = yaml.safe_load(match[1]) if match else {}
+        for part in parts:
+            for name in re.findall(r"^\.\. autofunction:: optax_sam\.(\w+)$", part, re.MULTILINE):
+                if set(said.get(name, {})) != set(Section._fields[2:]):
+                    fields = ", ".join(Section._fields[2:])
+                    raise ValueError(
+                        f"docs/methods/{path.name} begins with {fields} of each method; see {name}"
+                    )
+                found[name] = Section(path.name, part.split("\n")[0], **said[name])
+    for name in METHODS:
+        if name not in found:
+            raise ValueError(f"{name} has no section: write one in docs/methods/, as in balls.md")
+    return found
 
 
 def equation(name: str) -> str:
@@ -114,20 +124,30 @@ def tables(methods: str) -> dict[str, str]:
     Args:
         methods: the folder of the methods' pages, seen from the page that the table is for.
     """
-    pages = {name: read_page(name) for name in METHODS}
-    link = lambda name: f"[`{name}`]({methods}{name}.md)"
+    said = sections()
+    anchor = lambda name: said[name].title.lower().replace(" ", "-")
+    link = lambda name: f"[`{name}`]({methods}{said[name].page}#{anchor(name)})"
     row = lambda cells: [cell.replace("|", r"\|") for cell in cells]
     rows = [
         row(
-            [f"[{page.title}]({papers(name)[0].address})", link(name), equation(name), page.price, page.state]
+            [
+                f"[{said[name].title}]({papers(name)[0].address})",
+                link(name),
+                equation(name),
+                said[name].price,
+                said[name].state,
+            ]
         )
-        for name, page in pages.items()
+        for name in METHODS
     ]
-    reasons = [row([link(name), page.published_values, page.try_when]) for name, page in pages.items()]
-    titles = ["Method", "Alias", "What it computes", "Gradients a step", "Extra state"]
+    reasons = [row([link(name), said[name].published_values, said[name].try_when]) for name in METHODS]
+    titles = ["Method", "Alias", "What it computes", "Gradients per step", "Extra state"]
     return {
         "methods": table(titles, rows),
-        "choose": table(["Alias", "Published values, as a start", "Try it when"], reasons),
+        "first": table(
+            titles[:4], [cells[:4] for name, cells in zip(METHODS, rows, strict=True) if name in FIRST]
+        ),
+        "choose": table(["Alias", "Published values to start from", "Try it when"], reasons),
     }
 
 
@@ -147,7 +167,7 @@ def filled(page: str, name: str, text: str) -> str:
 
 # Page: the folder of the methods' pages seen from there, and its table.
 PLACES = {
-    "README.md": ("docs/methods/", "methods"),
+    "README.md": ("docs/methods/", "first"),
     "docs/methods/index.md": ("", "methods"),
     "docs/choose.md": ("methods/", "choose"),
 }

@@ -17,7 +17,6 @@ ELSEWHERE = {
     "index": "README.md",
     "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md",
-    "results": "benchmarks/RESULTS.md",
     "benchmarks": "benchmarks/README.md",
 }
 PAGE_OF = {source: page for page, source in ELSEWHERE.items()}

@@ -62,9 +62,8 @@ def gradient_noise(
     The scale of C does not matter to `steepest_ascent`. By default the noise is estimated over *time*: this
     mixes the noise of the batches with the drift of the gradient, which is slow for small learning rates.
 
-    The defaults were chosen on validation images (docs/methods/info_sam.md has the numbers). Averaging and a
-    damping as large as the mean variance matter most. `power=0.5` was better than the paper's 1, and `decay`
-    hardly mattered.
+    The defaults were chosen on validation images. Averaging and a damping as large as the mean variance
+    matter most. `power=0.5` was better than the paper's 1, and `decay` hardly mattered.
 
     Args:
       decay: a in [0, 1), decay of the running mean of the gradient; 0.9 in the authors' code.

@@ -78,11 +78,11 @@ def tilt_to_top_eigenvector(
       solver: "power", the authors', which converges to the eigenvalue of largest *magnitude*, which may be
         negative; or "lanczos", which returns the algebraically largest one, the one that the method is
         meant to lower, and needs memory for `num_iters` vectors. During a training, four Lanczos products
-        gave a better vector than five power iterations (docs/curvature.md).
+        gave a better vector than five power iterations (docs/evidence/eigenvectors.md).
       decay: β in [0, 1) of the running mean of the products; 0 is the authors' rule, without a mean. It needs
         `solver="power"`: a Krylov space does not change if a multiple of v is added. The first refresh has
         nothing to average. At the paper's cost, `interval=5, num_iters=1, decay=0.8` with a quarter of the
-        batch in `curvature_fn` tracked better than its settings, with right labels (docs/claims.md).
+        batch in `curvature_fn` tracked better than its settings, with clean labels (docs/evidence/claims.md).
       key: of the random start vector of the first refresh; an int or a key of `jax.random`.
       state_dtype: dtype in which v is kept, as Optax's `mu_dtype`; None: float32 or wider.
 

@@ -64,7 +64,7 @@ def spectral_density(
       num_samples: number of random vectors; the noise falls with its square root.
       num_points: length of the grid, at least 8.
       width: standard deviation of the Gaussians; None is 1 % of the range of the eigenvalues.
-      key: of the random vectors, a random key or an integer. They are those of `trace`: with the same key and
+      key: of the random vectors, a random key or an integer. `trace` draws the same: with the same key and
         number of samples, the mean of the nodes, weighted, is the estimate of `trace` divided by the number
         of parameters.
       batches: data set over which the loss is averaged; see `hessian_operator`.

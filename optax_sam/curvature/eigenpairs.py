@@ -175,7 +175,7 @@ def track_eigenpair(
 
     Args:
       last: the previous eigenvalue and unit eigenvector, or 0 and a `start_vector`. A zero vector is
-        replaced by one of ones.
+        replaced by a vector of ones.
       gradient_fn: the gradient whose Jacobian is the Hessian.
       params: parameters w.
       solver: one of `SOLVERS`.

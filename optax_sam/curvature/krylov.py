@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import tree_math
+from optax_sam import keys, tree_math
 from optax_sam.platforms import repeated
 
 MatVec = Callable[[optax.Params], optax.Params]
@@ -178,7 +178,7 @@ def tridiagonalise(
     for k in range(num_iters):
         # One product at a time: queued products take memory, and simulated devices can deadlock.
         product = jax.block_until_ready(matvec(vector))
-        alpha, beta, vector, basis = _next(basis, k, vector, product, jax.random.fold_in(key, k))
+        alpha, beta, vector, basis = _next(basis, k, vector, product, keys.fold_in(key, k))
         diagonal.append(alpha)
         off_diagonal.append(beta)
         if is_done is not None and is_done(jnp.stack(diagonal), jnp.stack(off_diagonal)):

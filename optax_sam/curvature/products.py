@@ -31,8 +31,8 @@ NO_SECOND_DERIVATIVE = (
     " contains a function with a derivative rule of its own: `jax.custom_vjp`, an attention kernel of"
     " Pallas, an adjoint of an ODE solver. Use the curvature of a loss without it, in plain JAX:"
     " `tx.update(grads, state, params, value_fn=value_fn, curvature_fn=reference)`. If the rule can be"
-    ' differentiated in reverse mode, see "Losses without a second derivative" in the documentation,'
-    " docs/recipes/second_derivatives.md."
+    ' differentiated in reverse mode, see "Flash attention and custom gradients" in the documentation,'
+    " docs/recipes/training_loop.md."
 )
 
 

@@ -2,7 +2,7 @@
 
     d = g + c (g' − g)
 
-g is the gradient of the loss and g' − g, to first order, that of the sharpness max L(w + ε) − L(w). So c is
+g is the gradient of the loss and g' − g, to first order, of the sharpness max L(w + ε) − L(w). So c is
 the weight of the sharpness: c = 0 is the base optimizer, c = 1 SAM, c > 1 regularises more strongly.
 
 Symbols: g `grad`, g' `updates`, c `weight`.

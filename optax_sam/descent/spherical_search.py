@@ -21,8 +21,7 @@ there is no arc, as for ρ = 0, or if the loss is too coarse.
 
 A loss computed in 16 bits *is* too coarse: its 21 values are often equal. The model may compute in bfloat16,
 but cast its outputs to float32 before the loss. To compare ⟨∇L(w + ρ_m v/2), ρ_m v⟩ instead, which bfloat16
-resolves better than a small difference of losses, takes twice as long and is no better, so it is not offered
-(docs/methods/xsam.md has the numbers).
+resolves better than a small difference of losses, takes twice as long and is no better, so it is not offered.
 
 References:
   Chen and Zhou, `Revisiting sharpness-aware minimization: a more faithful and effective

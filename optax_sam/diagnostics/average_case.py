@@ -3,7 +3,7 @@
     E[L(w + ε)] − L(w),   ε = T z,   z normal with independent entries of standard deviation σ
 
 To second order this is ½ σ² tr(T H T): each of the n parameters has the same noise, so ‖T⁻¹ ε‖ ≈ σ √n, and
-a random direction is hardly ever a sharp one. To compare with a ball of radius ρ take σ = ρ/√n, which
+random directions are rarely sharp. To compare with a ball of radius ρ take σ = ρ/√n, which
 gives ρ² tr H/(2n) where the worst case is ½ ρ² λ_max.
 
 z and −z are used in pairs, which cancels the gradient and all odd orders. The expectation is the same, and

@@ -63,7 +63,7 @@ def m_sharpness(
       ord: p, 2 or `jnp.inf`.
       constraint: a stage that maps the gradient of a group to the diagonal of T; see `sharpness`.
       num_iters: gradients of each ascent. With 1, ε is SAM's for the group, as in Foret et al. (and a group
-        whose loss falls there counts as 0); with more, it is that of `worst_case_sharpness`.
+        whose loss falls there counts as 0); with more, it is the one of `worst_case_sharpness`.
       num_ascents: number of ascents for each group if `num_iters` is more than 1; see
         `worst_case_sharpness`.
       key: of the random points, a random key or an integer.
@@ -76,7 +76,7 @@ def m_sharpness(
       ValueError: if `rho` is negative, `ord` is not 2 or `jnp.inf`, a number is below 1, or there are no
         groups.
 
-    Cost: for each group 2 gradients with `num_iters=1`; otherwise that of `worst_case_sharpness`.
+    Cost: for each group 2 gradients with `num_iters=1`; otherwise as `worst_case_sharpness`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -16,7 +16,7 @@ but by a separate argument, `record`, so that measuring never affects training:
 
     record=None           every `interval` steps, the first included, in a `lax.cond`
     record=True, False    in this step, or not; decided at trace time, without control flow. With False, the
-                          program is that of the method alone.
+                          program is the method's alone.
     a traced bool         a `lax.cond` on it
 """
 

@@ -8,7 +8,7 @@
 The nearer the alignment with the top eigenvector is to 1, the more SAM regularises the top eigenvalue
 (figure 1 of Luo et al., where it is small for SAM and large for Eigen-SAM). An ascent should raise
 the loss as much as possible: gradient noise, a bad preconditioner, rounding and a curved loss all cost some
-of the gain. How much rounding costs: docs/rounding.md.
+of the gain. How much rounding costs: docs/measure.md.
 
 References:
   Luo et al., `Explicit eigenvalue regularization improves sharpness-aware minimization

@@ -1,4 +1,4 @@
-"""Planes for slices of the loss: those of given points or vectors.
+"""Planes for slices of the loss, through given points or along given vectors.
 
 A plane is spanned by two vectors u₁ and u₂:
 
@@ -127,19 +127,19 @@ def gradient_plane(
 ) -> Plane:
     """Returns the plane of the gradients at w and at w + ε, which shows SAM's step and the loss around it.
 
-    It is that of figure 1 in Chen and Zhou, with its axes: g₀ points up, and the part of g₁ orthogonal to it
-    to the right. It shows whether the worst nearby point really lies in the direction of the second gradient.
+    It is the plane of figure 1 in Chen and Zhou, with its axes: g₀ points up, and the part of g₁ orthogonal
+    to it to the right. It shows whether the worst nearby point lies in the direction of the second gradient.
 
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
       params: parameters w, a pytree.
-      perturbation: ε, a pytree like `params`, such as that of `sharpness`.
+      perturbation: ε, a pytree like `params`, such as `sharpness` returns.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
 
     Returns:
       `Plane` with origin w and the coordinates of the vectors ε, g₀ = ∇L(w) and g₁ = ∇L(w + ε), in that
-      order. e₂ is the direction of g₀, e₁ that of the part of g₁ orthogonal to it, or 0 if there is none.
-      If ε is not in the plane, as with another T, its coordinates are those of its projection.
+      order. e₂ is the direction of g₀, e₁ of the part of g₁ orthogonal to it, or 0 if there is none.
+      If ε is not in the plane, as with another T, its coordinates are its projection's.
 
     Raises:
       ValueError: if `perturbation` is not like `params`.

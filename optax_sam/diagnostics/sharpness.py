@@ -2,7 +2,7 @@
 
     ε = ρ argmax ⟨g, ε⟩ over ‖T⁻¹ ε‖_p ≤ 1,    sharpness  L(w + ε) − L(w),    its linear model  ⟨g, ε⟩
 
-For p = 2, ε is that of `steepest_ascent`, ρ T² g/‖T g‖, and the linear model predicts ρ ‖T g‖; any further
+For p = 2, ε is as in `steepest_ascent`, ρ T² g/‖T g‖, and the linear model predicts ρ ‖T g‖; any further
 rise is due to curvature.
 
 Symbols: g the gradient at w, T `constraint`, ρ `rho`, p `ord`.

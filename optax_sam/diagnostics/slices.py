@@ -46,8 +46,8 @@ def loss_surface(
     Args:
       value_fn: the loss L, `value_fn(params)`, or `value_fn(params, batch)` with `batches`.
       params: parameters w, a pytree.
-      directions: a sequence of one or two directions, pytrees like `params`: `random_directions`, those of a
-        `Plane`, eigenvectors, a perturbation, the difference of two solutions.
+      directions: a sequence of one or two directions, pytrees like `params`: `random_directions`, a `Plane`'s
+        directions, eigenvectors, a perturbation, the difference of two solutions.
       coordinates: the values of a and of b: an array for both, or a sequence of one for each direction. None
         is 51 values from −1 to 1, as in Li et al., in units of the directions.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.

@@ -83,8 +83,8 @@ def worst_case_sharpness(
         `optax_sam.weight_magnitude(eta=0.0)`, makes it adaptive: it does not change when a layer is scaled
         up and the next one down. With η > 0 this holds only for weights far larger than η.
       num_iters: gradients of each ascent; 20 in the paper.
-      num_ascents: number of ascents: the first from w; the third, fifth, ... from random points; each of the
-        others from −z if the one before it ended at z.
+      num_ascents: number of ascents. The first starts at w, the third, fifth, ... at random points; each
+        of the others opposite to where the one before it ended.
       key: of the random points, a random key or an integer.
       start: an ε to start the first ascent from instead of 0, a pytree like `params`.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.

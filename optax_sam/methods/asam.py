@@ -26,7 +26,7 @@ def asam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`.
+    Cost: as `sam`.
 
     Deviations from the authors' code (SamsungLabs/ASAM): theirs has T = |w| + η for parameters named "weight"
     only, which is `mask` here, and adds 1e-16 to the norm.

@@ -24,7 +24,7 @@ def fisher_sam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`.
+    Cost: as `sam`.
 
     Deviations from the paper: see `optax_sam.ascent.fisher`.
 

@@ -26,7 +26,7 @@ def gsam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`.
+    Cost: as `sam`.
 
     Deviations from the authors' code (juntang-zhuang/GSAM): see `optax_sam.descent.surrogate_gap`.
 

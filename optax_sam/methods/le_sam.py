@@ -31,7 +31,7 @@ def le_sam(
     Raises:
       ValueError: if sigma or rho_max is negative.
 
-    Cost: that of `sam`.
+    Cost: as `sam`.
 
     Deviations from the authors' code (smithgun2005/LE-SAM-ICML2026): see `optax_sam.ascent.loss_budget`.
 

@@ -24,7 +24,7 @@ def mixed_rwp(
 ) -> optax.GradientTransformationExtraArgs:
     """Mixed random weight perturbation: d = λ g' + (1 − λ) g with ε_f = σ ‖w_f‖ n_f, n standard normal.
 
-    ε is that of `rwp`, adaptive with η. The clean gradient steadies the direction, so the noise may be larger
+    ε is as in `rwp`, adaptive with η. The clean gradient steadies the direction, so the noise may be larger
     than in `rwp`. ε does not depend on g: the two gradients do not wait for each other.
 
     The authors take the two gradients of two batches: pass the gradient of the first as `updates`, and the

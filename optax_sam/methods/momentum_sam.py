@@ -1,4 +1,4 @@
-"""Momentum-SAM: one gradient a step, taken ahead along the momentum, ε = −ρ m/‖m‖."""
+"""Momentum-SAM: one gradient per step, taken ahead along the momentum, ε = −ρ m/‖m‖."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def momentum_sam(
 
     Args:
       rho: radius ρ; 3 in the authors' experiments on CIFAR-100, much larger than SAM's.
-      decay: decay of m; that of the base optimizer's momentum, 0.9 in the authors' code.
+      decay: decay of m; 0.9 in the authors' code, the momentum of the base optimizer.
       state_dtype: dtype in which m is kept, as Optax's `mu_dtype`; None: float32 or wider.
 
     Returns:
@@ -32,7 +32,7 @@ def momentum_sam(
     Raises:
       ValueError: if rho is negative or the decay outside [0, 1).
 
-    Cost: that of the base optimizer, and memory for m: 4 bytes a parameter, 2 in bfloat16.
+    Cost: as the base optimizer, and memory for m: 4 bytes a parameter, 2 in bfloat16.
 
     Deviations from the authors' code (MarlonBecker/MSAM): their m is the momentum buffer of the base
     optimizer, which contains the weight decay; without weight decay the trajectories are equal. Their

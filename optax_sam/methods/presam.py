@@ -30,7 +30,7 @@ def presam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`, and of the preconditioners.
+    Cost: as `sam`, and the preconditioners.
 
     Deviations from the paper: none.
 

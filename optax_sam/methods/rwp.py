@@ -1,4 +1,4 @@
-"""RWP, random weight perturbation: one gradient a step, at weights with noise."""
+"""RWP, random weight perturbation: one gradient per step, at weights with noise."""
 
 import jax
 import optax
@@ -23,8 +23,8 @@ def rwp(
     """Random weight perturbation: d = g' = ∇L(w + ε) with ε_f = σ ‖w_f‖ n_f, n standard normal.
 
     f is a filter, the part of a weight array that computes one output, or an array with one axis. The mean
-    over the noise of L(w + ε) is what is minimised: a loss of the average case, where SAM's is that of the
-    worst.
+    over the noise of L(w + ε) is what is minimised: a loss of the average case, where SAM's is the worst
+    case.
 
     With η the noise of a filter is divided by √(1 + η F_f) (the adaptive form, ARWP), F a running sum of g'²
     (see `running_fisher`): weights with small gradients get more noise than others.
@@ -47,7 +47,7 @@ def rwp(
     Raises:
       ValueError: if sigma or eta is negative, or the decay outside [0, 1).
 
-    Cost: that of the base optimizer and a random number per parameter, under `jit`; without `jit` two
+    Cost: as the base optimizer and a random number per parameter, under `jit`; without `jit` two
     gradients, since Python computes the clean one. Memory for ε; with η for F, 4 bytes a parameter.
 
     On several devices there is one ε for all; with `m_sharpness=True` each device has its own.

@@ -28,7 +28,7 @@ def sparse_sam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`, and of the mask.
+    Cost: as `sam`, and the mask.
 
     Deviations from the authors' code: see `optax_sam.ascent.sparse_mask`; theirs adds 1e-7 to the norm.
 

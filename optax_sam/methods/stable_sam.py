@@ -23,7 +23,7 @@ def stable_sam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`.
+    Cost: as `sam`.
 
     Deviations from the paper: none.
 

@@ -29,7 +29,7 @@ def wsam(
     Raises:
       ValueError: if gamma is outside [0, 1).
 
-    Cost: that of `sam`.
+    Cost: as `sam`.
 
     Deviations from the authors' code (intelligent-machine-learning/dlrover), as read in
     kozistr/pytorch_optimizer: there the base optimizer sees g alone by default, and the second part is

@@ -37,7 +37,7 @@ def xsam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: that of `sam`, and on refresh steps `num_alphas` forward passes.
+    Cost: as `sam`, and on refresh steps `num_alphas` forward passes.
 
     Deviations from the authors' code (Cccjl219/XSAM): see `optax_sam.descent.spherical_search`.
 

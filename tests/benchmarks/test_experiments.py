@@ -28,7 +28,7 @@ from benchmarks.experiments.eigenvector_solvers import EigenvectorSolvers, equal
 from benchmarks.experiments.fine_tuning import TUNED, FineTuning
 from benchmarks.experiments.suite.rows import Row, searched
 from benchmarks.experiments.suite.settings import SUITES
-from benchmarks.experiments.suite.suite import SuiteTimes, WrongLabels
+from benchmarks.experiments.suite.suite import NoisyLabels, SuiteTimes
 from benchmarks.experiments.theory.sde_paths import SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
 from benchmarks.experiments.theory.xsam_plane import XSAMPlane
@@ -48,7 +48,7 @@ INCREASES = {
 DIGITS = {"data": "digits", "train_size": 100, "batch_size": 25, "width": 4}
 SMALL = {"dataset": "digits", "model": "tiny", "train_size": 200}
 TWO = {"seeds": (0, 1), "recipes": RECIPES}
-SUITE = WrongLabels(
+SUITE = NoisyLabels(
     seeds=(0, 1),
     name="suite",
     config=USUAL | {"train_size": 100},
@@ -281,6 +281,6 @@ def test_a_new_row_takes_two_lines(tmp_path, data_dir, monkeypatch):
     after = dataclasses.replace(before, rows=rows)
     added = measure_missing(after, tmp_path, data_dir, 1, lambda job: job["row"] == "new")
     assert {record["row"] for record in added} == {"new"}
-    texts = after.tables(pd.DataFrame(read(after, tmp_path)), tmp_path)["benchmarks/RESULTS.md"]
+    texts = after.tables(pd.DataFrame(read(after, tmp_path)), tmp_path)["docs/evidence/accuracy.md"]
     assert "| New |" in texts["accuracy"]
     after.draw(pd.DataFrame(read(after, tmp_path)), tmp_path, tmp_path)

@@ -44,7 +44,7 @@ METHODS = {
     "gradient_norm_penalty": optax_sam.gradient_norm_penalty(0.1),
     "monitor": diagnostics.monitor(optax_sam.sam(0.1), quantities=("top_eigenvalue",), num_iters=2),
 }
-SAYS = r"no second derivative in forward mode.*curvature_fn=reference.*second_derivatives\.md"
+SAYS = r"no second derivative in forward mode.*curvature_fn=reference.*training_loop\.md"
 
 
 @pytest.mark.parametrize("jit", [True, False])

@@ -89,7 +89,7 @@ def perturbed(dtype, length=SHORT, adaptive=False):
     return w, direction * (length / jnp.sqrt(jnp.mean(direction**2)))
 
 
-ROUNDING = {  # moved, cosine, norm ratio, projection: the table of docs/rounding.md
+ROUNDING = {  # moved, cosine, norm ratio, projection: the table of docs/measure.md
     "bfloat16": ({"dtype": jnp.bfloat16}, jnp.bfloat16, (0.037, 0.26, 0.35, 0.09)),
     "longer": ({"dtype": jnp.bfloat16, "length": 20 * SHORT}, jnp.bfloat16, (0.54, 0.90, 1.05, 0.94)),
     "adaptive": ({"dtype": jnp.bfloat16, "adaptive": True}, jnp.bfloat16, (0.0002, 0.0, 0.0, 0.0)),
@@ -126,7 +126,7 @@ def test_nothing_is_lost_in_float32_and_nothing_of_nothing():
 
 
 def test_float32_parameters_keep_the_gain_that_bfloat16_parameters_lose():
-    """The claim of docs/rounding.md on a loss with a gradient and many curvatures, computed in bfloat16."""
+    """The claim of docs/measure.md on a loss with a gradient and many curvatures, computed in bfloat16."""
     n = 100_000
     keys = jax.random.split(jax.random.key(1), 3)
     center = 0.1 * jax.random.normal(keys[0], (n,))

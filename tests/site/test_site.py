@@ -1,6 +1,7 @@
 """The site as `make docs` built it: every public name is there, links lead somewhere, nothing is fetched."""
 
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
@@ -92,6 +93,20 @@ def test_every_public_name_is_in_the_reference():
     assert not set(public_names()) - documented, "write a page in docs/api/ or docs/methods/"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("mixed precision", "loss scaling", "gradient accumulation", "BatchNorm", "FSDP", "LoRA", "Keras 3"),
+        *("Equinox", "Haiku", "NumPyro", "multi_transform", "flash attention", "custom gradients", "NaN"),
+        *("memory", "no gain", "which rho", "how long to train", "checkpoints", "frozen weights"),
+    ],
+)
+def test_the_search_finds_the_words_of_a_question_in_a_heading(words):
+    index = (SITE / "searchindex.js").read_text("utf-8")
+    headings = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))["alltitles"]
+    assert any(words.lower() in heading.lower() for heading in headings)
+
+
 def test_the_script_copied_from_the_first_page_runs(tmp_path):
     script = next(code for code in read("index.html").code if code.startswith("import "))
     (tmp_path / "script.py").write_text(script, encoding="utf-8")
@@ -99,4 +114,4 @@ def test_the_script_copied_from_the_first_page_runs(tmp_path):
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("test accuracy 0.8")
+    assert result.stdout.startswith("test accuracy 0.9")

@@ -122,7 +122,7 @@ def controlled(
         job: size, seed and kind of the problem.
         ratios: lengths of the noise, in lengths of the gradient.
         perturbations: gradients of all steps, problem -> ε of all steps, for each estimator.
-        num_parts: gives the gradients of so many equal parts of the batch, and not those of the batch.
+        num_parts: gives the gradients of so many equal parts of the batch, not of the batch.
     """
     rng = np.random.default_rng(job["seed"])
     problem = quadratic(job, rng)

@@ -3,11 +3,11 @@
 Chen and Zhou, ICLR 2026 (https://arxiv.org/abs/2603.10048), figures 3 and 4. Three statements:
 
 1. At its best radius XSAM is more accurate than SAM at its best, with k = 1 ascent and with k = 3, on the
-   digits of the demonstration with 40 % wrong labels (usual recipe, ρ_max = 2 ρ, one search per epoch).
+   digits of the demonstration with 40 % noisy labels (usual recipe, ρ_max = 2 ρ, one search per epoch).
    Radii are chosen by accuracy on validation images, averaged over seeds. Compared, for each k: test
    accuracies, seed by seed.
 2. With both tuned, radius and more, XSAM is more accurate than SAM in the accuracy suite
-   (`benchmarks/experiments/suite/`, Fashion-MNIST). Compared, at each fraction of wrong labels, for k = 1
+   (`benchmarks/experiments/suite/`, Fashion-MNIST). Compared, at each fraction of noisy labels, for k = 1
    and k = 3 with SAM: test accuracies, seed by seed.
 3. Accuracy hardly depends on how often α* is searched. Compared, for a search every half epoch, every five
    epochs, and none after the first: its test accuracy minus that with one search per epoch, plus one percent,
@@ -20,11 +20,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import figures
 from benchmarks.claim import Claim, Comparison, Report, judge
 from benchmarks.experiment import Job
 from benchmarks.experiments.networks import RECIPES, Recipes, config_of, make_network, train_and_evaluate
-from benchmarks.experiments.suite.rows import ROWS as SUITE_ROWS
 from benchmarks.records import Record, read_records
 from benchmarks.tables import nested, number, paired, table, where
 
@@ -37,15 +35,10 @@ INTERVALS = {
     "never again": 60 * STEPS_PER_EPOCH,  # the length of the training
 }
 ROWS = {
-    ("sam", 1): figures.style("sam", "SAM, k = 1"),
-    ("xsam", 1): figures.style("xsam", "XSAM, k = 1"),
-    ("sam", 3): figures.style("fisher_sam", "SAM, k = 3", "--"),
-    ("xsam", 3): figures.style("asam", "XSAM, k = 3", "--"),
-}
-SUITE_STYLES = {
-    "sam": figures.style("sam", "SAM, k = 1"),
-    "xsam": figures.style("xsam", "XSAM, k = 1"),
-    "xsam3": figures.style("asam", "XSAM, k = 3", "--"),
+    ("sam", 1): "SAM, k = 1",
+    ("xsam", 1): "XSAM, k = 1",
+    ("sam", 3): "SAM, k = 3",
+    ("xsam", 3): "XSAM, k = 3",
 }
 
 
@@ -120,7 +113,7 @@ class XSAMAccuracy(Claim):
         ]
         verdicts = [
             judge(
-                "Digits, 40 % wrong: at its best ρ, XSAM is more accurate than SAM at its best (percent)",
+                "Digits, 40 % noisy: at its best ρ, XSAM is more accurate than SAM at its best (percent)",
                 radius,
             ),
             judge(
@@ -128,14 +121,14 @@ class XSAMAccuracy(Claim):
                 suite_comparisons(pd.DataFrame(read_records(results / "suite.jsonl"))),
             ),
             judge(
-                "Digits, 40 % wrong: with another interval between searches than an epoch, less than one"
+                "Digits, 40 % noisy: with another interval between searches than an epoch, less than one"
                 " percent is lost (percent, plus one)",
                 interval,
             ),
         ]
         lines = [
             (
-                ROWS[row].label,
+                ROWS[row],
                 *(
                     number(100 * where(curves, method=row[0], k=row[1], rho=rho)["test_accuracy"])
                     for rho in self.radii
@@ -154,51 +147,7 @@ class XSAMAccuracy(Claim):
                 numbers=False,
             ),
         ]
-        for noise, own in suite_trials(results).groupby("label_noise"):
-            cells = own.pivot(index="row", columns="rho", values="validation_accuracy")
-            head = (
-                f"Fashion-MNIST, {noise:.0%} wrong, validation accuracy (%), one seed",
-                *(f"ρ = {rho:g}" for rho in cells),
-            )
-            lines = [
-                (style.label, *(f"{100 * value:.1f}" for value in cells.loc[row]))
-                for row, style in SUITE_STYLES.items()
-                if row in cells.index
-            ]
-            tables.append(table(head, lines, numbers=False))
         return Report(verdicts, tables)
-
-    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
-        """Accuracy by radius, on digits and in the suite, and by interval."""
-        figure, (axes,) = figures.panels(
-            1, 3, "XSAM: accuracy by radius and by interval, 40 % wrong labels (mean ± s.e.)"
-        )
-        curves = by_radius(frame)
-        figures.lines(axes[0], curves.assign(test=100 * curves["test_accuracy"]), "rho", "test", ROWS)
-        trials = where(suite_trials(results), label_noise=0.4)
-        if len(trials):
-            trials = trials.assign(validation=100 * trials["validation_accuracy"])
-            figures.lines(axes[1], trials, "rho", "validation", SUITE_STYLES)
-        for panel, title, radii in (
-            (axes[0], f"Digits,\ntest, {len(self.seeds)} seeds", self.radii),
-            (axes[1], "Fashion-MNIST (suite),\nvalidation, one seed", (0.05, 0.1, 0.2, 0.3)),
-        ):
-            panel.set(title=title, xlabel="ρ", ylabel="accuracy (%)")
-            figures.ticks(panel, radii)
-        networks = where(frame, experiment="interval")
-        networks = networks.assign(
-            test=100 * networks["test_accuracy"], place=networks["interval"].map(list(self.intervals).index)
-        )
-        style = figures.style("xsam", "XSAM, k = 1")
-        figures.lines(axes[2], networks, "place", "test", {"xsam": style}, "method")
-        axes[2].set(
-            title=f"Digits, ρ = {INTERVAL_RHO},\ntest, {len(self.interval_seeds)} seeds",
-            xlabel="interval between searches",
-            ylabel="accuracy (%)",
-            xticks=range(len(self.intervals)),
-        )
-        axes[2].set_xticklabels(self.intervals)
-        self.save(figure, docs)
 
 
 def by_radius(frame: pd.DataFrame) -> pd.DataFrame:
@@ -209,23 +158,13 @@ def by_radius(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def suite_comparisons(networks: pd.DataFrame) -> list[Comparison]:
-    """XSAM's test accuracy minus SAM's, for each fraction of wrong labels."""
+    """XSAM's test accuracy minus SAM's, for each fraction of noisy labels."""
     return [
         Comparison(
-            f"{noise:.0%} wrong, k = {k}",
+            f"{noise:.0%} noisy, k = {k}",
             paired(where(networks, label_noise=noise), "test_accuracy", {"row": row}, {"row": "sam"}),
             scale=100,
         )
         for noise in (sorted(networks["label_noise"].unique()) if len(networks) else ())
         for row, k in (("xsam", 1), ("xsam3", 3))
     ]
-
-
-def suite_trials(results: Path) -> pd.DataFrame:
-    """The suite's first trials, which differ only in ρ."""
-    trials = [
-        trial | {"rho": trial["settings"]["rho"]}
-        for trial in read_records(results / "suite_tuning.jsonl")
-        if trial["row"] in SUITE_STYLES and trial["settings"] in SUITE_ROWS[trial["row"]].first
-    ]
-    return pd.DataFrame(trials, columns=None if trials else ["label_noise"])

@@ -7,7 +7,7 @@ proposition 1, figure 2). Three statements:
 1. On a sphere of radius ρ_max around w, v(1) points nearer to the maximum than v(0), and v(α*) nearer still.
    On the batch of the search itself the latter is true by construction (α = 1 is among the values
    searched), so here α* is the one that training keeps from the start of the epoch, tested on later batches.
-   Compared, for right labels and for 40 % wrong ones: the loss at v(1) minus that at v(0), and at v(α*) minus
+   Compared, for clean labels and for 40 % noisy ones: the loss at v(1) minus that at v(0), and at v(α*) minus
    that at v(1); means over training, seed by seed. The worst point found by projected ascent on the sphere,
    20 steps from v(α*), shows how large the rise can be.
 2. Proposition 1: on positive definite quadratics, α* > 1 if ρ_max is large, and α* < 1 if it is small. The
@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import figures
 from benchmarks.claim import Claim, Comparison, Report, Verdict, judge, outcome
 from benchmarks.experiment import Job
 from benchmarks.experiments.claims import sphere
@@ -42,13 +41,8 @@ from benchmarks.tables import nested, number, table, where
 RHO, RHO_MAX = 0.1, 0.2
 NOISE_LEVELS = (0.0, 0.4)
 QUADRATIC_RHO = 0.01  # in units of ‖w‖
-LABELS = {0.0: figures.style("sam", "right labels"), 0.4: figures.style("xsam", "40 % wrong labels")}
-DIRECTIONS = {
-    "v(0)": "v(0):\nε's",
-    "v(1)": "v(1):\nSAM's",
-    "v(kept)": "v(α*),\nkept",
-    "v(alpha*)": "v(α*),\nfresh",
-}
+LABELS = {0.0: "clean labels", 0.4: "40 % noisy labels"}
+DIRECTIONS = ("v(0)", "v(1)", "v(kept)", "v(alpha*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +90,7 @@ class XSAMDirection(Claim):
         losses = shares.groupby(["label_noise", "seed"])[[*DIRECTIONS]].mean()
         nearer, slow = [], []
         for noise, own in losses.groupby("label_noise"):
-            label = LABELS[noise].label
+            label = LABELS[noise]
             nearer.append(Comparison(f"{label}: v(1) over v(0)", own["v(1)"] - own["v(0)"]))
             nearer.append(Comparison(f"{label}: v(α*) over v(1)", own["v(kept)"] - own["v(1)"]))
             slow.append(Comparison(label, 0.2 - variation.loc[noise]["change"]))
@@ -131,15 +125,13 @@ class XSAMDirection(Claim):
             "α*",
             "mean",
             "standard deviation",
-            "the same without the differences between batches",
             "change in an epoch",
             "change of batch, same w",
-            "autocorrelation at an epoch",
         )
         return Report(
             verdicts,
             [
-                table(head, [(LABELS[noise].label, *own.agg(number)) for noise, own in groups], numbers=False)
+                table(head, [(LABELS[noise], *own.agg(number)) for noise, own in groups], numbers=False)
                 for head, groups in (
                     (titles, percent.groupby("label_noise")),
                     (of_alpha, variation.groupby("label_noise")),
@@ -154,63 +146,13 @@ class XSAMDirection(Claim):
         own = own.assign(alpha=own["alphas"].str[RADII.index(1.0)])
         for at, network in own.groupby(["label_noise", "seed"]):
             one, other = (where(network, batch=batch)["alpha"].to_numpy(float) for batch in (0, 1))
-            of_batches = np.mean((one - other) ** 2) / 2
-            slow = max(0.0, np.var(np.concatenate([one, other])) - of_batches) ** 0.5
-            centred = one - one.mean()
-            variance = float(centred @ centred)
             found[at] = {
                 "mean": one.mean(),
                 "deviation": one.std(),
-                "slow": slow,
                 "change": np.abs(one[lag:] - one[:-lag]).mean(),
                 "of_batch": np.abs(one - other).mean(),
-                # 0 if α* does not vary at all.
-                "autocorrelation": float(centred[lag:] @ centred[:-lag]) / variance if variance else 0.0,
             }
         return pd.DataFrame.from_dict(found, orient="index").rename_axis(["label_noise", "seed"])
-
-    def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
-        """Losses on the sphere, α* during training, α* by distance."""
-        figure, (axes,) = figures.panels(1, 3, "XSAM: the worst direction on the arc, Fashion-MNIST")
-        names = [f"share of {name}" for name in DIRECTIONS]
-        means = along_arc(frame).groupby(["label_noise", "seed"], as_index=False)[names].mean()
-        long = means.melt(["label_noise", "seed"], value_name="share", var_name="direction")
-        shift = long["label_noise"].map({0.0: -0.08, 0.4: 0.08})
-        long = long.assign(place=long["direction"].map(names.index) + shift)
-        figures.points(axes[0], long, "place", "share", LABELS, "label_noise")
-        axes[0].set(
-            title="Batch loss at ρ_max\n(each point a network)",
-            ylabel="increase (% of the worst found)",
-            xticks=range(len(DIRECTIONS)),
-        )
-        axes[0].set_xticklabels(DIRECTIONS.values())
-        own = where(frame, experiment="network")
-        alphas = where(own, seed=self.seeds[0], batch=0)
-        alphas = alphas.assign(alpha=alphas["alphas"].str[RADII.index(1.0)].astype(float))
-        figures.lines(axes[1], alphas, "step", "alpha", LABELS, "label_noise")
-        axes[1].set(
-            title="α* along training,\none network, batch by batch",
-            xlabel="step",
-            ylabel="α*",
-            ylim=(0, 2.05),
-        )
-        radii = [multiple * RHO_MAX / RHO for multiple in RADII]
-        far = own.assign(radius=[radii] * len(own)).explode(["alphas", "radius"])
-        far = far.astype({"alphas": float, "radius": float})
-        far = far.groupby(["label_noise", "seed", "radius"], as_index=False)["alphas"].mean()
-        figures.lines(axes[2], far, "radius", "alphas", LABELS, "label_noise")
-        quadratic = where(frame, experiment="quadratic")
-        if len(quadratic):
-            values = np.array(quadratic["alphas"].tolist()).T
-            axes[2].plot(
-                *(quadratic["radius"], values.mean(0)), color="k", ls=":", label="100 random quadratics"
-            )
-            axes[2].fill_between(
-                *(quadratic["radius"], values.min(0), values.max(0)), color="k", alpha=0.08, lw=0
-            )
-        axes[2].axhline(1, color="k", lw=0.8)
-        axes[2].set(title="α* by distance", xlabel="ρ_max / ρ", ylabel="α*", xscale="log", ylim=(0, 2.05))
-        self.save(figure, docs)
 
 
 def along_arc(frame: pd.DataFrame) -> pd.DataFrame:

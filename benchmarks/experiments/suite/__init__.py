@@ -1,1 +1,1 @@
-"""The accuracy suite, and suites on right labels: rows, settings, training, tables and figures."""
+"""The accuracy suite, and suites on clean labels: rows, settings, training, tables and figures."""

@@ -138,8 +138,8 @@ def known_trials(
 ) -> tuple[list[dict[str, float]], bool]:
     """The settings that a row tries at a noise level, and whether all have been tried.
 
-    Trials that depend on others which have not been made are not known yet: those of the row from which this
-    one starts come first, then its own four, then the last one.
+    Trials that depend on others which have not been made are not known yet: the trials of the row from which
+    this one starts come first, then its own four, then the last one.
     """
     row = rows[name]
     if row.starts_from is not None and not known_trials(trials, row.starts_from, noise, rows)[1]:

@@ -1,7 +1,7 @@
 """What all rows of an accuracy suite share: data, network and recipe. One entry for each suite.
 
-`suite` is the first suite, with wrong labels: `rows.py`. The others ask whether anything
-gains on right labels where networks are as in the papers: a residual network with BatchNorm on crops and
+`suite` is the first suite, with noisy labels: `rows.py`. The others ask whether anything
+gains on clean labels where networks are as in the papers: a residual network with BatchNorm on crops and
 flips of CIFAR-10, and a transformer with AdamW. Their protocol, written before any of their test numbers
 was seen:
 
@@ -42,7 +42,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.experiments.suite.rows import BATCH_SIZE, ROWS, Row, part
-from benchmarks.experiments.suite.suite import RightLabels, SuiteTimes, WrongLabels
+from benchmarks.experiments.suite.suite import CleanLabels, NoisyLabels, SuiteTimes
 from benchmarks.methods import METHODS, radii
 
 FIVE = (0, 1, 2, 3, 4)
@@ -50,7 +50,7 @@ FIRST_ROWS = ("sgd", "sgd_tuned", "sam", "sgd_long", "sam_tuned")
 ON_TUNED = ("asam", "info_sam", "eigen_sam", "xsam", "momentum_sam")
 
 
-def rows_on_right_labels(
+def rows_on_clean_labels(
     optimizer: str,
     epochs: int,
     steps_per_epoch: int,
@@ -61,7 +61,7 @@ def rows_on_right_labels(
     batch_size: int = BATCH_SIZE,
     larger_learning_rates: tuple[float, ...] = (),
 ) -> dict[str, Row]:
-    """The rows of the suites with right labels.
+    """The rows of the suites with clean labels.
 
     Args:
         optimizer: name of the base optimizer.
@@ -69,7 +69,7 @@ def rows_on_right_labels(
         steps_per_epoch: the steps from one search of XSAM to the next.
         decays: weight decays that the tuned optimizer tries.
         learning_rate: another one than usual that it tries with the best of these.
-        factors: the radii that are tried, in those of the table of methods.
+        factors: the radii that are tried, in multiples of the radius in the table of methods.
         batch_size: images of a step.
         larger_learning_rates: those that a row of its own tries for the tuned optimizer.
     """
@@ -137,8 +137,8 @@ VIT: Mapping[str, Any] = {
     "learning_rate": 1e-3,
     "weight_decay": 0.1,
 }
-# Strided CNN, wrong labels.
-FASHION = WrongLabels(
+# Strided CNN, noisy labels.
+FASHION = NoisyLabels(
     "suite",
     FIVE,
     ("fashion_mnist",),
@@ -156,28 +156,28 @@ FASHION = WrongLabels(
 SUITES = (
     FASHION,
     SuiteTimes("suite_time", datasets=FASHION.datasets, is_alone=True, suite=FASHION),
-    RightLabels(
+    CleanLabels(
         "suite_cifar_resnet",
         (0, 1, 2),
         ("cifar10_subset",),
         config=CIFAR,
-        rows=rows_on_right_labels("SGD", 50, 2500 // BATCH_SIZE, (5e-4, 2e-3, 5e-3), 0.2),
+        rows=rows_on_clean_labels("SGD", 50, 2500 // BATCH_SIZE, (5e-4, 2e-3, 5e-3), 0.2),
         more_test=3728,
     ),
-    RightLabels(
+    CleanLabels(
         "suite_fashion_vit",
         (0, 1, 2),
         ("fashion_mnist",),
         config={**VIT, "train_size": 5000},
-        rows=rows_on_right_labels("AdamW", 15, 5000 // BATCH_SIZE, (0.1, 1.0, 3.0), 2e-3),
+        rows=rows_on_clean_labels("AdamW", 15, 5000 // BATCH_SIZE, (0.1, 1.0, 3.0), 2e-3),
     ),
     # Until they fit their images.
-    RightLabels(
+    CleanLabels(
         "suite_cifar_resnet_fitted",
         FIVE,
         ("cifar10_subset",),
         config={**CIFAR, "train_size": 1000, "validation_size": 6728, "batch_size": 64},
-        rows=rows_on_right_labels(
+        rows=rows_on_clean_labels(
             *("SGD", 100, 1000 // 64, (5e-4, 2e-3, 5e-3, 1e-2), 0.05),
             factors=(0.3, 1, 3),
             batch_size=64,
@@ -185,12 +185,12 @@ SUITES = (
         ),
         more_test=5228,
     ),
-    RightLabels(
+    CleanLabels(
         "suite_fashion_vit_fitted",
         FIVE,
         ("fashion_mnist",),
         config={**VIT, "train_size": 2000, "batch_size": 64},
-        rows=rows_on_right_labels(
+        rows=rows_on_clean_labels(
             *("AdamW", 40, 2000 // 64, (0.1, 1.0, 3.0, 10.0), 2e-3),
             factors=(0.3, 1, 3),
             batch_size=64,
@@ -198,14 +198,14 @@ SUITES = (
         ),
     ),
     # The bundled digits need no files and a few seconds: to try the programs.
-    RightLabels(
+    CleanLabels(
         "suite_digits",
         (0, 1),
         ("digits",),
         config={"dataset": "digits", "train_size": 300, "model": "mlp", "batch_size": 50},
         rows={
             name: row
-            for name, row in rows_on_right_labels("SGD", 1, 6, (5e-4, 2e-3, 5e-3), 0.2).items()
+            for name, row in rows_on_clean_labels("SGD", 1, 6, (5e-4, 2e-3, 5e-3), 0.2).items()
             if name in FIRST_ROWS
         },
     ),

@@ -1,10 +1,10 @@
-"""The accuracy suite: every method, four levels of wrong labels, several seeds, on Fashion-MNIST.
+"""The accuracy suite: every method, four levels of noisy labels, several seeds, on Fashion-MNIST.
 
-    python -m benchmarks suite                         trials, networks, tables and figures of RESULTS.md
+    python -m benchmarks suite                         trials, networks, tables and figures
     python -m benchmarks suite_time                    the time of a step, with the rows taking turns
     python -m benchmarks suite --where row=sgd,sam label_noise=0.4
 
-`suite_cifar_resnet_fitted` and others are suites on right labels, with other data and networks; their
+`suite_cifar_resnet_fitted` and others are suites on clean labels, with other data and networks; their
 protocol is in `settings.py`. The protocol of the suite itself, with 10,000 training images, the strided CNN
 and 20 epochs:
 
@@ -12,12 +12,12 @@ and 20 epochs:
 - Whatever is chosen is chosen at each noise level from five trials. Sharpness-aware methods: four radii,
   then, with the best of these, another value of the method's own hyper-parameter (infoSAM's power,
   Eigen-SAM's alpha, eta of ASAM and Fisher SAM, XSAM's rho_max; SAM has no other and tries a fifth radius).
-- "Decay tuned" rows: SGD tries four weight decays, its own remedy against wrong labels, then a larger
+- "Decay tuned" rows: SGD tries four weight decays, its own remedy against noisy labels, then a larger
   learning rate; SAM and ASAM try four radii at weight decay 2e-3, then a stronger weight decay.
 - Trials are compared by accuracy on 10,000 validation images after the last epoch, with one seed that the
   reported networks do not use.
 - The reported accuracy is measured after the last epoch on the 10,000 test images. Nothing was chosen on it.
-- Rows share seeds, and with them initial weights, wrong labels and the order of the batches, so that
+- Rows share seeds, and with them initial weights, noisy labels and the order of the batches, so that
   differences between rows can be taken seed by seed.
 - "SGD, 40 epochs" costs as much as SAM, which needs two gradients where SGD needs one.
 """
@@ -54,7 +54,7 @@ class Suite(Experiment):
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of all its configurations
     # By name, in the order of the tables.
     rows: Mapping[str, Row] = dataclasses.field(default_factory=lambda: ROWS)
-    noise: tuple[float, ...] = (0.0,)  # fractions of wrong training labels
+    noise: tuple[float, ...] = (0.0,)  # fractions of noisy training labels
     more_test: int = 0  # images held out of the training split that are test images too
     sharpness: bool = False  # whether λ_max is measured; it costs as much as a training does on a small set
 
@@ -149,32 +149,31 @@ def where_part(records: list[Record], part: str) -> list[Record]:
     return [record for record in records if record["part"] == part]
 
 
-class WrongLabels(Suite):
-    """The suite with wrong labels."""
+class NoisyLabels(Suite):
+    """The suite with noisy labels."""
 
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
-        """The tables of RESULTS.md, of `docs/choose.md`, and of the methods' pages."""
+        """The tables of the page on noisy labels and of `docs/choose.md`."""
         made = tables.tables(frame, pd.DataFrame(read_records(results / "suite_time.jsonl")), self.rows)
-        pages = {f"docs/methods/{page}.md": text for page, text in tables.evidence(frame, self.rows).items()}
-        return {"benchmarks/RESULTS.md": made, "docs/choose.md": {"cheap": made["cheap"]}, **pages}
+        choose = {name: made.pop(name) for name in ("cheap", "radii")}
+        return {"docs/evidence/accuracy.md": made, "docs/choose.md": choose}
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
-        """The figures of RESULTS.md."""
+        """Accuracy against the cost of the training, and against the radius."""
         trials, made = (where(frame, part=part) for part in ("trial", "network"))
-        figures.draw_noise(made, self.rows, docs / "suite_noise.png")
-        figures.draw_radius(trials, self.rows, docs / "suite_radius.png")
+        figures.draw_radius(trials, self.rows, docs / "evidence" / "suite_radius.png")
         times = pd.DataFrame(read_records(results / "suite_time.jsonl"))
         if not times.empty:
-            figures.draw_cost(made, times, self.rows, docs / "suite_cost.png")
+            figures.draw_cost(made, times, self.rows, docs / "evidence" / "suite_cost.png")
 
 
-class RightLabels(Suite):
-    """A suite on right labels."""
+class CleanLabels(Suite):
+    """A suite on clean labels."""
 
     def tables(self, frame: pd.DataFrame, results: Path) -> Tables:
-        """Its table of RESULTS.md."""
+        """Its table of the page on clean labels."""
         made = tables.setting_table(where(frame, part="network"), self.rows, self.config["batch_size"])
-        return {"benchmarks/RESULTS.md": {self.name.removeprefix("suite_"): made}}
+        return {"docs/evidence/accuracy.md": {self.name.removeprefix("suite_"): made}}
 
 
 @dataclasses.dataclass(frozen=True)

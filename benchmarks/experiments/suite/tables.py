@@ -1,4 +1,4 @@
-"""The tables of `RESULTS.md`, from the suites' records of networks, trials on validation data and times."""
+"""The tables of the suites on noisy and on clean labels."""
 
 from collections.abc import Mapping
 
@@ -7,11 +7,10 @@ import pandas as pd
 
 from benchmarks.experiments.suite.rows import Row, best
 from benchmarks.methods import METHODS
-from benchmarks.records import ROOT
 from benchmarks.tables import column, mean_and_error, spread, table, where
 
 SIGNED = "{:+.1f} ± {:.1f}"
-FITTED = "training_accuracy_on_noisy_labels"
+FITTED, SHARPNESS = "training_accuracy_on_noisy_labels", "largest_hessian_eigenvalue"
 Rows = Mapping[str, Row]
 
 
@@ -22,7 +21,7 @@ def spreads(frame: pd.DataFrame, field: str, scale: float = 1, form: str = "{:.1
 
 
 def differences(frame: pd.DataFrame, other: str) -> pd.DataFrame:
-    """Test accuracy minus that of another row, seed by seed, in percentage points: a long frame."""
+    """Test accuracy minus another row's, seed by seed, in percentage points: a long frame."""
     wide = frame.pivot(index=["label_noise", "seed"], columns="row", values="test_accuracy")
     long = 100 * wide.sub(wide.get(other, np.nan), axis=0)
     return long.melt(ignore_index=False, value_name="difference").dropna().reset_index()
@@ -40,55 +39,106 @@ def compared(frame: pd.DataFrame, other: str) -> pd.DataFrame:
 
 def titles(cells: pd.DataFrame) -> list[str]:
     """The noise levels above the columns."""
-    return [f"{100 * noise:.0f} % wrong" for noise in cells]
+    return [f"{100 * noise:.0f} % noisy" for noise in cells]
 
 
-def by_noise(cells: pd.DataFrame, rows: Rows, *groups: str) -> str:
-    """A table of rows, by default of all groups, against noise levels."""
-    present = [name for name, row in rows.items() if name in cells.index and row.group in (groups or ALL)]
-    return table(["", *titles(cells)], [[rows[name].label, *cells.loc[name]] for name in present])
-
-
-ALL = ("methods", "family", "cheap", "controls")
+STEP_TIME = "step time (SGD = 1)"
 
 
 def tables(frame: pd.DataFrame, times: pd.DataFrame, rows: Rows) -> dict[str, str]:
-    """The tables of the suite with wrong labels, by name."""
+    """The tables of the suite with noisy labels, by name."""
     made, trials = (where(frame, part=part) for part in ("network", "trial"))
     accuracy = spreads(made, "test_accuracy", 100)
-    found = {
-        "accuracy": by_noise(accuracy, rows, "methods", "family"),
-        "differences": by_noise(compared(made, "sam"), rows, "methods", "family"),
-        "differences_to_tuned": by_noise(compared(made, "sgd_decay"), rows, "methods", "family"),
-        "settings": by_noise(chosen(trials, rows), rows),
-        "sharpness": by_noise(spreads(made, "largest_hessian_eigenvalue", form="{:.2f} ± {:.2f}"), rows),
-        "fitted": by_noise(spreads(made, FITTED, 100), rows),
+    present = [name for name in rows if name in accuracy.index]
+    seconds = relative(times)
+    differences_at = [noise for noise in accuracy if noise in (0.0, 0.4)]
+    difference = compared(made, "sgd_decay")
+    lines = [
+        [
+            *(rows[name].label, *accuracy.loc[name]),
+            *(difference[noise].get(name, "-") for noise in differences_at),
+            seconds.get(name, "-"),
+        ]
+        for name in present
+    ]
+    return {
+        "accuracy": table(
+            [
+                "",
+                *titles(accuracy),
+                *(f"minus tuned SGD, {100 * noise:.0f} %" for noise in differences_at),
+                STEP_TIME,
+            ],
+            lines,
+        ),
+        "minima": minima(made, rows),
         "runs": runs(made, trials),
-        "cheap": cheap(made, times, rows, accuracy),
+        "cheap": cheap(made, times, rows),
+        "radii": chosen_radii(trials, rows),
     }
-    if not times.empty:
-        found["cost"] = cost(times, rows)
-    return found
 
 
-def cheap(made: pd.DataFrame, times: pd.DataFrame, rows: Rows, accuracy: pd.DataFrame) -> str:
-    """What less than two gradients buy: time, accuracy, and the share of SAM's gain over SGD."""
-    seconds = times.set_index("row")["seconds_per_step"] if not times.empty else pd.Series(dtype=float)
-    noisy = [noise for noise in accuracy if noise > 0]
-    present = [name for name, row in rows.items() if row.group in ("cheap", "controls")]
-    lines = []
-    for name in (name for name in ("sgd", "sam", *present) if name in accuracy.index):
-        time = f"{seconds[name] / seconds['sgd']:.2f}" if {name, "sgd"} <= set(seconds.index) else "-"
-        shares = [share_of_gain(made, name, noise) for noise in noisy]
-        lines.append([rows[name].label, time, *accuracy.loc[name], *shares])
-    head = ["", "time of a step, SGD = 1", *titles(accuracy)]
-    return table([*head, *(f"share of the gain, {100 * noise:.0f} %" for noise in noisy)], lines)
+def relative(times: pd.DataFrame) -> dict[str, str]:
+    """The time of a step of each row in steps of SGD, as text."""
+    if times.empty:
+        return {}
+    seconds = times.set_index("row")["seconds_per_step"]
+    return {name: f"{value / seconds['sgd']:.2f}" for name, value in seconds.items()}
+
+
+def cheap(made: pd.DataFrame, times: pd.DataFrame, rows: Rows) -> str:
+    """What less than two gradients buy: the time of a step, and the share of SAM's gain over SGD."""
+    noisy = [noise for noise in sorted(made["label_noise"].unique()) if noise > 0]
+    seconds = relative(times)
+    lines = [
+        [rows[name].label, seconds.get(name, "-"), *(share_of_gain(made, name, noise) for noise in noisy)]
+        for name, row in rows.items()
+        if (name == "sam" or row.group in ("cheap", "controls")) and (made["row"] == name).any()
+    ]
+    head = ["share of SAM's gain (%)", STEP_TIME, *(f"{100 * noise:.0f} % noisy" for noise in noisy)]
+    return table(head, lines)
+
+
+MINIMA = ("sgd", "sgd_40", "sgd_decay", "sam", "asam", "random")
+
+
+def minima(made: pd.DataFrame, rows: Rows) -> str:
+    """λ_max and the accuracy on the training labels of some rows, at the first noise level and at 40 %."""
+    levels = [noise for noise in sorted(made["label_noise"].unique()) if noise in (0.0, 0.4)]
+    sharpness = spreads(made, SHARPNESS) if SHARPNESS in made else pd.DataFrame()
+    fitted = spreads(made, FITTED, 100)
+    present = [name for name in MINIMA if name in rows and name in fitted.index]
+    cell = lambda cells, name, noise: cells[noise].get(name, "-") if noise in cells else "-"
+    lines = [
+        [rows[name].label, *(cell(cells, name, noise) for cells in (sharpness, fitted) for noise in levels)]
+        for name in present
+    ]
+    head = [
+        f"{title}, {100 * noise:.0f} % noisy"
+        for title in ("λ_max", "training labels fitted (%)")
+        for noise in levels
+    ]
+    return table(["", *head], lines)
+
+
+def chosen_radii(trials: pd.DataFrame, rows: Rows) -> str:
+    """The radii with the highest validation accuracy: with clean labels, and the range over noisy ones."""
+    records, lines = trials.to_dict("records"), []
+    for name, row in rows.items():
+        if row.group == "controls" or not row.first or "weight_decay" in row.first[0]:
+            continue
+        levels = sorted(where(trials, row=name)["label_noise"].unique())
+        radius = {noise: best(records, name, noise, rows)["rho"] for noise in levels}
+        noisy = sorted({rho for noise, rho in radius.items() if noise > 0})
+        spread = " to ".join(f"{rho:g}" for rho in dict.fromkeys((noisy[0], noisy[-1]))) if noisy else "-"
+        lines.append([row.label, f"{radius[0.0]:g}" if 0.0 in radius else "-", spread])
+    return table(["best ρ on validation data", "clean labels", "noisy labels"], lines)
 
 
 def share_of_gain(made: pd.DataFrame, name: str, noise: float) -> str:
-    """(row − SGD)/(SAM − SGD) of the mean accuracies in per cent; the error is that of row − SAM."""
-    if name in ("sgd", "sam"):
-        return "100" if name == "sam" else "0"
+    """(row − SGD)/(SAM − SGD) of the mean accuracies in per cent; the error belongs to row − SAM."""
+    if name == "sam":
+        return "100"
     own = where(made, label_noise=noise)
     if not {"sgd", "sam"} <= set(own["row"]):
         return "-"
@@ -97,65 +147,14 @@ def share_of_gain(made: pd.DataFrame, name: str, noise: float) -> str:
     return f"{100 * (1 + missing / gain):.0f} ± {100 * error / gain:.0f}"
 
 
-def chosen(trials: pd.DataFrame, rows: Rows) -> pd.DataFrame:
-    """What was chosen on validation data, as text."""
-    made = trials.to_dict("records")
-    cells = {
-        (name, noise): words(best(made, name, noise, rows))
-        for name, noise in trials.groupby(["row", "label_noise"]).groups
-    }
-    return pd.Series(cells).unstack().fillna("-")
-
-
-def words(settings: Mapping[str, float]) -> str:
-    """Settings as text."""
-    return ", ".join(f"{name} {value:g}" for name, value in settings.items())
-
-
 def runs(made: pd.DataFrame, trials: pd.DataFrame) -> str:
-    """Networks, how many of them diverged, and the versions of the first."""
+    """Networks, how many of them diverged, and the versions of the first, in a sentence."""
     diverged = int(column(made, "diverged").sum())
-    lines = [
-        ["networks reported", str(len(made))],
-        ["of these diverged (counted as guessing)", str(diverged)],
-        ["seeds of each row and noise level", str(made["seed"].nunique())],
-        ["trials on validation data", str(len(trials))],
-        *([name, version] for name, version in made["versions"].iloc[0].items()),
-    ]
-    return table(["", ""], lines)
-
-
-def cost(times: pd.DataFrame, rows: Rows) -> str:
-    """Time of a step and of a training, relative to SGD."""
-    sgd = where(times, row="sgd").iloc[0]
-    a_step = times["seconds_per_step"] / sgd["seconds_per_step"]
-    training = a_step * times["steps"] / sgd["steps"]
-    lines = [
-        [rows[name].label, f"{one:.2f}", f"{whole:.2f}"]
-        for name, one, whole in zip(times["row"], a_step, training, strict=True)
-    ]
-    return table(["", "time of a step, SGD = 1", "time of the training, SGD = 1"], lines)
-
-
-def evidence(frame: pd.DataFrame, rows: Rows) -> dict[str, dict[str, str]]:
-    """The rows with each method, against SAM and against SGD with tuned weight decay, by method."""
-    made = where(frame, part="network")
-    accuracy = spreads(made, "test_accuracy", 100)
-    others = {other: compared(made, other) for other in ("sam", "sgd_decay")}
-    found = {}
-    for method in METHODS:
-        own = [name for name in rows if rows[name].method == method and name in accuracy.index]
-        lines = []
-        for name in own:
-            lines.append([f"{rows[name].label} (%)", *accuracy.loc[name]])
-            for other, text in (("sam", "minus SAM"), ("sgd_decay", "minus SGD with tuned weight decay")):
-                if other != name:
-                    lines.append([text, *others[other].loc[name]])
-        head = ["Fashion-MNIST", *(f"{100 * noise:.0f} % wrong labels" for noise in accuracy)]
-        if (ROOT / "docs" / "methods" / f"{method}.md").exists():
-            text = table(head, lines) if own else "Not measured yet in the accuracy suite."
-            found[method] = {"evidence": text}
-    return found
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].iloc[0].items())
+    return (
+        f"{len(made)} networks in {made['seed'].nunique()} seeds, of which {diverged} diverged (counted as "
+        f"guessing), and {len(trials)} trials on validation data; {versions}"
+    )
 
 
 def gradients(rows: Rows, name: str, batch_size: int) -> float:
@@ -168,21 +167,16 @@ def gradients(rows: Rows, name: str, batch_size: int) -> float:
 
 
 def setting_table(made: pd.DataFrame, rows: Rows, batch_size: int) -> str:
-    """Test accuracies of a suite on right labels, with paired differences to tuned SGD and to SAM."""
+    """Test accuracies of a suite on clean labels, with paired differences to the tuned optimizer."""
     present = [name for name in rows if (made["row"] == name).any()]
-    accuracy, fitted = (spreads(made, field, 100)[0.0] for field in ("test_accuracy", FITTED))
-    others = [compared(made, other)[0.0] for other in ("sgd_tuned", "sam")]
-    lines = []
-    for name in present:
-        own = where(made, row=name)
-        lines.append(
-            [
-                rows[name].label,
-                *(f"{gradients(rows, name, batch_size):.2f}", str(len(own)), accuracy[name]),
-                *(other[name] for other in others),
-                fitted[name],
-                words(own["settings"].iloc[0]) or "–",
-            ]
-        )
-    head = ["", "gradients", "seeds", "test accuracy (%)", f"minus {rows['sgd_tuned'].label}", "minus SAM"]
-    return table([*head, "training accuracy (%)", "chosen"], lines)
+    accuracy = spreads(made, "test_accuracy", 100)[0.0]
+    difference = compared(made, "sgd_tuned")[0.0]
+    lines = [
+        [
+            *(rows[name].label, f"{gradients(rows, name, batch_size):.2f}"),
+            *(accuracy[name], difference[name]),
+        ]
+        for name in present
+    ]
+    tuned = rows["sgd_tuned"].label
+    return table(["", "gradients", "test accuracy (%)", f"minus {tuned}"], lines)

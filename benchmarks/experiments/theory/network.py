@@ -47,7 +47,7 @@ def loss(params: optax.Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def problem(setting: Mapping[str, Any], data_dir: Path, seed: int = 0) -> Problem:
-    """The problem of a setting such as `DATA`; the seed is that of the initial parameters."""
+    """The problem of a setting such as `DATA`; the seed draws the initial parameters."""
     batches, train, test, num_classes = arrays(
         setting["data"], setting["train_size"], setting["batch_size"], data_dir
     )

@@ -1,4 +1,4 @@
-"""The SDE of third order follows SAM more closely than that of second order, on a network.
+"""The third-order SDE follows SAM more closely than the second-order one, on a network.
 
 Luo et al., NeurIPS 2024 (https://arxiv.org/abs/2501.12666), figure 2: a fully connected network on MNIST,
 trained with SAM, beside the two SDEs, in six quantities: train loss, test loss, test accuracy, length of the
@@ -6,13 +6,13 @@ parameters, length of the gradient, and λ_max. Two statements for each ρ:
 
 1. The third order is nearer to SAM than the second. Compared, for each quantity, path by path with the same
    random key: the distance from the mean of SAM's runs, averaged over the measured steps, of
-   the second order minus that of the third.
+   the second order minus the third's.
 2. The third order stays within SAM's own spread. Compared, for each quantity, at each measured step: one
    standard deviation over SAM's runs minus the distance of the means.
 
 All start from the same parameters. SAM draws its mini-batches with replacement, as in the SDE; the SDEs are
 simulated with one Euler–Maruyama step per step of SAM (`optax_sam.sde.simulate`, substeps=1), so that the
-error of the expansion in ρ is not mixed with that of the step length. Plain SGD, no momentum. The paper's
+error of the expansion in ρ is not mixed with the step length's. Plain SGD, no momentum. The paper's
 network, ρ and learning rate are not known to us: ours are in `SDEPaths` and `network.py`.
 """
 
@@ -33,7 +33,7 @@ from benchmarks.claim import Claim, Comparison, Report, judge
 from benchmarks.experiment import Job
 from benchmarks.experiments.theory import network
 from benchmarks.records import Record
-from benchmarks.tables import nested, number, table, where
+from benchmarks.tables import nested, where
 from optax_sam import sde
 
 QUANTITIES = {
@@ -45,9 +45,9 @@ QUANTITIES = {
     "top_eigenvalue": "λ_max",
 }
 ROWS = {
-    "sam": figures.style("sgd", "SAM, discrete"),
-    "second": figures.style("xsam", "SDE of second order", "--"),
-    "third": figures.style("sam", "SDE of third order", "--"),
+    "sam": figures.style("sam"),
+    "second": figures.style("vasso", "second-order SDE", ":"),
+    "third": figures.style("random_direction", "third-order SDE", "--"),
 }
 
 
@@ -56,6 +56,7 @@ class SDEPaths(Claim):
     """SAM and its two SDEs along training."""
 
     name: str = "sde_paths"
+    picture: str = "Train loss, ‖x‖ and λ_max along paths of SAM and of its two SDEs"
     page: str = "theory"
     seeds: tuple[int, ...] = tuple(range(8))
     datasets: tuple[str, ...] = ("mnist",)
@@ -101,8 +102,8 @@ class SDEPaths(Claim):
         return [{"along": {name: [round(x, 6) for x in xs] for name, xs in along.items()}}]
 
     def report(self, frame: pd.DataFrame, results: Path) -> Report:
-        """Verdicts and, for each ρ, the distances."""
-        nearer, within, lines = [], [], []
+        """Verdicts, for each ρ."""
+        nearer, within = [], []
         for rho, own in frame.groupby("rho"):
             paths = {row: {name: along(own, row, name) for name in QUANTITIES} for row in ROWS}
             centre = {name: values.mean(0) for name, values in paths["sam"].items()}
@@ -113,7 +114,7 @@ class SDEPaths(Claim):
             }
             nearer.append(
                 judge(
-                    f"ρ = {rho:g}: the SDE of third order is nearer to SAM than that of second order",
+                    f"ρ = {rho:g}: the third-order SDE is nearer to SAM than the second-order one",
                     [
                         Comparison(title, distance["second"][name] - distance["third"][name])
                         for name, title in QUANTITIES.items()
@@ -122,33 +123,30 @@ class SDEPaths(Claim):
             )
             within.append(
                 judge(
-                    f"ρ = {rho:g}: the SDE of third order stays within one standard deviation of SAM's runs",
+                    f"ρ = {rho:g}: the third-order SDE stays within one standard deviation of SAM's runs",
                     [
                         Comparison(title, spread[name] - np.abs(paths["third"][name].mean(0) - centre[name]))
                         for name, title in QUANTITIES.items()
                     ],
                 )
             )
-            for row, values in distance.items():
-                lines.append((f"ρ = {rho:g}, {ROWS[row].label}", *map(number, values.values())))
-            spreads = [f"{values.mean():.2g}" for values in spread.values()]
-            lines.append((f"ρ = {rho:g}, standard deviation of SAM's runs", *spreads))
-        titles = ("Distance from the mean of SAM's runs", *QUANTITIES.values())
-        return Report([*nearer, *within], [table(titles, lines, numbers=False)])
+        return Report([*nearer, *within], [])
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
-        """The six quantities one below the other, a column of panels for each ρ."""
-        long = frame.assign(**{name: nested(frame, "along", name) for name in QUANTITIES})
+        """Three of the quantities one below the other, a column of panels for each of the larger ρ."""
+        shown = ("train_loss", "parameter_norm", "top_eigenvalue")
+        long = frame.assign(**{name: nested(frame, "along", name) for name in shown})
         steps = list(range(self.every, self.num_steps + 1, self.every))
-        long = long.assign(step=[steps] * len(long)).explode(["step", *QUANTITIES])
-        long = long.astype(dict.fromkeys(["step", *QUANTITIES], float))
-        groups = dict(list(long.groupby("rho")))
-        title = "SAM and its SDEs on MNIST, fully connected network (mean of runs ± s.e.)"
-        figure, axes = figures.panels(6, len(groups), title, width=3.2, height=2.1)
+        long = long.assign(step=[steps] * len(long)).explode(["step", *shown])
+        long = long.astype(dict.fromkeys(["step", *shown], float))
+        groups = dict(list(long.groupby("rho"))[-2:])
+        figure, axes = figures.panels(
+            len(shown), len(groups), "SAM and its SDEs (mean of runs ± s.e.)", width=2.7, height=2.1
+        )
         for column, (rho, own) in zip(axes.T, groups.items(), strict=True):
-            for panel, (name, quantity) in zip(column, QUANTITIES.items(), strict=True):
+            for panel, name in zip(column, shown, strict=True):
                 figures.lines(panel, own, "step", name, ROWS)
-                panel.set_title(f"{quantity}, ρ = {rho:g}")
+                panel.set_title(f"{QUANTITIES[name]}, ρ = {rho:g}")
             column[-1].set_xlabel("step")
         self.save(figure, docs)
 

@@ -10,10 +10,10 @@ whole training loss f, and the expectation over all mini-batches. Four statement
    ⟨∇λ₁, E T⟩ / ((ρ²/2) ‖∇λ₁‖²), which is 1 if u = ±v₁, minus SAM's; mean over training, seed by seed.
 3. The same at equal length: with the share divided by the mean of ‖u‖², because a tilt makes u longer.
 4. The third-order term is what regularises λ₁ in SAM. Compared: the rate at which the third-order
-   term lowers λ₁ minus that of the second-order term, seed by seed.
+   term lowers λ₁ minus the second-order term's rate, seed by seed.
 
-The perturbations are those of the methods themselves, Eigen-SAM's with the eigenvector that it has tracked.
-The network is that of `network.py`, trained with plain SGD at equal ρ.
+The perturbations are the methods' own, Eigen-SAM's with the eigenvector that it has tracked.
+The network is defined in `network.py`, trained with plain SGD at equal ρ.
 """
 
 import dataclasses
@@ -41,14 +41,16 @@ from optax_sam.curvature.products import derivatives_along
 ROWS = {
     "sam": (0.0, figures.style("sam", "SAM")),
     "eigen_sam": (0.2, figures.style("eigen_sam", "Eigen-SAM, α = 0.2")),
-    "strong": (1.0, figures.style("xsam", "Eigen-SAM, α = 1", "--")),
+    "strong": (1.0, figures.style("eigen_sam", "Eigen-SAM, α = 1", "--")._replace(marker="o")),
 }
 STYLES = {row: style for row, (_, style) in ROWS.items()}
 RATES = {
     "rate_gradient": figures.style("sgd", "−∇f", ":"),
-    "rate_second": figures.style("asam", "second-order term", "--"),
-    "rate_third": figures.style("info_sam", "third-order term"),
+    "rate_second": figures.style("vasso", "second-order term", "--"),
+    "rate_third": figures.style("random_direction", "third-order term", "-"),
 }
+# Measured, and left out of the table.
+NOT_SHOWN = ("cosine", "length_second", "length_third")
 FIELDS = {
     "alignment": "⟨u/‖u‖, v₁⟩², mean over batches",
     "cosine": "cosine of E T and ∇λ₁",
@@ -68,6 +70,7 @@ class ThirdOrder(Claim):
     """The parts of the drift of SAM and Eigen-SAM, and what they do to λ₁, along training."""
 
     name: str = "third_order"
+    picture: str = "Alignment, third-order term, rates at which λ₁ falls, and λ₁, along training"
     page: str = "theory"
     seeds: tuple[int, ...] = (0, 1, 2)
     datasets: tuple[str, ...] = ("mnist",)
@@ -137,6 +140,7 @@ class ThirdOrder(Claim):
         lines = [
             (title, *(number(where(means, row=row)[field]) for row in ROWS))
             for field, title in FIELDS.items()
+            if field not in NOT_SHOWN
         ]
         titles = ("Mean over training", *(style.label for style in STYLES.values()))
         return Report(verdicts, [table(titles, lines, numbers=False)])
@@ -144,17 +148,17 @@ class ThirdOrder(Claim):
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
         """Alignment, share, SAM's rates, and λ₁ along training."""
         figure, axes = figures.panels(
-            2, 2, f"Third-order term along training, MNIST, ρ = {self.rho:g} (mean of seeds ± s.e.)"
+            2, 2, f"Third-order term along training, ρ = {self.rho:g}", width=2.7, height=2.8
         )
         axes = axes.ravel()
         for panel, field in ((axes[0], "alignment"), (axes[1], "share"), (axes[3], "top_eigenvalue")):
             figures.lines(panel, frame, "step", field, STYLES)
         rates = where(frame, row="sam").melt(["seed", "step"], [*RATES], "rate")
         figures.lines(axes[2], rates, "step", "value", RATES, "rate")
-        axes[0].set(title="Squared cosine of ε and v₁, batch by batch", ylim=(0, None))
-        axes[1].set(title="Third-order term: share of (ρ²/2) ∇λ₁")
-        axes[2].set(title="SAM: how fast each term lowers λ₁")
-        axes[3].set(title="λ₁ of the training loss", ylim=(0, None))
+        axes[0].set(title="Squared cosine\nof ε and v₁", ylim=(0, None))
+        axes[1].set(title="Third-order term:\nshare of (ρ²/2) ∇λ₁")
+        axes[2].set(title="SAM: how fast each\nterm lowers λ₁")
+        axes[3].set(title="λ₁ of the\ntraining loss", ylim=(0, None))
         for panel in axes:
             panel.set_xlabel("step")
         for panel in axes[1:3]:

@@ -7,7 +7,7 @@ through w spanned by the gradients g₀ = ∇L(w) and g₁ = ∇L(w + ε), both 
 1. The angle to the worst point of the circle is smaller for g₁ than for g₀, and for v(α*) than for g₁.
    Compared: differences of the angles in degrees, on 10 mini-batches at each of several steps of training.
 
-v(α*) is from the search on the same batch. The network is that of `network.py`, trained with SAM.
+v(α*) is from the search on the same batch. The network is defined in `network.py`, trained with SAM.
 """
 
 import dataclasses
@@ -41,6 +41,7 @@ class XSAMPlane(Claim):
     """Angles from the worst point of the circle, and a picture of the plane."""
 
     name: str = "xsam_plane"
+    picture: str = "Loss in the plane of two gradients, with XSAM's direction and a circle's worst point"
     page: str = "theory"
     datasets: tuple[str, ...] = ("mnist",)
     setting: Mapping[str, Any] = dataclasses.field(default_factory=lambda: network.DATA)  # data and network
@@ -79,8 +80,7 @@ class XSAMPlane(Claim):
     def report(self, frame: pd.DataFrame, results: Path) -> Report:
         """Verdict and table."""
         angles = {name: nested(frame, "angle_from_worst", name) for name in DIRECTIONS}
-        rises = {f"rise {name}": 100 * nested(frame, "rise", name) for name in DIRECTIONS}
-        values = frame[["step", "alpha"]].assign(**angles, **rises)
+        values = frame[["step", "alpha"]].assign(**angles)
         comparisons = [
             Comparison(f"{DIRECTIONS[one]} over {DIRECTIONS[other]}, step {step}", own[other] - own[one])
             for one, other in (("v1", "v0"), ("v_alpha", "v1"))
@@ -90,11 +90,10 @@ class XSAMPlane(Claim):
             "g₁ points nearer to the worst point of the circle than g₀, and v(α*) nearer than g₁ (degrees)",
             comparisons,
         )
-        cells = values.groupby("step")[[*angles, *rises, "alpha"]].agg(number)
+        cells = values.groupby("step")[[*angles, "alpha"]].agg(number)
         titles = (
             "",
             *(f"angle from the worst point, {name}" for name in DIRECTIONS.values()),
-            *(f"rise, % of the worst, {name}" for name in DIRECTIONS.values()),
             "α*",
         )
         lines = [(f"step {step}", *row) for step, row in cells.iterrows()]
@@ -104,8 +103,8 @@ class XSAMPlane(Claim):
         """The plane at each step, on the first batch."""
         from optax_sam.diagnostics import plotting
 
-        title = "Loss of a batch around w; circle of radius ρ_m with a star at its worst point"
-        figure, axes = figures.panels(2, 2, title, width=4, height=3.3)
+        title = "Loss of a batch around w;\nthe star is the worst point of the circle"
+        figure, axes = figures.panels(2, 2, title, width=2.7, height=2.7)
         shown = frame.dropna(subset="surface").to_dict("records")
         for panel, record in zip(axes.flat, shown, strict=False):
             grid = grid_of(record["rho_max"])
@@ -117,7 +116,7 @@ class XSAMPlane(Claim):
             )
             panel.set(
                 title=f"step {record['step']}, α* = {record['alpha']:.1f}",
-                xlabel="part of g₁ orthogonal to g₀",
+                xlabel="orthogonal to g₀",
                 ylabel="along g₀",
             )
             panel.grid(visible=False)

@@ -4,7 +4,7 @@
     plotting.plot_loss_surface(surface, arrows={"g₀": plane.coordinates[1], "g₁": plane.coordinates[2]})
 
 Each function draws into `ax`, or into a new figure, and returns the axes for further changes. The colours
-suit any colour vision: viridis, and those of Wong (Nature Methods 2011). The module needs matplotlib, from
+suit any colour vision: viridis, and Wong's colours (Nature Methods 2011). The module needs matplotlib, from
 the extra `plot`, so `optax_sam.diagnostics` does not import it.
 """
 

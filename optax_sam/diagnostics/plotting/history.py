@@ -22,7 +22,7 @@ def plot_history(
 
     Args:
       steps: the steps after which the values were read.
-      history: name -> values, one for each step: such as "λ_max": those of `top_eigenvalue`. Values that are
+      history: name -> values, one for each step, such as "λ_max" -> `top_eigenvalue`. Values that are
         not finite, or with `log` not positive, are left out.
       ax: axes to draw into. None makes a figure.
       log: whether the axis of values is logarithmic.

@@ -32,7 +32,7 @@ def applied() -> Any:
 
 
 def axes_of(ax: "Axes | None", height: float = 2.4) -> "Axes":
-    """The axes given, or those of a new figure as wide as a column."""
+    """The axes given, or the axes of a new figure as wide as a column."""
     return plt.subplots(figsize=(3.3, height), layout="constrained")[1] if ax is None else ax
 
 
