@@ -63,6 +63,11 @@ def make_program(config: Config, dataset: Dataset) -> Program:
     layout = make_layout(config.devices, config.parallel, config.batch_size)
     check_part("ascent-batch", config.ascent_batch, config, layout.num_programs)
     check_part("curvature-batch", config.curvature_batch, config, layout.num_programs)
+    if config.functional and (config.ascent_batch is not None or config.ascent_outside):
+        raise UsageError(
+            "--functional keeps the outputs of the clean pass, so that this must see the whole batch; leave "
+            "out --ascent-batch and --ascent-outside"
+        )
     tx = make_optimizer(config, num_steps)
     graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(config, dataset, 0)), nnx.Param, ...)
 
@@ -86,11 +91,17 @@ def make_program(config: Config, dataset: Dataset) -> Program:
             return optax.softmax_cross_entropy(logits, spread).mean()
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
+    def loss_and_logits(
+        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
+        logits, rest = outputs(params, rest, images)
+        return criterion(logits, labels), (rest, logits)
+
     def loss(
         params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, nnx.State]:
-        logits, rest = outputs(params, rest, images)
-        return criterion(logits, labels), rest
+        value, (rest, _) = loss_and_logits(params, rest, images, labels)
+        return value, rest
 
     def step(
         state: TrainState,
@@ -119,9 +130,10 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         if config.ascent_batch is not None:
             part = slice(0, config.ascent_batch // layout.num_programs)
             ascent_images, ascent_labels = ascent_images[part], ascent_labels[part]
-        (value, rest), grads = layout.average(
-            jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, ascent_images, ascent_labels)
+        (value, (rest, logits)), grads = jax.value_and_grad(loss_and_logits, has_aux=True)(
+            state.params, state.rest, ascent_images, ascent_labels
         )
+        value, rest, grads = layout.average((value, rest, grads))
         curvature_fn = None
         if config.curvature_batch is not None:
             seen = slice(0, config.curvature_batch // layout.num_programs)
@@ -129,7 +141,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         value_fn = lambda params: loss(params, state.rest, images, labels)[0]
         if config.functional:
             # arXiv 2502.02407: the gradient of this is J(w + ε)ᵀ times the derivative by the outputs at w.
-            clean = jax.grad(criterion)(outputs(state.params, state.rest, images)[0], labels)
+            clean = jax.grad(criterion)(logits, labels)
             value_fn = lambda params: jnp.vdot(clean, outputs(params, state.rest, images)[0])
         updates, opt_state = tx.update(
             grads,

@@ -1,5 +1,6 @@
 """Fine-tuning: texts as tokens, the labelled examples of a seed, Functional SAM, the search, the tables."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -125,6 +126,8 @@ def test_functional_sam_keeps_the_derivative_by_the_outputs():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, expected)
     sam = jax.grad(lambda w: losses(outputs(w)))(above)
     assert float(optax.tree.norm(optax.tree.sub(sam, d))) > 1e-3
+    with pytest.raises(UsageError, match="must see the whole batch; leave out --ascent-batch"):
+        make_program(dataclasses.replace(config, ascent_batch=5), Dataset(split, split, split, 3))
 
 
 def accuracy(settings):
