@@ -33,6 +33,8 @@ def tables(frame: pd.DataFrame, experiment: Any) -> dict[str, str]:
         own = where(made, label_noise=noise)
         names = [name for name in experiment.rows if (own["row"] == name).any()]
         if names:
+            if {"sgd", "sam"} <= set(names):
+                found[f"sentence_{title(noise)}"] = sentence(own)
             found[f"accuracy_{title(noise)}"] = accuracy(own, names, experiment.rows)
             found[f"search_{title(noise)}"] = search(records, names, noise, experiment)
             found[f"epochs_{title(noise)}"] = by_epochs(records, names, noise, experiment)
@@ -45,6 +47,17 @@ def compared(own: pd.DataFrame, names: list[str]) -> dict[tuple[str, str, str], 
     """Every row minus SGD and minus SAM, corrected together; the two between themselves once."""
     pairs = [(TEST, name, other) for other in OTHERS for name in names if other in names]
     return differences(own, [pair for pair in pairs if pair != (TEST, "sgd", "sam")])
+
+
+def sentence(own: pd.DataFrame) -> str:
+    """SAM and SGD, each at its best, in a sentence."""
+    words = {}
+    for name in OTHERS:
+        one = where(own, row=name)
+        epochs, gradients = one["settings"].iloc[0]["epochs"], one["gradients"].max()
+        words[name] = f"{spread(100 * one[TEST])} % ({epochs:.0f} epochs, {gradients:,.0f} gradients)"
+    values = compared(own, list(own["row"].unique()))[TEST, "sam", "sgd"]
+    return f"SAM has {words['sam']}, SGD {words['sgd']}; SAM minus SGD {values.text('better', 'worse')}"
 
 
 def accuracy(own: pd.DataFrame, names: list[str], rows: Mapping[str, Any]) -> str:
