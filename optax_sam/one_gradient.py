@@ -45,7 +45,7 @@ def one_gradient(
         def step(params, state, batch):
             value_fn = lambda params: loss(params, batch)
             grads = jax.grad(value_fn)(params)  # not computed: nothing reads it
-            updates, state = tx.update(grads, state, params, value_fn=value_fn)
+            updates, state = tx.update(grads, state, params, value_fn=value_fn, keep_ascent_value=True)
             return optax.apply_updates(params, updates), state, optax.tree.get(state, "ascent_value")
 
     A step that returns the clean loss costs one forward pass more. So does a model with BatchNorm whose

@@ -152,6 +152,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
             refresh=refresh,
             record=record,
             axis_name=layout.axis_name,
+            keep_ascent_value=methods.METHODS[config.method].one_gradient or None,
         )
         params = optax.apply_updates(state.params, updates)
         if methods.METHODS[config.method].one_gradient:
