@@ -18,9 +18,11 @@
 # gradient that stand out in their array,
 #
 # $$
-# z_i = \frac{g_i - \operatorname{mean}(g)}{\operatorname{std}(g)}, \qquad
-# r_i = \begin{cases} g_i & |z_i| \ge Q_p(|z|) \\ 0 & \text{otherwise,}\end{cases} \qquad
-# \varepsilon = \rho\, \frac{r}{\lVert r\rVert},
+# z_i = \frac{g_i - \operatorname{mean}(g)}{\operatorname{std}(g)}, \quad \varepsilon = \rho\, \frac{r}{\lVert r\rVert},
+# $$
+#
+# $$
+# r_i = \begin{cases} g_i & |z_i| \ge Q_p(|z|) \\ 0 & \text{otherwise,}\end{cases}
 # $$
 #
 # with the mean, the deviation and the quantile Q of each parameter array.

@@ -73,7 +73,7 @@ def test_first_script_runs_where_only_the_package_is_installed(archive, built, t
     run("uv", "pip", "check", "--python", python, env=UV)
     script = tmp_path / "script.py"
     script.write_text(FIRST_SCRIPT, encoding="utf-8")
-    assert run(python, script, cwd=tmp_path).startswith("test accuracy 0.8")
+    assert run(python, script, cwd=tmp_path).startswith("test accuracy 0.9")
     where = run(python, "-c", "import optax_sam; print(optax_sam.__file__)", cwd=tmp_path)
     assert Path(where).is_relative_to(tmp_path)
 
