@@ -23,6 +23,9 @@ goes from the row's `start` to the best neighbour until none is better (`budgets
 at an edge. Mean validation accuracy over two seeds after the last epoch decides; they draw other labelled
 examples than the seeds that are reported.
 
+A first look came before the protocol: eleven steps of AdamW, of SAM with rho 0.05 and of LoRA, timed and
+tested with seed 0. SAM's searches begin at a smaller radius because of it.
+
 What is reported. Five other seeds, which share examples and order of the batches between rows: accuracy,
 negative log-likelihood and calibration error (15 bins) on the test split after the last epoch. Every row is
 compared with tuned AdamW, seed by seed. The p-values of two-sided paired t-tests are corrected over the
