@@ -28,6 +28,8 @@ from benchmarks.cost.tpu import TPU
 from benchmarks.data import sources
 from benchmarks.errors import UsageError
 from benchmarks.experiment import Experiment, Job, Tables
+from benchmarks.experiments.budgets.equal_budgets import EqualBudgets
+from benchmarks.experiments.budgets.robustness import Robustness
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import EigenSAM
 from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
@@ -37,6 +39,7 @@ from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.experiments.demo import Demo
 from benchmarks.experiments.eigenvector_solvers import EigenvectorSolvers
+from benchmarks.experiments.fine_tuning import FineTuning
 from benchmarks.experiments.suite.settings import SUITES
 from benchmarks.experiments.theory.sde_paths import SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
@@ -50,7 +53,18 @@ CLAIMS = (
     Alternatives(),
 )
 THEORY = (SDEPaths(), ThirdOrder(), XSAMPlane())
-OTHERS = (Demo(), EigenvectorSolvers(), Trackers(), StepCost(), CompileTime(), Scaling(), TPU())
+OTHERS = (
+    EqualBudgets(),
+    Robustness(),
+    FineTuning(),
+    Demo(),
+    EigenvectorSolvers(),
+    Trackers(),
+    StepCost(),
+    CompileTime(),
+    Scaling(),
+    TPU(),
+)
 EXPERIMENTS = {own.name: own for own in (*SUITES, *CLAIMS, *THEORY, *OTHERS)}
 GROUPS = {"claims": [own.name for own in CLAIMS], "theory": [own.name for own in THEORY]}
 

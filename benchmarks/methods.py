@@ -72,9 +72,10 @@ def one_gradient_sam(rho: float = 0.2, decay: float = 0.9) -> optax.GradientTran
     return optax_sam.one_gradient(optax_sam.steepest_ascent(rho), decay=decay)
 
 
-def random_direction(rho: float = 0.2) -> optax.GradientTransformationExtraArgs:
+def random_direction(rho: float = 0.2, key: int = 0) -> optax.GradientTransformationExtraArgs:
     """A control for SAM: ε of the same length in a random direction."""
-    return optax_sam.sharpness_aware(optax.chain(optax_sam.random_normal(), optax_sam.steepest_ascent(rho)))
+    noise = optax_sam.random_normal(key=key)
+    return optax_sam.sharpness_aware(optax.chain(noise, optax_sam.steepest_ascent(rho)))
 
 
 SMALL, USUAL, LARGE = {"rho": 0.02}, {"rho": 0.1}, {"rho": 1.0}

@@ -103,6 +103,15 @@ def filled(page: str, tables: Mapping[str, str]) -> str:
 
 
 def fill_tables(page: Path, tables: Mapping[str, str]) -> None:
-    """Writes the tables into their places in a page."""
+    """Writes the tables into their places in a page.
+
+    Raises:
+        UsageError: if there is no such page, or as in `filled`.
+    """
+    if not page.is_file():
+        raise UsageError(
+            f"there is no page {page}, so the tables have no place; the records are kept. Write the page "
+            f"with the places {', '.join(tables)}, or print the tables with another folder for --results"
+        )
     text = filled(page.read_text(encoding="utf-8"), tables)
     page.write_text(text, encoding="utf-8")

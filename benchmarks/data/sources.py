@@ -15,6 +15,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from benchmarks.data.cifar import CIFAR100, CIFAR10Subset
 from benchmarks.data.digits import Digits
 from benchmarks.data.mnist import MNIST, FashionMNIST
+from benchmarks.data.sentences import SST2, Trec
 from benchmarks.errors import UsageError
 
 DEFAULT_DATA_DIR = Path("data")
@@ -27,6 +28,7 @@ class Source(NamedTuple):
     num_validation: int | None = None  # how many training images are held out for validation. None: a tenth
     files: tuple[str, ...] = ()  # names of the raw files; empty if there is nothing to download
     downloadable: bool = True  # whether TFDS can fetch them
+    folder: str | None = None  # of the raw files. None: the name of the data set
 
 
 IDX_FILES = tuple(
@@ -39,6 +41,16 @@ SOURCES = {
     "cifar10_subset": Source(CIFAR10Subset, files=(CIFAR10Subset.FILE,), downloadable=False),
     "cifar100": Source(CIFAR100, files=("cifar-100-binary.tar.gz",)),
 }
+TEXTS = {
+    builder.name: Source(
+        builder,
+        num_validation=500,
+        files=tuple(file for file, _ in builder.FILES.values()),
+        downloadable=False,
+        folder="text",
+    )
+    for builder in (Trec, SST2)
+}
 
 
 def prepare(
@@ -50,10 +62,10 @@ def prepare(
     half-prepared data set behind.
 
     Args:
-        name: one of `SOURCES`.
+        name: one of `SOURCES` or `TEXTS`.
         data_dir: folder of prepared data sets, in `<data_dir>/<name>/<version>`.
-        download_dir: folder of raw files, in `<download_dir>/<name>`; they are only read, and their
-            checksums are compared with TFDS's.
+        download_dir: folder of raw files, in `<download_dir>/<name>`, those of texts in `text`; they are only
+            read, and their checksums are compared with TFDS's.
         download: let TFDS download raw files that are missing.
 
     Returns:
@@ -63,16 +75,18 @@ def prepare(
         UsageError: if there is no data set of that name; or if it is not prepared, raw files are
             missing and `download` is False; or if a raw file has another checksum than in TFDS.
     """
-    if name not in SOURCES:
-        raise UsageError(f"no data set {name!r}; choose one of: {', '.join(SOURCES)}")
-    source = SOURCES[name]
+    known = SOURCES | TEXTS
+    if name not in known:
+        raise UsageError(f"no data set {name!r}; choose one of: {', '.join(known)}")
+    source = known[name]
     data_dir = Path(data_dir).expanduser()
     make_builder = partial(source.builder, data_dir=data_dir, file_format="array_record")
     builder = make_builder()
     if builder.data_path.exists():
         return builder
 
-    raw = Path(download_dir).expanduser() / name if download_dir else data_dir / "downloads" / name
+    folder = source.folder or name
+    raw = Path(download_dir).expanduser() / folder if download_dir else data_dir / "downloads" / folder
     missing = [file for file in source.files if not (raw / file).is_file()]
     if missing and not (download and source.downloadable):
         # TFDS itself would retry the download for minutes if there is no network.
@@ -84,7 +98,7 @@ def prepare(
         raise UsageError(
             f"data set {name!r} is not prepared in {data_dir}, and its raw files are not in {raw} "
             f"(missing: {', '.join(missing)}). Either put them there, or name the folder that "
-            f"holds {name}/{missing[0]} with --download-dir{fetch}. "
+            f"holds {folder}/{missing[0]} with --download-dir{fetch}. "
             "Or use --dataset digits, which needs no files."
         )
     # TFDS always creates its download folders: temporary ones if nothing is downloaded.

@@ -81,7 +81,7 @@ def make_network(
         if read not in datasets:
             datasets[read] = change(load(shared.dataset, data_dir, **sizes))
         program = make_program(shared, datasets[read])
-        network = (*read, shared.model, repr(shared.model_options), shared.dtype)
+        network = (*read, shared.model, repr(shared.model_options), shared.dtype, shared.label_smoothing)
         if network not in losses:
             rest = program.init(0).rest
             losses[network] = jax.jit(lambda params, batch: program.loss(params, rest, *batch)[0])

@@ -3,6 +3,7 @@
 Small networks for CPUs are in `small.py`; `resnets.py` and `vision_transformer.py` hold the published ones.
 Two are made small enough for CPUs here: `resnet6`, the stages of ResNet-18 with 32 and 64 channels, one block
 each, behind a stem of 16 with stride 2; and `tiny_vit`, two encoder blocks on 16 patches of 7x7 pixels.
+`minilm`, in `encoder.py`, takes the tokens of texts in the place of images.
 """
 
 import inspect
@@ -13,6 +14,7 @@ from typing import Any
 from flax import nnx
 
 from benchmarks.errors import UsageError
+from benchmarks.models.encoder import Encoder
 from benchmarks.models.resnets import ResNet, WideResNet
 from benchmarks.models.small import MLP, StridedCNN
 from benchmarks.models.vision_transformer import VisionTransformer, ViTB16
@@ -25,6 +27,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet18": ResNet,
     "wide_resnet28_10": WideResNet,
     "vit_b16": ViTB16,
+    "minilm": Encoder,
 }
 
 

@@ -41,6 +41,8 @@ class Config:
     """Take the Hessian, for an eigenvector, of this many images of the batch. Left out: all."""
     ascent_outside: bool = False
     """A control: take it of images of the next batch."""
+    functional: bool = False
+    """Keep the loss's derivative by the outputs of the clean pass in the second one (Functional SAM)."""
     monitor: int | None = None
     """Record norms, sharpness, alignment and curvature every this many steps. Left out: never."""
 
@@ -59,7 +61,7 @@ class Config:
     model_options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     """Options of the network, as pairs: --model-options width 32"""
     pretrained: Path | None = None
-    """File of published weights for a Vision Transformer to start from, .safetensors."""
+    """File of published weights for vit_b16 or minilm to start from, .safetensors."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's computations. Parameters, loss and optimizer use float32."""
 
@@ -73,6 +75,8 @@ class Config:
     """The base optimizer, to which the method passes its gradient."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    label_smoothing: float = 0.0
+    """Share of each training label that is spread evenly over all classes."""
     weight_decay: float = 5e-4
     """Weight decay after the method: added to the gradient (sgd), or decoupled from it (adamw)."""
     seed: int = 0

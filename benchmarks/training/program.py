@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -18,7 +19,7 @@ from benchmarks import methods
 from benchmarks.data.arrays import Dataset, Split
 from benchmarks.data.augment import AUGMENTATIONS, augment
 from benchmarks.errors import UsageError
-from benchmarks.models import pretrained, table
+from benchmarks.models import encoder, pretrained, table
 from benchmarks.training.config import Config
 from benchmarks.training.parallel import OneDevice, make_layout
 from optax_sam import diagnostics
@@ -43,6 +44,7 @@ class Program(NamedTuple):
     # record -> state, mean loss: of the clean pass, so of `ascent_batch` images, or at w + ε for a method
     # that needs no clean pass.
     step: Callable[..., tuple[TrainState, jax.Array]]
+    predict: Callable[..., jax.Array]  # state, images -> logits
     # State, images, labels -> sum of losses, number of correct predictions.
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
     steps_per_epoch: int  # whole batches in the training data
@@ -61,6 +63,11 @@ def make_program(config: Config, dataset: Dataset) -> Program:
     layout = make_layout(config.devices, config.parallel, config.batch_size)
     check_part("ascent-batch", config.ascent_batch, config, layout.num_programs)
     check_part("curvature-batch", config.curvature_batch, config, layout.num_programs)
+    if config.functional and (config.ascent_batch is not None or config.ascent_outside):
+        raise UsageError(
+            "--functional keeps the outputs of the clean pass, so that this must see the whole batch; leave "
+            "out --ascent-batch and --ascent-outside"
+        )
     tx = make_optimizer(config, num_steps)
     graphdef, _, _ = nnx.split(nnx.eval_shape(lambda: make_model(config, dataset, 0)), nnx.Param, ...)
 
@@ -71,14 +78,30 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         _, params, rest = nnx.split(model, nnx.Param, ...)
         return TrainState(params, rest, tx.init(params))
 
-    def loss(
-        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, nnx.State]:
+    def outputs(params: nnx.State, rest: nnx.State, images: jax.Array) -> tuple[jax.Array, nnx.State]:
         # copy=True: without it the second gradient would update BatchNorm and dropout keys again.
         model = nnx.merge(graphdef, params, rest, copy=True)
         model.train()
-        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
-        return losses.mean(), nnx.split(model, nnx.Param, ...)[2]
+        logits = model(images)
+        return logits, nnx.split(model, nnx.Param, ...)[2]
+
+    def criterion(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        if config.label_smoothing:
+            spread = optax.smooth_labels(jax.nn.one_hot(labels, dataset.num_classes), config.label_smoothing)
+            return optax.softmax_cross_entropy(logits, spread).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def loss_and_logits(
+        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, tuple[nnx.State, jax.Array]]:
+        logits, rest = outputs(params, rest, images)
+        return criterion(logits, labels), (rest, logits)
+
+    def loss(
+        params: nnx.State, rest: nnx.State, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
+        value, (rest, _) = loss_and_logits(params, rest, images, labels)
+        return value, rest
 
     def step(
         state: TrainState,
@@ -107,18 +130,24 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         if config.ascent_batch is not None:
             part = slice(0, config.ascent_batch // layout.num_programs)
             ascent_images, ascent_labels = ascent_images[part], ascent_labels[part]
-        (value, rest), grads = layout.average(
-            jax.value_and_grad(loss, has_aux=True)(state.params, state.rest, ascent_images, ascent_labels)
+        (value, (rest, logits)), grads = jax.value_and_grad(loss_and_logits, has_aux=True)(
+            state.params, state.rest, ascent_images, ascent_labels
         )
+        value, rest, grads = layout.average((value, rest, grads))
         curvature_fn = None
         if config.curvature_batch is not None:
             seen = slice(0, config.curvature_batch // layout.num_programs)
             curvature_fn = lambda params: loss(params, state.rest, images[seen], labels[seen])[0]
+        value_fn = lambda params: loss(params, state.rest, images, labels)[0]
+        if config.functional:
+            # arXiv 2502.02407: the gradient of this is J(w + ε)ᵀ times the derivative by the outputs at w.
+            clean = jax.grad(criterion)(logits, labels)
+            value_fn = lambda params: jnp.vdot(clean, outputs(params, state.rest, images)[0])
         updates, opt_state = tx.update(
             grads,
             state.opt_state,
             state.params,
-            value_fn=lambda params: loss(params, state.rest, images, labels)[0],
+            value_fn=value_fn,
             curvature_fn=curvature_fn,
             refresh=refresh,
             record=record,
@@ -132,20 +161,25 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         return TrainState(params, rest, opt_state), value
 
     @jax.jit
-    def evaluate(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def predict(state: TrainState, images: jax.Array) -> jax.Array:
         model = nnx.merge(graphdef, state.params, state.rest, copy=True)
         model.eval()
-        logits = model(images)
+        return model(images)
+
+    @jax.jit
+    def evaluate(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = predict(state, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.sum(), (logits.argmax(-1) == labels).sum()
 
     init, step, like = layout.compile(init, step, tx)
     if config.pretrained:
-        init = partial(init, weights=pretrained.load(config.pretrained, like.params, dataset))
+        init = partial(init, weights=load_weights(config, like, dataset))
     return Program(
         init,
         loss,
         step,
+        predict,
         evaluate,
         steps_per_epoch,
         num_steps,
@@ -154,6 +188,13 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         layout=layout,
         like=like,
     )
+
+
+def load_weights(config: Config, like: TrainState, dataset: Dataset) -> nnx.State:
+    """The published weights from which the network starts."""
+    if config.model == "minilm":
+        return encoder.load(config.pretrained, nnx.merge_state(like.params, like.rest))
+    return pretrained.load(config.pretrained, like.params, dataset)
 
 
 def whole_batches(config: Config, num_train: int) -> int:

@@ -11,7 +11,11 @@ from benchmarks import __main__
 from benchmarks.claim import Claim
 from benchmarks.cost.compile_time import CompileTime
 from benchmarks.cost.step_cost import StepCost
+from benchmarks.data import arrays
 from benchmarks.experiment import is_done, measure_missing, read
+from benchmarks.experiments.budgets.equal_budgets import EqualBudgets
+from benchmarks.experiments.budgets.equal_budgets import Row as BudgetRow
+from benchmarks.experiments.budgets.robustness import Robustness
 from benchmarks.experiments.claims.alternatives import Alternatives
 from benchmarks.experiments.claims.eigen_sam import PAPERS, EigenSAM
 from benchmarks.experiments.claims.eigen_sam_tracked import EigenSAMTracked
@@ -21,6 +25,7 @@ from benchmarks.experiments.claims.xsam_accuracy import XSAMAccuracy
 from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.experiments.demo import Demo
 from benchmarks.experiments.eigenvector_solvers import EigenvectorSolvers, equal_quality
+from benchmarks.experiments.fine_tuning import TUNED, FineTuning
 from benchmarks.experiments.suite.rows import Row, searched
 from benchmarks.experiments.suite.settings import SUITES
 from benchmarks.experiments.suite.suite import NoisyLabels, SuiteTimes
@@ -56,7 +61,42 @@ SUITE = NoisyLabels(
     noise=(0.0, 0.4),
     sharpness=True,
 )
+BUDGETS = {
+    "seeds": (0, 1),
+    "config": USUAL,
+    "rows": {
+        "sgd": BudgetRow("sgd", "SGD"),
+        "sam": BudgetRow("sam", "SAM", fixed={"rho": 0.1}),
+        "random": BudgetRow("random_direction", "Random direction", fixed={"rho": 0.1}, draws=True),
+        "sgd_averaged": BudgetRow("sgd", "SGD, averaged", {"ema": 0.8}),
+    },
+    "noise": (0.4,),
+    "tuning_seeds": (1000,),
+    "epochs": 2,
+}
 TINY = (
+    EqualBudgets(**BUDGETS),
+    Robustness(**BUDGETS, examined=("sgd", "sam"), levels=(0.4,)),
+    FineTuning(
+        seeds=(0, 1),
+        datasets=("trec",),
+        rows={
+            TUNED: BudgetRow("sgd", "AdamW, tuned", {"epochs": 2}, fixed={"learning_rate": 1e-3}),
+            "functional_sam": BudgetRow("sam", "Functional SAM", fixed={"rho": 0.02, "functional": True}),
+        },
+        labels=(20,),
+        trainings=("full",),
+        tuning_seeds=(1000,),
+        batch_size=10,
+        model_options={
+            "vocabulary": 9,
+            "num_positions": 6,
+            "hidden_size": 4,
+            "num_layers": 1,
+            "num_heads": 2,
+        },
+        published=False,
+    ),
     SUITE,
     SuiteTimes("suite_time", is_alone=True, suite=SUITE),
     next(own for own in SUITES if own.name == "suite_digits"),
@@ -122,6 +162,8 @@ def test_measures_reports_and_draws(own, tmp_path, data_dir, monkeypatch):
     if own.name == "compile_time":
         monkeypatch.setattr("benchmarks.cost.compile_time.NUM_ARRAYS_OF_OTHERS", 2)
         monkeypatch.setattr("benchmarks.cost.compile_time.OTHERS", ("asam",))
+    if own.name == "fine_tuning":
+        monkeypatch.setattr("benchmarks.data.text.load", lambda *_: some_texts())
     measure_missing(own, tmp_path, data_dir, 1)
     records = read(own, tmp_path)
     assert all(is_done(job, records) for job in own.jobs(records))
@@ -138,6 +180,21 @@ def test_measures_reports_and_draws(own, tmp_path, data_dir, monkeypatch):
     for picture in tmp_path.rglob("*.png"):
         assert plt.imread(picture).std() > 0
     CHECKS.get(own.name, lambda frame: None)(frame)
+
+
+def some_texts():
+    """Random tokens."""
+    random = np.random.default_rng(0)
+    split = lambda n: arrays.Split(random.integers(1, 9, (n, 6)), random.integers(0, 6, n))
+    return arrays.Dataset(split(40), split(20), split(20), 6)
+
+
+def check_fine_tuning(frame):
+    made = frame[frame["part"] == "network"]
+    assert (made["test_loss"] != np.log(6)).all()  # what a head of zeros has
+    gradients = {row: set(own["gradients"]) for row, own in made.groupby("row")}
+    assert gradients["functional_sam"] == {2 * price for price in gradients[TUNED]}
+    assert frame[frame["part"] == "trial"]["test_accuracy"].isna().all()
 
 
 def check_eigen_sam(frame):
@@ -186,6 +243,7 @@ def check_trackers(frame):
 
 
 CHECKS = {
+    "fine_tuning": check_fine_tuning,
     "eigen_sam": check_eigen_sam,
     "eigen_sam_tracked": check_eigen_sam_tracked,
     "info_sam": check_info_sam,

@@ -8,7 +8,10 @@ import pytest
 
 from benchmarks import __main__
 from benchmarks.experiment import is_done, is_result_of, read
+from benchmarks.experiments.budgets.equal_budgets import EqualBudgets
+from benchmarks.experiments.budgets.search import neighbours
 from benchmarks.experiments.demo import SGD_SEARCH, TUNING_SEEDS, best
+from benchmarks.experiments.fine_tuning import GRIDS
 from benchmarks.experiments.suite.rows import known_trials
 from benchmarks.experiments.suite.suite import TUNING_SEED, Suite
 from benchmarks.methods import METHODS
@@ -18,8 +21,9 @@ from tests.benchmarks.conftest import REPOSITORY
 
 EXPERIMENTS = {name: own for name, own in __main__.EXPERIMENTS.items() if read(own, RESULTS)}
 SUITES = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, Suite)}
-# Of these, each program of which takes minutes, a part may be committed.
-IN_PARTS = (*SUITES, "tpu")
+BUDGETS = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, EqualBudgets)}
+# Of these, each program or network of which takes minutes, a part may be committed.
+IN_PARTS = (*SUITES, *BUDGETS, "fine_tuning", "tpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,52 @@ def test_committed_networks_have_all_their_trials_and_seeds_of_their_own(name):
     for row, noise, seed in counts:
         assert known_trials(trials, row, noise, own.rows)[1]
         assert seed in own.seeds
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_committed_rows_at_equal_budgets_are_complete_and_at_no_edge(name):
+    """A row or level that is defined need not be committed; one that is committed is complete."""
+    own = BUDGETS[name]
+    records = read(own, RESULTS)
+    networks = [record for record in records if record["part"] == "network"]
+    assert not any("test_accuracy" in record for record in records if record["part"] == "trial")
+    seeds = {}
+    for record in networks:
+        at = record["row"], record["label_noise"]
+        seeds.setdefault(at, []).append(record["seed"])
+        tried, chosen = own.walk(records, *at)
+        assert record["settings"] == chosen
+        assert all(settings in tried for settings in neighbours(chosen))
+    assert all(sorted(found) == list(own.seeds) for found in seeds.values())
+
+
+def test_committed_rows_of_fine_tuning_are_complete_and_at_no_edge():
+    """A row or place that is defined need not be committed; one that is committed is complete."""
+    own = __main__.EXPERIMENTS["fine_tuning"]
+    records, seeds = read(own, RESULTS), {}
+    assert not any("test_accuracy" in record for record in records if record["part"] == "trial")
+    for record in records:
+        if record["part"] == "network":
+            at = {name: record[name] for name in ("data", "labels", "training")}
+            seeds.setdefault((*at.values(), record["row"]), []).append(record["seed"])
+            found, searched = own.walk(records, at, record["row"]), own.rows[record["row"]].start
+            assert record["settings"] == found.chosen
+            for other in neighbours({name: found.chosen[name] for name in searched}, GRIDS):
+                assert found.chosen | other in found.tried
+    assert all(sorted(found) == list(own.seeds) for found in seeds.values())
+
+
+def test_networks_trained_again_are_the_same_to_the_last_digit():
+    """Those that were rounded, and those whose accuracy is reported."""
+    at = lambda record: (record["row"], record["label_noise"], record["seed"])
+    first, again = (
+        {at(r): r for r in read(__main__.EXPERIMENTS[name], RESULTS) if r["part"] == "network"}
+        for name in ("equal_budgets", "robustness")
+    )
+    assert again.keys() <= first.keys()
+    for key, record in again.items():
+        for field in ("test_accuracy", "test_loss", "training_accuracy_on_noisy_labels"):
+            assert record[field] == first[key][field], key
 
 
 def test_committed_rows_of_the_first_suite_had_five_trials_each():

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.claim import Comparison, judge
 from benchmarks.errors import UsageError
-from benchmarks.tables import filled, nested, number, paired, spread, table, where
+from benchmarks.tables import fill_tables, filled, nested, number, paired, spread, table, where
 
 FRAME = pd.DataFrame(
     [
@@ -79,3 +79,8 @@ def test_a_page_has_one_place_for_each_table():
         filled(page + page, {"one": text})
     with pytest.raises(ValueError, match="a cell for each"):
         table(["", "a"], [["b"]])
+
+
+def test_tables_without_a_page_say_what_to_do(tmp_path):
+    with pytest.raises(UsageError, match=r"no page .*the records are kept.*with the places a, b, or print"):
+        fill_tables(tmp_path / "page.md", {"a": "", "b": ""})

@@ -1,0 +1,140 @@
+"""The tables of the page about equal budgets, from its records."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.experiments.budgets.differences import Difference, differences
+from benchmarks.experiments.budgets.search import mean
+from benchmarks.tables import spread, table, where
+
+TEST, FITTED = "test_accuracy", "training_accuracy_on_noisy_labels"
+OTHERS = ("sgd", "sam")  # with which all rows are compared
+UNITS = {"ema": "average", "learning_rate": "rate", "weight_decay": "decay", "label_smoothing": "smoothing"}
+
+
+def title(noise: float) -> str:
+    """Name of a noise level in the names of tables."""
+    return f"{100 * noise:.0f}"
+
+
+def words(settings: Mapping[str, float]) -> str:
+    """Settings but the epochs as text."""
+    rest = {name: value for name, value in settings.items() if name != "epochs"}
+    return ", ".join(f"{UNITS.get(name, name)} {value:g}" for name, value in rest.items()) or "–"
+
+
+def tables(frame: pd.DataFrame, experiment: Any) -> dict[str, str]:
+    """By name: for each measured noise level the result and the search."""
+    records, made = frame.to_dict("records"), where(frame, part="network")
+    found = {}
+    for noise in experiment.noise:
+        own = where(made, label_noise=noise)
+        names = [name for name in experiment.rows if (own["row"] == name).any()]
+        if names:
+            if {"sgd", "sam"} <= set(names):
+                found[f"sentence_{title(noise)}"] = sentence(own)
+            found[f"accuracy_{title(noise)}"] = accuracy(own, names, experiment.rows)
+            found[f"search_{title(noise)}"] = search(records, names, noise, experiment)
+            found[f"epochs_{title(noise)}"] = by_epochs(records, names, noise, experiment)
+    if not made.empty:
+        found["runs"] = runs(frame)
+    return found
+
+
+def compared(own: pd.DataFrame, names: list[str]) -> dict[tuple[str, str, str], Difference]:
+    """Every row minus SGD and minus SAM, corrected together; the two between themselves once."""
+    pairs = [(TEST, name, other) for other in OTHERS for name in names if other in names]
+    return differences(own, [pair for pair in pairs if pair != (TEST, "sgd", "sam")])
+
+
+def sentence(own: pd.DataFrame) -> str:
+    """SAM and SGD, each at its best, in a sentence."""
+    words = {}
+    for name in OTHERS:
+        one = where(own, row=name)
+        epochs, gradients = one["settings"].iloc[0]["epochs"], one["gradients"].max()
+        words[name] = f"{spread(100 * one[TEST])} % ({epochs:.0f} epochs, {gradients:,.0f} gradients)"
+    values = compared(own, list(own["row"].unique()))[TEST, "sam", "sgd"]
+    return f"SAM has {words['sam']}, SGD {words['sgd']}; SAM minus SGD {values.text('better', 'worse')}"
+
+
+def accuracy(own: pd.DataFrame, names: list[str], rows: Mapping[str, Any]) -> str:
+    """The result: what was chosen, what it costs, and how it compares."""
+    found, lines = compared(own, names), []
+    for name in names:
+        one = where(own, row=name)
+        cells = [found.get((TEST, name, other)) for other in OTHERS]
+        settings = one["settings"].iloc[0]
+        lines.append(
+            [
+                rows[name].label,
+                words(settings),
+                f"{settings['epochs']:.0f}",
+                f"{one['gradients'].iloc[0]:,.0f}",
+                spread(100 * one[TEST]),
+                *("–" if cell is None else cell.text("better", "worse") for cell in cells),
+                spread(100 * one[FITTED]),
+            ]
+        )
+    labels = [rows[other].label for other in OTHERS]
+    head = ["", "chosen", "epochs", "gradients", "test accuracy (%)"]
+    return table([*head, *(f"minus {label}" for label in labels), "training labels fitted (%)"], lines)
+
+
+def search(records: list[dict[str, Any]], names: list[str], noise: float, experiment: Any) -> str:
+    """How many settings were tried, and what validation labels as noisy as the training's would choose."""
+    lines = []
+    for name in names:
+        walked = experiment.walk(records, name, noise)
+        own = [r for r in records if (r["part"], r["row"], r["label_noise"]) == ("trial", name, noise)]
+        clean, noisy = (
+            {
+                i: mean(own, settings, experiment.tuning_seeds, field)
+                for i, settings in enumerate(walked.tried)
+            }
+            for field in ("validation_accuracy", "noisy_validation_accuracy")
+        )
+        other = walked.tried[max(noisy, key=lambda i: noisy[i])]
+        best, kept = max(clean.values()), clean[walked.tried.index(other)]
+        same = other == walked.chosen
+        lines.append(
+            [
+                experiment.rows[name].label,
+                str(len(walked.tried)),
+                f"{100 * best:.2f}",
+                "the same" if same else f"{other['epochs']:.0f} epochs, {words(other)}",
+                "0" if same else f"{100 * (kept - best):.2f}".replace("-", "−"),
+            ]
+        )
+    head = ["", "settings tried", "validation accuracy (%)", "chosen with wrong validation labels", "costs"]
+    return table(head, lines)
+
+
+def by_epochs(records: list[dict[str, Any]], names: list[str], noise: float, experiment: Any) -> str:
+    """The best validation accuracy at each number of epochs that was tried."""
+    best: dict[tuple[str, float], float] = {}
+    for name in names:
+        own = [r for r in records if (r["part"], r["row"], r["label_noise"]) == ("trial", name, noise)]
+        for settings in experiment.walk(records, name, noise).tried:
+            score = mean(own, settings, experiment.tuning_seeds, "validation_accuracy")
+            key = (name, settings["epochs"])
+            best[key] = max(score, best.get(key, 0.0))
+    epochs = sorted({number for _, number in best})
+    cells = lambda name: (f"{100 * best[name, n]:.1f}" if (name, n) in best else "–" for n in epochs)
+    lines = [[experiment.rows[name].label, *cells(name)] for name in names]
+    return table(["", *(f"{number:.0f} epochs" for number in epochs)], lines)
+
+
+def runs(frame: pd.DataFrame) -> str:
+    """How many trainings, how many of them diverged, and the versions of the first."""
+    made = where(frame, part="network")
+    diverged = int(frame["diverged"].fillna(False).sum()) if "diverged" in frame else 0
+    lines = [
+        ["networks reported", str(len(made))],
+        ["trainings of the searches", str(len(frame) - len(made))],
+        ["of all these diverged (counted as guessing)", str(diverged)],
+        *([name, version] for name, version in made["versions"].iloc[0].items()),
+    ]
+    return table(["", ""], lines)
