@@ -177,7 +177,7 @@ class EqualBudgets(Experiment):
         levels = [noise for noise in self.noise if (made["label_noise"] == noise).any()] if len(made) else []
         if levels:
             figures.draw(made, self.rows, levels, docs / "evidence" / "equal_budgets.png")
-            figures.draw(made, self.rows, levels[:1], docs / "equal_budgets.png")
+            figures.draw(made, self.rows, levels[:1], docs / "evidence" / "equal_budgets_readme.png")
 
 
 def trained(network: Network, decay: float | None) -> TrainState:
