@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-# What XLA has to know of a GPU (its message GpuTargetConfigProto), from NVIDIA's data sheet.
+# What XLA has to know of a GPU (GpuTargetConfigProto): public figures of an H100, not read from one.
 H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
