@@ -116,7 +116,9 @@ def test_on_other_steps_it_costs_nothing(optimized):
     tx = monitored(method)
     # But for the addition of its count.
     assert flops(tx, record=False) - flops(method) <= 4
-    assert flops(tx, record=True) > 3 * flops(method)
+    # XLA counts one pass of the loop over the products.
+    assert flops(tx, record=True) > 2 * flops(method)
+    assert " while(" in compiled(tx, record=True).as_text()
     program = compiled(tx, record=False).as_text()
     assert " while(" not in program
     assert " conditional(" not in program
