@@ -50,18 +50,20 @@ def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
 def total(tree: optax.Params) -> jax.Array:
     """Returns the sum of all entries, a scalar."""
     dtype = accumulation_dtype(tree)
+    return _over_leaves([jnp.sum(x.astype(dtype)) for x in jax.tree.leaves(tree)], tree, dtype)
+
+
+def _over_leaves(parts: Sequence[jax.Array], tree: optax.Params, dtype: jnp.dtype) -> jax.Array:
+    """Returns the sum over leaves and shards, given what each leaf of `tree` here adds: scalars, or rows."""
     nothing = jnp.zeros((), dtype)
     sums: dict[shards.Axes, jax.Array] = {}
-    for i, (x, axes) in enumerate(zip(jax.tree.leaves(tree), shards.axes_of(tree), strict=True), start=1):
-        sums[axes] = sums.get(axes, nothing) + jnp.sum(x.astype(dtype))
+    for i, (part, axes) in enumerate(zip(parts, shards.axes_of(tree), strict=True), start=1):
+        sums[axes] = sums.get(axes, nothing) + part
         if i % 64 == 0:  # XLA for CPU compiles one long sum in a time that grows faster than its length.
             sums[axes] = computed_once(sums[axes])
-    return _over_shards(sums) if sums else nothing
-
-
-def _over_shards(sums: dict[shards.Axes, jax.Array]) -> jax.Array:
-    """Returns the sum, over leaves and shards, given that over the leaves here that are sharded alike."""
-    return functools.reduce(jnp.add, (jax.lax.psum(x, axes) if axes else x for axes, x in sums.items()))
+    # One sum over devices for all leaves that are sharded alike.
+    over_shards = (jax.lax.psum(x, axes) if axes else x for axes, x in sums.items())
+    return functools.reduce(jnp.add, over_shards) if sums else nothing
 
 
 def size(tree: optax.Params) -> int:
@@ -212,11 +214,7 @@ def coordinates(basis: optax.Params, vector: optax.Params) -> jax.Array:
         products = jnp.tensordot(rows, x, axes=x.ndim, precision="highest", out_sharding=everywhere)
         return products.astype(dtype)
 
-    sums: dict[shards.Axes, jax.Array] = {}
-    products = jax.tree.leaves(jax.tree.map(leaf, basis, vector))
-    for x, axes in zip(products, shards.axes_of(vector), strict=True):
-        sums[axes] = sums[axes] + x if axes in sums else x
-    return _over_shards(sums)
+    return _over_leaves(jax.tree.leaves(jax.tree.map(leaf, basis, vector)), vector, dtype)
 
 
 def weighted_sum(weights: jax.Array, vectors: optax.Params) -> optax.Params:

@@ -97,7 +97,7 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
         known = k + 1 if isinstance(k, int) else num_iters  # In a loop with the rows that are 0.
 
         def project(vector: optax.Params) -> optax.Params:
-            products = tree_math.computed_once(jax.vmap(tree_math.vdot, in_axes=(0, None))(basis, vector))
+            products = tree_math.computed_once(tree_math.coordinates(basis, vector))
             return jax.tree.map(jnp.subtract, vector, tree_math.weighted_sum(products[:known], basis))
 
         product = matvec(vector)
