@@ -31,7 +31,7 @@ class Products(NamedTuple):
 
     Attributes:
       products: ‖v‖², ‖g‖², ⟨v, g⟩, ‖d‖², ⟨d, w⟩ and ‖w‖², shape (arrays, 6), of scaled v, d and g.
-      largest: the largest |v| and |g|, shape (arrays, 2).
+      largest: the largest |v|, |g| and |w|, shape (arrays, 3).
       scales: the scale of v and d, and that of g.
     """
 
@@ -63,11 +63,11 @@ def products(
     """Returns the numbers from which the mismatch is computed."""
     dtype = tree_math.accumulation_dtype(gradient, passed, params)
     gradient, passed, params = (_cast(leaves, dtype) for leaves in (gradient, passed, params))
-    largest = [list(map(_largest, leaves)) for leaves in (gradient, passed)]
-    pairs = [jnp.stack(pair) for pair in zip(*largest, strict=True)]
-    by_array = jnp.stack(_over_shards(jax.lax.pmax, pairs, axes) or [jnp.zeros(2, dtype)])
+    largest = [list(map(_largest, leaves)) for leaves in (gradient, passed, params)]
+    triples = [jnp.stack(triple) for triple in zip(*largest, strict=True)]
+    by_array = jnp.stack(over_shards(jax.lax.pmax, triples, axes) or [jnp.zeros(3, dtype)])
     by_array = _over_devices(jax.lax.pmax, by_array, axis_name)
-    of_v, of_g = jnp.max(jnp.where(jnp.isfinite(by_array), by_array, 0), 0)
+    of_v, of_g, _ = jnp.max(jnp.where(jnp.isfinite(by_array), by_array, 0), 0)
     scales = jnp.stack([jnp.maximum(of_v, of_g), of_g])
     scales = jnp.where(scales > 0, scales, 1)
 
@@ -76,7 +76,7 @@ def products(
         return jnp.stack([jnp.sum(x * y) for x, y in ((v, v), (g, g), (v, g), (d, d), (d, w), (w, w))])
 
     rows = list(map(row, gradient, passed, params))
-    table = jnp.stack(_over_shards(jax.lax.psum, rows, axes) or [jnp.zeros(6, dtype)])
+    table = jnp.stack(over_shards(jax.lax.psum, rows, axes) or [jnp.zeros(6, dtype)])
     return Products(_over_devices(jax.lax.pmean, table, axis_name), by_array, scales)
 
 
@@ -91,7 +91,7 @@ def mismatch(numbers: Products) -> jax.Array:
 def zero_in_one(largest: Any, eps: float) -> tuple[Any, Any]:
     """Returns in which arrays v alone is exactly 0, and in which g alone is, beyond what is rounding."""
     of_all = largest.max(0)
-    of_v, of_g = largest.T
+    of_v, of_g, _ = largest.T
     return (of_v == 0) & (of_g > 4 * eps * of_all[1]), (of_g == 0) & (of_v > 4 * eps * of_all[0])
 
 
@@ -125,7 +125,7 @@ def details(
         return jnp.stack([change, units, *(jnp.sum(x, dtype=dtype) for x in counts), *sums])
 
     leaves = (_cast(leaves, dtype) for leaves in (gradient, passed, changed))
-    rows = _over_shards(jax.lax.psum, list(map(row, *leaves)), axes)
+    rows = over_shards(jax.lax.psum, list(map(row, *leaves)), axes)
     table = jnp.stack(rows or [jnp.zeros(9, dtype)])
     table = _over_devices(jax.lax.pmean, table, axis_name)
     return Details(table[:, 0], table[:, 1], table[:, 2:7], table[:, 7:])
@@ -172,7 +172,7 @@ def _largest(x: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(x), initial=0)
 
 
-def _over_shards(reduce: Any, rows: Leaves, axes: list[Axes]) -> Leaves:
+def over_shards(reduce: Any, rows: Leaves, axes: list[Axes]) -> Leaves:
     """Returns each array's numbers for all its shards."""
     return [_over_devices(reduce, x, along or None) for x, along in zip(rows, axes, strict=True)]
 
