@@ -16,6 +16,9 @@ is in the state; one above the tolerance is reported, with the cause that the nu
 Not reported is a difference that the last digit of the parameters makes too, as near a minimum, where the
 terms of g cancel. An array in which one of the two gradients is exactly 0 always is.
 
+Parameters that the method perturbs though nothing moves them, frozen by the optimizer, are reported after a
+few updates: `optax_sam.diagnostics.wiring_frozen`.
+
 What stands between the check and the method would change the clean gradient alone. The method behind it
 says so when the step is traced: `optax_sam.order`.
 """
@@ -52,7 +55,8 @@ class WiringCheckState(NamedTuple):
       mismatch: ‖∇value_fn(w) − g‖ / ‖g‖ of the last update that was checked, a float32 scalar; 0 before the
         first, and inf if only one of the gradients is zero or not finite. It keeps its value if the gradient
         passed in is not finite.
-      movement: which parameters move; see `optax_sam.diagnostics.wiring_frozen`.
+      movement: which parameters moved, `optax_sam.diagnostics.wiring_frozen.Movement`; it is not kept with
+        `action="record"`.
     """
 
     mismatch: jax.Array
@@ -155,12 +159,9 @@ def wiring_check(
             gradient = gradient_at(*leaves)
             numbers = wiring_measure.products(gradient, passed, leaves, axis_name, axes)
             mismatch = wiring_measure.mismatch(numbers)
-            new = WiringCheckState(
-                jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32)),
-                wiring_frozen.watched(state.movement, leaves, numbers, axes),
-            )
+            mismatch_or_last = jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32))
             if action == "record":
-                return new
+                return state._replace(mismatch=mismatch_or_last)
 
             def details() -> wiring_measure.Details:
                 changed = gradient_at(*wiring_measure.last_digit_changed(leaves, eps))
@@ -184,17 +185,18 @@ def wiring_check(
             once = reported.in_this_program((passed, leaves), functions[name])
             report = functools.partial(_report, comparison, action, once)
             jax.debug.callback(report, limit, mismatch, numbers, found)
-            return new
+            movement = wiring_frozen.watched(state.movement, leaves, numbers, axes)
+            return WiringCheckState(mismatch_or_last, movement)
 
         count = jnp.zeros((), jnp.int32)  # `record=None`: in every update
         new = refreshed(record, count, 1, measure, state)
         if record is not False:
-            once = reported.in_this_program((updates, params), functions[name])
-            say = functools.partial(_say, action, once)
-            observe = wiring_frozen.observer(params, new.movement.unmoved, shards.axes_of(params), say)
-            order.hand_on(
-                updates, params, raises=action == "raise", observe=None if action == "record" else observe
-            )
+            observe = None
+            if action != "record":
+                once = reported.in_this_program((updates, params), functions[name])
+                say = functools.partial(_say, action, once)
+                observe = wiring_frozen.observer(params, new.movement.unmoved, shards.axes_of(params), say)
+            order.hand_on(updates, params, raises=action == "raise", observe=observe)
         return updates, new
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -75,7 +75,9 @@ def watched(last: Movement, params: Leaves, numbers: Products, axes: list[Axes])
     if not params:
         return last
     new = jnp.stack(over_shards(jax.lax.psum, list(map(_fingerprint, params)), axes))
-    _, gradient, largest = numbers.largest.astype(jnp.float32).T
+    sizes = [jnp.max(jnp.abs(w), initial=0).astype(jnp.float32) for w in params]
+    largest = jnp.stack(over_shards(jax.lax.pmax, sizes, axes))
+    gradient = numbers.largest[:, 1].astype(jnp.float32)
     is_first = last.largest_weight < 0
     has_moved = (new != last.fingerprint) & ~is_first
     by = jnp.where(has_moved & (gradient > 0), jnp.abs(largest - last.largest_weight), 0)
@@ -149,7 +151,6 @@ def _fingerprint(w: jax.Array) -> jax.Array:
 
 
 def _sum_of_hashes(w: jax.Array) -> jax.Array:
-    w = jnp.where(jnp.abs(w) < jnp.finfo(jnp.float32).tiny, 0, w)  # −0 + 0 = 0 is no movement.
-    bits = jax.lax.bitcast_convert_type(w, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(jnp.abs(w), jnp.uint32)  # Without the sign: −0 + 0 is no movement.
     bits = (bits ^ (bits >> 16)) * jnp.uint32(2654435769)
     return jnp.sum(bits ^ (bits >> 15), dtype=jnp.uint32)

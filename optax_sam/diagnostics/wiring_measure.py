@@ -31,7 +31,7 @@ class Products(NamedTuple):
 
     Attributes:
       products: ‖v‖², ‖g‖², ⟨v, g⟩, ‖d‖², ⟨d, w⟩ and ‖w‖², shape (arrays, 6), of scaled v, d and g.
-      largest: the largest |v|, |g| and |w|, shape (arrays, 3).
+      largest: the largest |v| and |g|, shape (arrays, 2).
       scales: the scale of v and d, and that of g.
     """
 
@@ -63,11 +63,11 @@ def products(
     """Returns the numbers from which the mismatch is computed."""
     dtype = tree_math.accumulation_dtype(gradient, passed, params)
     gradient, passed, params = (_cast(leaves, dtype) for leaves in (gradient, passed, params))
-    largest = [list(map(_largest, leaves)) for leaves in (gradient, passed, params)]
-    triples = [jnp.stack(triple) for triple in zip(*largest, strict=True)]
-    by_array = jnp.stack(over_shards(jax.lax.pmax, triples, axes) or [jnp.zeros(3, dtype)])
+    largest = [list(map(_largest, leaves)) for leaves in (gradient, passed)]
+    pairs = [jnp.stack(pair) for pair in zip(*largest, strict=True)]
+    by_array = jnp.stack(over_shards(jax.lax.pmax, pairs, axes) or [jnp.zeros(2, dtype)])
     by_array = _over_devices(jax.lax.pmax, by_array, axis_name)
-    of_v, of_g, _ = jnp.max(jnp.where(jnp.isfinite(by_array), by_array, 0), 0)
+    of_v, of_g = jnp.max(jnp.where(jnp.isfinite(by_array), by_array, 0), 0)
     scales = jnp.stack([jnp.maximum(of_v, of_g), of_g])
     scales = jnp.where(scales > 0, scales, 1)
 
@@ -91,7 +91,7 @@ def mismatch(numbers: Products) -> jax.Array:
 def zero_in_one(largest: Any, eps: float) -> tuple[Any, Any]:
     """Returns in which arrays v alone is exactly 0, and in which g alone is, beyond what is rounding."""
     of_all = largest.max(0)
-    of_v, of_g, _ = largest.T
+    of_v, of_g = largest.T
     return (of_v == 0) & (of_g > 4 * eps * of_all[1]), (of_g == 0) & (of_v > 4 * eps * of_all[0])
 
 
