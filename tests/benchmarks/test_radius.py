@@ -33,7 +33,7 @@ def test_a_radius_relative_to_the_weights():
 
 @pytest.mark.parametrize("start", [1e-3, 10.0])
 def test_the_controller_reaches_its_rise(start):
-    """With g = 2 (w − 1) the loss L rises by ρ ‖g‖ + ρ² = 2 ρ √L + ρ², which is c L at ρ = √L (√(1 + c) − 1)."""
+    """With g = 2 (w − 1) the loss L rises by 2 ρ √L + ρ², which is c L at ρ = √L (√(1 + c) − 1)."""
     tx = methods.build("held_rise_sam", {"c": 0.2, "rho": start})
     step = jax.jit(lambda state: tx.update(jax.grad(value_fn)(PARAMS), state, PARAMS, value_fn=value_fn)[1])
     state = tx.init(PARAMS)
@@ -52,11 +52,10 @@ def test_the_table_counts_settings_where_all_is_measured():
     """Numbers are the best trials; a mean is over the settings that are complete."""
     own = Radius()
     records = [{"part": "trial", "candidate": "none", "seed": 0, "settings": {}, "setting": "noisy"}]
-    for name, candidate in CANDIDATES.items():
-        for job in own.jobs(records):
-            if job["part"] == "trial" and job["candidate"] == name:
-                score = 0.8 if job["settings"] == candidate.start else 0.7
-                records.append(job | {"validation_accuracy": score})
+    for job in own.jobs(records):
+        if job["part"] == "trial":
+            is_start = job["settings"] == CANDIDATES[job["candidate"]].start
+            records.append(job | {"validation_accuracy": 0.8 if is_start else 0.7})
     jobs = [job for job in own.jobs(records) if job["part"] == "network"]
     # A suite has SAM with ρ = 0.1 and ASAM with ρ = 1 on clean labels.
     assert {job["candidate"] for job in jobs if job["setting"] == "clean"} == {*CANDIDATES} - {FIXED, "asam"}
