@@ -5,17 +5,15 @@
 
 No result has been measured yet. The protocol, written before the numbers:
 
-Question. SAM's `rho` must be tuned for each network, data set and price. Is there a rule for it, from what
-each step knows anyway, whose one number travels better?
-
 Candidates. The same `rho` everywhere, the baseline. ASAM with one `rho`. ρ = c‖w‖, of all weights or of each
 array. LE-SAM, ρ = σ/‖g‖ without a largest radius, as in its authors' example. A controller that holds the
 relative rise of the batch loss, (L(w + ε) − L(w))/L(w), at c: a step below c multiplies ρ by 1.02, others
 divide it; ρ starts at 0.05.
 
-Settings, all of the accuracy suites. The number is chosen on the strided CNN with 40 % noisy labels, and
-used unchanged there with an ascent on 16 of 128 images, with clean labels, on a transformer with AdamW and
-on a residual network on CIFAR-10, both with what was tuned without SAM for the optimizer.
+Settings, of the accuracy suites. The number is chosen on the strided CNN with 40 % noisy labels, and kept
+there with an ascent on 16 of 128 images, with clean labels, on a transformer with AdamW and on a residual
+network on CIFAR-10, both with what was tuned without SAM for the optimizer. If time is short, settings are
+cut from the end, for all candidates; text fine-tuning and other levels of noise are cut.
 
 How it is chosen. By validation accuracy after the last epoch, with the one seed of the suites' trials. `rho`
 of SAM and ASAM is the best of the suite's trials. The others walk from a start to the best neighbour on the
@@ -29,14 +27,10 @@ transformer and the residual network the tuned `rho` is the smallest that was tr
 The rule. A candidate loses the mean, over the settings but the one where its number was chosen, of tuned
 SAM's accuracy minus its own. It passes if that is less than half of what the same `rho` everywhere loses.
 Settings where a candidate is missing are shown, not counted. The rule does not use the standard error.
-
-What is cut. Text fine-tuning, other levels of noise, shorter trainings; if time is short, settings from the
-end of the list above, for all candidates.
 """
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,11 +99,6 @@ class Radius(Experiment):
     suites: Mapping[str, Suite] = dataclasses.field(default_factory=lambda: {own.name: own for own in SUITES})
 
     @property
-    def others(self) -> list[str]:
-        """The settings on which nothing is chosen."""
-        return [at for at in self.settings if at != TUNED_ON]
-
-    @property
     def files(self) -> Mapping[str, str]:
         """One file for the trials, one for the networks that are reported."""
         return {"trial": "radius_tuning", "network": self.name}
@@ -131,8 +120,8 @@ class Radius(Experiment):
         trial = {"part": "trial", "setting": TUNED_ON, "seed": TUNING_SEED}
         trials = ({"candidate": name, "settings": own} for name in walks for own in walks[name].tried)
         jobs = [trial | own for own in trials]
-        for at, (name, found) in itertools.product(self.others, walks.items()):
-            if found.chosen is not None:
+        for at, (name, found) in itertools.product(self.settings, walks.items()):
+            if found.chosen is not None and at != TUNED_ON:
                 made = self.of_suite(at, name, found.chosen)
                 job = {"part": "network", "setting": at, "candidate": name, "settings": found.chosen}
                 jobs += [job | {"seed": seed} for seed in self.seeds if seed not in made]
@@ -159,11 +148,9 @@ class Radius(Experiment):
         base = rows[setting.row]
         candidate_row = base._replace(method=candidate.method, fixed={**base.fixed, **candidate.fixed})
         wanted = {"part": "network", "label_noise": setting.noise, "settings": self.tuned(at)[0] | own}
-        return {
-            record["seed"]: record["test_accuracy"]
-            for record in read(self.suites[setting.suite], RESULTS)
-            if is_result_of(record, wanted) and what(rows[record["row"]]) == what(candidate_row)
-        }
+        records = read(self.suites[setting.suite], RESULTS)
+        made = [r for r in records if is_result_of(r, wanted) and what(rows[r["row"]]) == what(candidate_row)]
+        return {record["seed"]: record["test_accuracy"] for record in made}
 
     def network(self, job: Job, data_dir: Path) -> Network:
         """The network of a job."""
@@ -187,9 +174,7 @@ class Radius(Experiment):
     def diverged(self, job: Job) -> Record:
         """No better than guessing; trials have no test accuracy."""
         record = super().diverged(job)
-        if job["part"] == "trial":
-            del record["test_accuracy"]
-        return record
+        return {key: x for key, x in record.items() if (job["part"], key) != ("trial", "test_accuracy")}
 
     def differences(self, made: pd.DataFrame, at: str, name: str, own: Settings) -> list[float]:
         """Test accuracy minus tuned SAM's in percentage points, seed by seed."""
@@ -203,14 +188,12 @@ class Radius(Experiment):
         """Accuracies against tuned SAM with the verdicts, and the radii that are tuned."""
         records, made = frame.to_dict("records"), where(frame, part="network")
         numbers = {name: own for name in self.candidates if (own := self.walk(records, name).chosen)}
-        cells = {
-            name: {at: self.differences(made, at, name, own) for at in self.others}
-            for name, own in numbers.items()
-        }
+        others = [at for at in self.settings if at != TUNED_ON]
+        cells = {n: {at: self.differences(made, at, n, own) for at in others} for n, own in numbers.items()}
         is_complete = lambda at, name: name in cells and len(cells[name][at]) == len(self.seeds)
-        shown = [at for at in self.others if any(own[at] for own in cells.values())]
+        shown = [at for at in others if any(own[at] for own in cells.values())]
         counted = [at for at in shown if all(is_complete(at, name) for name in self.candidates)]
-        losses = {name: loss([own[at] for at in counted]) for name, own in cells.items()}
+        losses = {name: loss([own[at] for at in counted]) for name, own in cells.items() if counted}
         lines = [
             [
                 *(self.candidates[name].label, ", ".join(f"{value:g}" for value in numbers[name].values())),
@@ -239,8 +222,6 @@ class Radius(Experiment):
 
 def loss(differences: list[list[float]]) -> tuple[float, float]:
     """What is lost in the mean over settings, with its standard error."""
-    if not differences:
-        return math.nan, math.nan
     means, errors = zip(*map(mean_and_error, differences), strict=True)
     return -sum(means) / len(means), sum(error**2 for error in errors) ** 0.5 / len(errors)
 
