@@ -151,9 +151,9 @@ TINY = (
 
 
 def test_there_is_a_miniature_of_every_experiment():
-    """But of counts on simulated devices and described chips, which have tests of their own, and suites."""
+    """But of counts on described chips, which have tests of their own, and of suites."""
     others = {name for name in __main__.EXPERIMENTS if name.startswith(("suite_cifar", "suite_fashion"))}
-    assert {own.name for own in TINY} | others | {"scaling", "tpu"} == set(__main__.EXPERIMENTS)
+    assert {own.name for own in TINY} | others | {"tpu"} == set(__main__.EXPERIMENTS)
 
 
 @pytest.mark.parametrize("own", TINY, ids=lambda own: own.name)
