@@ -23,7 +23,6 @@ import tyro
 from benchmarks import experiment
 from benchmarks.claim import Claim, summary
 from benchmarks.cost.compile_time import CompileTime
-from benchmarks.cost.scaling import Scaling
 from benchmarks.cost.step_cost import StepCost
 from benchmarks.cost.tpu import TPU
 from benchmarks.data import sources
@@ -65,7 +64,6 @@ OTHERS = (
     Trackers(),
     StepCost(),
     CompileTime(),
-    Scaling(),
     TPU(),
 )
 EXPERIMENTS = {own.name: own for own in (*SUITES, *CLAIMS, *THEORY, *OTHERS)}

@@ -9,12 +9,15 @@ run, and there are factors by which flops and bytes grow.
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cost.collectives import KINDS, computations, sizes
-
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+INSTRUCTION = re.compile(
+    r"\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shapes>.*?) (?P<op>[a-z][\w-]*)\((?P<rest>.*)"
+)
 SHAPE = re.compile(r"\b(pred|bf16|[fsuc]\d+)\[([\d,]*)\]")
 COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(?:-(start|done))?")
 # Neither computed nor moved.
@@ -25,7 +28,7 @@ class Collective(NamedTuple):
     """One collective of the schedule.
 
     Attributes:
-        kind: one of `collectives.KINDS`.
+        kind: one of `KINDS`.
         sizes: bytes of the whole arrays under the kind, and the number of "scalars".
         times: how often it runs.
         channel: by which an asynchronous start and its end find each other.
@@ -89,6 +92,18 @@ def read(text: str) -> dict[str, Any]:
         "collective_scalars": total["scalars"],
         "hidden_cycles": counts["hidden"],
     }
+
+
+def computations(text: str) -> Iterator[tuple[str, list[re.Match]]]:
+    """Yields (name, instructions) of each computation in a program; callees come before their callers."""
+    name, instructions = "", []
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")) and line.endswith("{"):
+            name, instructions = re.search(r"%([\w.-]+)", line)[1], []
+        elif line.startswith("}"):
+            yield name, instructions
+        elif match := INSTRUCTION.match(line):
+            instructions.append(match)
 
 
 def one(instructions: list[re.Match], known: dict[str, Computation], limits: dict[str, int]) -> Computation:
@@ -159,7 +174,18 @@ def collective(
     elif kind in ("all-gather", "collective-permute"):  # operands, results, the compiler's own numbers
         pieces = [(dtype, dims) for dtype, dims in SHAPE.findall(shapes) if (dtype, dims) != ("u32", "")]
         shapes = " ".join(f"{dtype}[{dims}]" for dtype, dims in pieces[len(pieces) // 2 :])
-    return Collective(kind, sizes(kind, shapes, 1), 1, channel, False), part
+    return Collective(kind, sizes_of(kind, shapes), 1, channel, False), part
+
+
+def sizes_of(kind: str, shapes: str) -> Counter:
+    """Bytes of the arrays (under the kind) and number of "scalars" in a collective's result."""
+    total: Counter = Counter()
+    for size, dims in dims_of(shapes):
+        if math.prod(dims) == 1:
+            total["scalars"] += 1
+        else:
+            total[kind] += size * math.prod(dims)
+    return total
 
 
 def repeated(body: Computation, times: int) -> Counter:

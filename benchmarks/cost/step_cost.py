@@ -1,7 +1,7 @@
 """What a step of every method costs, compared with SAM by hand and `optax.contrib.sam`.
 
-All rows of a network and batch size are measured in one run, taking turns, on `jax.devices()[0]`. Flops,
-bytes and temporary memory are counted by the compiler and are the same on every run. Times are medians over
+All rows of a network are measured in one run, taking turns, on `jax.devices()[0]`. Flops
+and temporary memory are counted by the compiler and are the same on every run. Times are medians over
 the rounds, and their ratios are taken within a round. The records of PyTorch were made by a program that git
 keeps (`benchmarks/cost/torch_rows.py`, until November 2026).
 
@@ -10,13 +10,13 @@ keeps (`benchmarks/cost/torch_rows.py`, until November 2026).
   with `refresh=True`, "automatic" rows are steps of the program that decides by itself (`refresh=None`),
   timed between refreshes.
 - "automatic refresh" is a refresh within that program, in a `cond`.
-- One forward pass and one gradient are shown as units for the refreshes.
+- One gradient is shown as the unit for the refreshes.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,7 @@ from benchmarks.experiment import Experiment, Job, Tables
 from benchmarks.records import Record, device_and_machine, versions
 from benchmarks.tables import table
 
-BATCH_SIZES = {
-    "mlp": (32, 128, 512),
-    "strided_cnn": (32, 128, 512),
-    "resnet8": (32, 128),
-    "transformer": (32, 128),
-    "resnet18": (128,),
-}
-# Refreshes are measured with this batch size only.
-REFRESH_BATCH_SIZE = 128
-SGD = {"jax": "sgd", "torch": "torch.optim.SGD"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "optax_sam")
-# Measured, and left out of the table.
-NOT_SHOWN = (
-    *("forward pass", "sam, 3 steps", "sam, ascent on 1/8", "xsam, automatic"),
-    *("look_sam, refresh", "sparse_sam, refresh"),
-)
 TITLES = {
     "mlp": "MLP",
     "strided_cnn": "CNN",
@@ -69,31 +54,28 @@ class StepCost(Experiment):
 
     name: str = "step_cost"
     is_alone: bool = True
-    # Examples per step, for each network.
-    batch_sizes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=lambda: BATCH_SIZES)
+    models: tuple[str, ...] = tuple(TITLES)
+    batch_size: int = 128  # examples per step
     rows: tuple[str, ...] = ()  # the lines of the tables; empty: all
     rounds: int = 30  # how often every row is timed, at most; refreshes three times. 0: only counts, no times
-    # Time after which no further round of a network and batch size begins, except the first seven.
+    # Time after which no further round of a network begins, except the first seven.
     seconds: float = 25.0
     num_iters: int = 5  # Hessian-vector products in a refresh of Eigen-SAM
     num_alphas: int = 21  # losses in a refresh of XSAM
 
     def jobs(self, records: list[Record]) -> list[Job]:
-        """One for each network and batch size on this device; large networks only on accelerators."""
+        """One for each network on this device; large networks only on accelerators."""
         is_cpu = jax.devices()[0].platform == "cpu"
         return [
-            {"model": model, "batch_size": batch_size} | device_and_machine()
-            for model, sizes in self.batch_sizes.items()
+            {"model": model, "batch_size": self.batch_size} | device_and_machine()
+            for model in self.models
             if not (is_cpu and model in FOR_ACCELERATORS)
-            for batch_size in sizes
         ]
 
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
         """One record per row."""
-        model, batch_size = job["model"], job["batch_size"]
-        rows = compiled_rows(self, model, batch_size)
-        title = f"{model}, {batch_size}"
-        times = take_turns(rows, self.rounds, self.seconds, title) if self.rounds else {}
+        rows = compiled_rows(self, job["model"])
+        times = take_turns(rows, self.rounds, self.seconds, job["model"]) if self.rounds else {}
         return [
             {
                 "row": name,
@@ -123,35 +105,24 @@ class Row:
     is_refresh: bool = False
 
 
-def is_chosen(cost: StepCost, row: str, model: str, batch_size: int) -> bool:
-    """Whether this row is measured with this network and batch size."""
-    if cost.rows and row not in cost.rows:
-        return False
-    if "refresh" in row or "automatic" in row:
-        return batch_size == REFRESH_BATCH_SIZE and (row, model) != (SLOW, "resnet8")
-    return True
-
-
-def compiled_rows(cost: StepCost, model: str, batch_size: int) -> dict[str, Row]:
+def compiled_rows(cost: StepCost, model: str) -> dict[str, Row]:
     """Compiles the steps of every method."""
-    loss, params, batch = make_loss(model, batch_size)
+    loss, params, batch = make_loss(model, cost.batch_size)
     steps = {
         name: step
         for name, step in make_steps(
             loss, params, num_iters=cost.num_iters, num_alphas=cost.num_alphas
         ).items()
-        if is_chosen(cost, name, model, batch_size)
+        if (not cost.rows or name in cost.rows) and (name, model) != (SLOW, "resnet8")
     }
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     rows = {}
-    for name, (step, carry) in tqdm(steps.items(), desc=f"{model}, {batch_size}: compiling"):
-        began = time.perf_counter()
+    for name, (step, carry) in tqdm(steps.items(), desc=f"{model}: compiling"):
         compiled = compile_step(step, carry, batch)
-        first_call = {"first_call_seconds": time.perf_counter() - began}
         state = {"state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(carry[1]))}
         rows[name] = Row(
             functools.partial(run, compiled, [jax.tree.map(jnp.copy, carry)], batch),
-            {**counts(compiled), **state, **first_call, "parameter_bytes": size},
+            {**counts(compiled), **state, "parameter_bytes": size},
             "refresh" in name,
         )
     for name, times in {
@@ -161,8 +132,7 @@ def compiled_rows(cost: StepCost, model: str, batch_size: int) -> dict[str, Row]
     }.items():
         if name in rows and rows[name].counts["control_flow"]:  # XLA counts one pass of a loop.
             without, once = rows[name.split(",")[0]].counts, rows[name].counts
-            for key in ("flops", "bytes_accessed"):
-                once[key] = without[key] + times * (once[key] - without[key])
+            once["flops"] = without["flops"] + times * (once["flops"] - without["flops"])
     return rows
 
 
@@ -228,26 +198,21 @@ def provenance(frame: pd.DataFrame) -> str:
     return f"{names}; {counted} rounds; the quartiles of a ratio are {apart.median():.0f} % apart (median)"
 
 
-def at_one_size(frame: pd.DataFrame) -> dict[tuple[str, str], Record]:
-    """Returns the records by network and row, at the batch size with refreshes, else at the largest."""
-    found = {}
-    for model in TITLES:
-        sizes = frame[frame["model"] == model]["batch_size"]
-        size = REFRESH_BATCH_SIZE if (sizes == REFRESH_BATCH_SIZE).any() else sizes.max()
-        for record in frame[(frame["model"] == model) & (frame["batch_size"] == size)].to_dict("records"):
-            found[model, record["row"]] = record
-    return found
+def by_network(frame: pd.DataFrame) -> dict[tuple[str, str], Record]:
+    """Returns the records by network and row, in the order of the networks' titles."""
+    records = sorted(frame.to_dict("records"), key=lambda record: [*TITLES].index(record["model"]))
+    return {(record["model"], record["row"]): record for record in records}
 
 
 def cost_table(frame: pd.DataFrame) -> str:
     """Returns the rows of JAX on one device: counts of the first network, then the time with each."""
-    own = at_one_size(frame[frame["framework"] == "jax"])
+    own = by_network(frame[frame["framework"] == "jax"])
     models = list(dict.fromkeys(model for model, _ in own))
     first = models[0]
     unit = own[first, "sgd"]
     lines = []
     for row in dict.fromkeys(row for _, row in own):
-        if (first, row) not in own or row in NOT_SHOWN:
+        if (first, row) not in own:
             continue
         record = own[first, row]
         lines.append(
@@ -264,8 +229,13 @@ def cost_table(frame: pd.DataFrame) -> str:
 
 def absolute_table(frame: pd.DataFrame) -> str:
     """Returns the medians of the time of a step of SGD and of SAM, in JAX and in PyTorch."""
-    rows = {"SGD": "sgd", "SAM": "sam", "SGD, PyTorch": SGD["torch"], "SAM, PyTorch": "pytorch_optimizer.SAM"}
-    own = at_one_size(frame)
+    rows = {
+        "SGD": "sgd",
+        "SAM": "sam",
+        "SGD, PyTorch": "torch.optim.SGD",
+        "SAM, PyTorch": "pytorch_optimizer.SAM",
+    }
+    own = by_network(frame)
     lines = [
         [TITLES[model], *(absolute_time(own.get((model, row))) for row in rows.values())]
         for model in TITLES
@@ -283,7 +253,7 @@ def ratio(record: Record, unit: Record, key: str) -> str:
 def state(record: Record) -> str:
     """Returns the optimizer's state in copies of the parameters."""
     value = record["state_bytes"] / record["parameter_bytes"]
-    return "–" if np.isnan(value) or record["row"] in ("forward pass", "gradient") else f"{value:.2f}"
+    return "–" if np.isnan(value) or record["row"] == "gradient" else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.data import sources
+from benchmarks.data import arrays, sources
+from benchmarks.models import table
+from tests.benchmarks.networks import Regularised, Tiny
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -14,6 +16,19 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     sources.prepare("digits", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(data_dir):
+    """The digits, with few training images."""
+    return arrays.load("digits", data_dir, train_size=200)
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch):
+    """Networks that compile faster, by name."""
+    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
+    monkeypatch.setitem(table.MODELS, "regularised", Regularised)
 
 
 @pytest.fixture(scope="session")

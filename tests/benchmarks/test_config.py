@@ -1,18 +1,15 @@
 """Files of settings: that they are read as a command line is, and that the published ones train."""
 
 import dataclasses
-import itertools
 
-import jax
 import numpy as np
 import pytest
 
-from benchmarks import train
 from benchmarks.data import arrays
 from benchmarks.errors import UsageError
 from benchmarks.training.config import Config, parse, read
-from benchmarks.training.program import make_program
 from tests.benchmarks.conftest import REPOSITORY
+from tests.benchmarks.training import first_steps
 
 PUBLISHED = sorted((REPOSITORY / "benchmarks" / "configs").glob("*.toml"))
 
@@ -47,9 +44,7 @@ def test_published_configuration_trains(file, images):
         model_options=SMALLER[config.model],
         options=config.options | CHEAPER.get(config.method, {}),
     )
-    program = make_program(small, images)
-    steps = train.train_steps(program, jax.tree.map(jax.numpy.asarray, images.train), program.init(0), 0)
-    losses = [float(loss) for _, _, loss in itertools.islice(steps, 3)]
+    losses = first_steps(small, images, 3).losses
     np.testing.assert_allclose(losses[0], np.log(100), rtol=0.5)  # before the first step it guesses
     assert np.isfinite(losses).all()
     assert len(set(losses)) == 3

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import __main__, experiment
+from benchmarks import __main__
 from benchmarks.errors import DivergenceError, UsageError
 from benchmarks.experiment import Experiment, is_done, measure_again, measure_missing, read
 from benchmarks.records import read_records, write_records
@@ -189,4 +189,3 @@ def test_there_is_one_command_beside_train():
         if "tyro.cli(" in path.read_text(encoding="utf-8") or path.name == "__main__.py"
     ]
     assert sorted(mains) == ["benchmarks/__main__.py", "benchmarks/training/config.py"]
-    assert experiment.Experiment.__doc__

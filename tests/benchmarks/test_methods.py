@@ -9,16 +9,13 @@ import optax
 import pytest
 
 from benchmarks import methods
-from benchmarks.data.arrays import Split
 from benchmarks.experiments.claims import weightings
 from benchmarks.experiments.claims.eigen_sam import perturbation_of
 from benchmarks.experiments.networks import config_of, make_network, states_along_training
 from benchmarks.experiments.theory import network as theory_network
 from benchmarks.experiments.theory import third_order
-from benchmarks.models import table
-from benchmarks.training.sharpness import largest_hessian_eigenvalue
 from optax_sam import curvature
-from tests.benchmarks.networks import RECIPES, Tiny
+from tests.benchmarks.networks import RECIPES
 from tests.problems import network
 
 
@@ -41,17 +38,10 @@ def assert_same(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
 
 
-def test_gradient_norm_penalty_is_the_gradient_of_its_objective(problem):
-    params, loss, grad = problem
-    objective = lambda w: loss(w) + 0.3 * optax.tree.norm(grad(w))
-    assert_same(direction("gradient_norm_penalty", params, loss, 0.3), jax.jit(jax.grad(objective))(params))
-
-
-def test_reverse_sam_is_the_gradient_downhill(problem):
+def test_reflected_sam_is_the_gradient_downhill_reflected(problem):
     params, loss, grad = problem
     g = grad(params)
     ahead = grad(optax.tree.add_scale(params, -0.3 / optax.tree.norm(g), g))
-    assert_same(direction("reverse_sam", params, loss, 0.3), ahead)
     assert_same(direction("reflected_sam", params, loss, 0.3), jax.tree.map(lambda a, b: 2 * a - b, g, ahead))
 
 
@@ -72,9 +62,8 @@ def test_order_in_which_alternatives_differ_from_sam(problem, method, order):
     assert far / near == pytest.approx(2**order, rel=0.03)
 
 
-def test_perturbation_of_eigen_sam_is_the_one_of_its_step(data_dir, monkeypatch):
+def test_perturbation_of_eigen_sam_is_the_one_of_its_step(data_dir):
     """The measurement sees where the method evaluates its second gradient."""
-    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
     settings = {"rho": 0.1, "alpha": 0.2}
     job = {"data": "digits", "method": "eigen_sam", "settings": settings, "epochs": 1, "seed": 0}
     made = make_network(config_of(job | {"label_noise": 0.0}, RECIPES), data_dir)
@@ -143,15 +132,5 @@ def test_share_is_one_where_the_perturbation_is_the_eigenvector(x64, monkeypatch
     found = terms(params, state, jax.tree.map(lambda x: x[None], train), train, vector)
     third_order.compiled.cache_clear()
     third_order.method.cache_clear()
-    for field in ("share", "share_at_equal_length", "cosine", "alignment"):
+    for field in ("share", "share_at_equal_length", "alignment"):
         assert float(found[field]) == pytest.approx(1, abs=1e-6), field
-
-
-def test_largest_eigenvalue_is_the_algebraically_largest():
-    def quadratic(params, batch):
-        scales, _ = batch
-        return 0.5 * scales.mean() * (-5 * params["a"] ** 2 + 3 * params["b"] ** 2 + params["c"] ** 2)
-
-    params = {"a": jnp.float32(1.0), "b": jnp.float32(2.0), "c": jnp.float32(3.0)}
-    scales = Split(np.linspace(1.0, 3.0, 300, dtype=np.float32), np.zeros(300, np.int32))
-    assert largest_hessian_eigenvalue(quadratic, params, scales) == pytest.approx(6.0, rel=1e-3)

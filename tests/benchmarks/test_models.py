@@ -1,24 +1,21 @@
 """The networks: sizes as published, precision, and what a second pass could spoil."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
 from benchmarks import train
-from benchmarks.data import arrays
 from benchmarks.errors import UsageError
 from benchmarks.models import table
 from benchmarks.models.resnets import ResNet, WideResNet
 from benchmarks.models.table import MODELS
 from benchmarks.models.vision_transformer import VisionTransformer
 from benchmarks.training.config import Config
-from benchmarks.training.program import make_program
+from tests.benchmarks.training import assert_same, first_steps
 
 # Small enough to compile in a second or two.
 SMALL = {
@@ -30,7 +27,6 @@ SMALL = {
         VisionTransformer, patch_size=4, hidden_size=16, num_layers=1, num_heads=2, dropout=0.3
     ),
 }
-every_small_model = pytest.mark.parametrize("name", SMALL)
 
 
 def num_params(name, image_shape, num_classes, **options):
@@ -77,7 +73,7 @@ def test_unknown_options_are_refused_with_the_known_ones():
         num_params("wide_resnet28_10", (8, 8, 3), 10, depth=27)
 
 
-@every_small_model
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_products_but_those_of_the_head_are_computed_in_the_dtype(name, dtype):
     make = lambda: SMALL[name]((8, 8, 3), 10, dtype=dtype, rngs=nnx.Rngs(0))
@@ -104,35 +100,17 @@ def products(jaxpr):
 
 
 @pytest.fixture(scope="module")
-def dataset(data_dir):
-    return arrays.load("digits", data_dir, train_size=200)
-
-
-@pytest.fixture(scope="module")
 def run(dataset):
     """Trains a few steps: states, losses at w, losses at w+ε."""
 
     @functools.cache
     def train_steps(name, steps, **settings):
-        config = Config(model=name, batch_size=50, **settings)
-        program = make_program(config, dataset)
-        noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
-        states, losses, ascent = [], [], []
-        for _, state, loss in itertools.islice(train.train_steps(program, noisy, program.init(0), 0), steps):
-            states.append(jax.tree.map(np.array, jax.tree.map(as_data, state)))
-            losses.append(float(loss))
-            ascent.append(float(optax.tree.get(state, "ascent_value", 0.0)))
-        return states, losses, ascent
+        return first_steps(Config(model=name, batch_size=50, **settings), dataset, steps)[:3]
 
     with pytest.MonkeyPatch.context() as patch:
         for name, model in SMALL.items():
             patch.setitem(MODELS, name, model)
         yield train_steps
-
-
-def as_data(leaf):
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
 
 
 def test_statistics_are_those_of_the_clean_pass(run, dataset):
@@ -141,7 +119,7 @@ def test_statistics_are_those_of_the_clean_pass(run, dataset):
     sam, losses, ascent = run("resnet", method="sam", rho=0.5, steps=2)
     assert ascent[0] > losses[0] * 1.1
     assert len(jax.tree.leaves(sgd[0].rest)) == 2 * 6  # a mean and a variance of each norm
-    jax.tree.map(np.testing.assert_array_equal, sgd[0].rest, sam[0].rest)
+    assert_same(sgd[0].rest, sam[0].rest)
     changed = jax.tree.map(lambda one, other: not np.array_equal(one, other), sam[0].rest, sam[1].rest)
     assert all(jax.tree.leaves(changed))  # and the next step goes on from there
     # 0.9 of the old ones, which are 0 and 1, and 0.1 of those of the first features.

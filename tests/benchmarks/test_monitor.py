@@ -1,63 +1,36 @@
 """`--monitor` of the training loop: what it writes; training is left alone, and a run can be resumed."""
 
 import dataclasses
-import functools
 import json
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks import train
 from benchmarks.errors import UsageError
-from benchmarks.models import table
-from benchmarks.training.checkpoints import restore
 from benchmarks.training.config import Config
-from benchmarks.training.program import make_program
 from optax_sam.diagnostics.monitor import QUANTITIES
-from tests.benchmarks.networks import Tiny
+from tests.benchmarks.training import assert_same, last_checkpoint, shared_program, stopped_in_epoch
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
+def shared_programs(monkeypatch):
+    monkeypatch.setattr(train, "make_program", shared_program)
 
 
 def config_of(data_dir, **settings):
     return Config(model="tiny", train_size=200, epochs=3, checkpoint_every=1, data_dir=data_dir, **settings)
 
 
-@pytest.fixture(scope="module")
-def programs():
-    """Compiled once for the runs of one configuration, by its method and monitor."""
-    return {}
-
-
-@pytest.fixture
-def run(programs, monkeypatch):
-    """Configuration -> the state at the end, and the records of the monitor."""
-
-    def shared(config, dataset):
-        key = config.method, config.monitor
-        if key not in programs:
-            programs[key] = make_program(config, dataset)
-        return programs[key]
-
-    monkeypatch.setattr(train, "make_program", shared)
-    return functools.partial(train_and_read, programs)
-
-
-def train_and_read(programs, config):
+def run(config):
+    """The state at the end, and the records of the monitor."""
     train.run(config)
-    like = programs[config.method, config.monitor].like
-    with ocp.CheckpointManager(config.output / "checkpoints") as checkpoints:
-        _, state, _ = restore(checkpoints, like)
     lines = map(json.loads, (config.output / "metrics.jsonl").read_text().splitlines())
-    return state, [line for line in lines if line["event"] == "monitor"]
+    return last_checkpoint(config)[1], [line for line in lines if line["event"] == "monitor"]
 
 
-def test_what_is_written_and_that_training_is_left_alone(run, data_dir, tmp_path):
+def test_what_is_written_and_that_training_is_left_alone(data_dir, tmp_path):
     config = config_of(data_dir, method="sam", monitor=3, output=tmp_path / "monitored")
     state, records = run(config)
     assert [record["step"] for record in records] == [1, 4]  # every third of six steps, the first included
@@ -72,32 +45,21 @@ def test_what_is_written_and_that_training_is_left_alone(run, data_dir, tmp_path
     jax.tree.map(close, state.params, alone.params)
 
 
-def test_sgd_has_no_perturbation_to_record(run, data_dir, tmp_path):
+def test_sgd_has_no_perturbation_to_record(data_dir, tmp_path):
     _, records = run(config_of(data_dir, method="sgd", monitor=4, output=tmp_path / "run"))
     assert [set(record) for record in records] == [{"event", "step", "gradient_norm", "top_eigenvalue"}] * 2
 
 
-def test_a_resumed_run_has_the_same_bits(run, data_dir, tmp_path):
+def test_a_resumed_run_has_the_same_bits(data_dir, tmp_path):
     """Interrupted between two recordings: eigenvector and count are in the checkpoint."""
     config = config_of(data_dir, method="sam", monitor=3, output=tmp_path / "whole")
     state, records = run(config)
     stopped = dataclasses.replace(config, output=tmp_path / "stopped")
-    evaluate, calls = train.evaluate, []
-
-    def interrupted(*args):
-        calls.append(None)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return evaluate(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "evaluate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(stopped)
+    with stopped_in_epoch(2):
+        train.run(stopped)
     resumed, again = run(dataclasses.replace(stopped, resume=True))
     assert again == records
-    same = lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-    jax.tree.map(same, (resumed.params, resumed.opt_state), (state.params, state.opt_state))
+    assert_same(resumed, state)
 
 
 def test_an_interval_under_1(data_dir):

@@ -1,7 +1,6 @@
 """Published weights: the network computes what a NumPy transformer with the same arrays computes."""
 
 import dataclasses
-import itertools
 import math
 
 import jax
@@ -10,23 +9,19 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from benchmarks import train
 from benchmarks.data import arrays
 from benchmarks.errors import UsageError
 from benchmarks.models import pretrained, table
 from benchmarks.training.config import Config
 from benchmarks.training.program import make_program
+from tests.benchmarks.training import first_steps
 
 SIZE, HEADS, LAYERS, PATCH, IMAGE = 8, 2, 2, 4, 8
 OPTIONS = {"patch_size": PATCH, "hidden_size": SIZE, "num_layers": LAYERS, "num_heads": HEADS}
 
 
-def make_arrays(names_and_shapes, seed=0):
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in names_and_shapes.items()}
-
-
 def timm():
+    """Random arrays with the names and shapes of a small network of timm."""
     shapes = {
         "cls_token": (1, 1, SIZE),
         "pos_embed": (1, 5, SIZE),
@@ -39,7 +34,8 @@ def timm():
     for prefix, kinds in [("norm", {"": (SIZE,)}), *((f"blocks.{i}.", layers) for i in range(LAYERS))]:
         for name, shape in kinds.items():
             shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
-    return make_arrays(shapes)
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def normalise(x, scale, bias):
@@ -127,8 +123,7 @@ def test_training_starts_from_the_file(dataset, tmp_path):
     program = make_program(config, dataset)
     start = program.init(0)
     assert np.array_equal(start.params["class_token"][...], timm()["cls_token"])
-    steps = train.train_steps(program, train.add_label_noise(dataset.train, config, 3), start, 0)
-    losses = [float(loss) for _, _, loss in itertools.islice(steps, 2)]
+    losses = first_steps(config, dataset, 2, program).losses
     assert losses[0] == pytest.approx(math.log(3), rel=1e-5)  # a head of zeros
     assert losses[1] != losses[0]
     random = make_program(dataclasses.replace(config, pretrained=None), dataset).init(0)

@@ -1,6 +1,5 @@
 import dataclasses
 import inspect
-import itertools
 import json
 import os
 import signal
@@ -16,65 +15,21 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks import methods, train
-from benchmarks.data import arrays
 from benchmarks.errors import UsageError
 from benchmarks.models import table
-from benchmarks.training.checkpoints import restore
 from benchmarks.training.config import Config, parse
 from benchmarks.training.interrupt import ask_for_interrupt
 from benchmarks.training.program import make_optimizer
 from tests.benchmarks.conftest import REPOSITORY
-from tests.benchmarks.networks import Regularised, Tiny
-from tests.benchmarks.stopping import stop
-
-
-@pytest.fixture(scope="module")
-def dataset(data_dir):
-    return arrays.load("digits", data_dir, train_size=200)
-
-
-@pytest.fixture(autouse=True)
-def more_models(monkeypatch):
-    monkeypatch.setitem(table.MODELS, "regularised", Regularised)
-    monkeypatch.setitem(table.MODELS, "tiny", Tiny)
-
-
-def as_numpy(state):
-    def convert(leaf):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.array(leaf)  # a copy: the next step gives the buffer away
-
-    return jax.tree.map(convert, state)
-
-
-def train_few_steps(program, config, dataset, steps=3):
-    noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
-    run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
-    losses = []
-    for _, state, loss in itertools.islice(run, steps):
-        losses.append(float(loss))
-        last = state
-    return as_numpy(last), losses
-
-
-def assert_same(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def last_checkpoint(folder, config):
-    dataset = arrays.load(config.dataset, config.data_dir, train_size=config.train_size)
-    like = jax.eval_shape(train.make_program(config, dataset).init, config.seed)
-    with ocp.CheckpointManager(folder / "checkpoints") as checkpoints:
-        step, state, losses = restore(checkpoints, like)
-    return step, as_numpy(state), losses
-
-
-def share_program(monkeypatch, config):
-    """All runs of this test are of one configuration: compile it once."""
-    dataset = arrays.load(config.dataset, config.data_dir, train_size=config.train_size)
-    program = train.make_program(config, dataset)
-    monkeypatch.setattr(train, "make_program", lambda *_: program)
+from tests.benchmarks.networks import Tiny
+from tests.benchmarks.training import (
+    assert_same,
+    first_steps,
+    last_checkpoint,
+    shared_program,
+    stop,
+    stopped_in_epoch,
+)
 
 
 def without_times(log):
@@ -92,18 +47,15 @@ def test_every_method_trains(method, dataset):
     config = Config(method=method, interval=5, model="tiny", options=options)
     if method == "bayesian_sam":  # It contains momentum; 0.5 is its authors' learning rate.
         config = dataclasses.replace(config, momentum=0.0, learning_rate=0.5)
-    _, losses = train_few_steps(train.make_program(config, dataset), config, dataset, steps=30)
+    losses = first_steps(config, dataset, 30).losses
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
 def first_state(dataset, **settings):
     config = Config(**{"method": "sam", "rho": 0.1, "model": "tiny"} | settings)
-    program = train.make_program(config, dataset)
-    noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
-    run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
-    _, state, loss = next(run)
-    return as_numpy(state), float(loss)
+    found = first_steps(config, dataset, 1)
+    return found.states[0], found.losses[0]
 
 
 def test_an_ascent_on_the_whole_batch_is_the_usual_one_and_on_a_part_another(dataset):
@@ -142,36 +94,8 @@ def test_an_eigenvector_of_a_part_of_the_batch(dataset):
 @pytest.mark.parametrize("model", ["mlp", "strided_cnn"])
 def test_every_model_trains(model, dataset):
     config = Config(method="sgd", model=model, batch_size=50, learning_rate=0.05)
-    _, losses = train_few_steps(train.make_program(config, dataset), config, dataset, steps=30)
+    losses = first_steps(config, dataset, 30).losses
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
-
-
-def test_second_pass_is_of_the_same_network_and_leaves_it_alone(dataset):
-    """Same dropout mask in both passes; BatchNorm statistics and random streams advance once a step."""
-    states, losses, ascent_values = {}, {}, {}
-    for name, method, rho in (("sgd", "sgd", None), ("rho=0", "sam", 0.0), ("sam", "sam", 0.1)):
-        config = Config(method=method, rho=rho, model="regularised")
-        program = train.make_program(config, dataset)
-        noisy = train.add_label_noise(dataset.train, config, dataset.num_classes)
-        run = train.train_steps(program, noisy, program.init(config.seed), config.seed)
-        states[name], losses[name], ascent_values[name] = [], [], []
-        for _, state, loss in itertools.islice(run, 3):
-            states[name].append(as_numpy(state))
-            losses[name].append(float(loss))
-            ascent_values[name].append(float(optax.tree.get(state, "ascent_value", 0.0)))
-
-    # At rho = 0 the second pass is the first one again: same mask, same loss.
-    np.testing.assert_allclose(ascent_values["rho=0"], losses["rho=0"], rtol=1e-6)
-    for one, other in zip(states["sgd"], states["rho=0"], strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, other.params)
-    assert len(set(losses["rho=0"])) == 3  # and the next step has another
-    # At rho > 0 the parameters go elsewhere, but the statistics of the first step are those of SGD.
-    assert_same(states["sgd"][0].rest, states["sam"][0].rest)
-    assert ascent_values["sam"][0] > losses["sam"][0]
-    pairs = zip(
-        jax.tree.leaves(states["sgd"][0].params), jax.tree.leaves(states["sam"][0].params), strict=True
-    )
-    assert any(not np.array_equal(one, other) for one, other in pairs)
 
 
 def test_adamw_gets_the_gradient_of_the_method_and_decouples_its_decay():
@@ -187,7 +111,7 @@ def test_adamw_gets_the_gradient_of_the_method_and_decouples_its_decay():
 def test_seeds_differ_and_repeat(dataset):
     program = train.make_program(Config(model="tiny"), dataset)
     configs = [Config(model="tiny", seed=seed) for seed in (0, 0, 1)]
-    states = [train_few_steps(program, config, dataset)[0] for config in configs]
+    states = [first_steps(config, dataset, 3, program).states[-1] for config in configs]
     assert_same(states[0], states[1])
     assert not np.array_equal(*(jax.tree.leaves(states[i].params)[-1] for i in (0, 2)))
 
@@ -212,7 +136,7 @@ from benchmarks.models import table
 from tests.benchmarks.networks import Tiny
 table.MODELS["tiny"] = Tiny  # before the command line looks at it
 from benchmarks import train
-from tests.benchmarks.stopping import stop
+from tests.benchmarks.training import stop
 train.train_steps = stop(train.train_steps, int(sys.argv.pop(1)), int(sys.argv.pop(1)))
 train.main()
 """
@@ -253,18 +177,18 @@ def test_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(data_dir, t
         file.write('{"event": "epo')  # what a kill inside a write leaves
 
     # Ctrl-C loses nothing; nor does SIGTERM, which clusters send.
-    share_program(monkeypatch, config)
+    monkeypatch.setattr(train, "make_program", shared_program)
     for number, step in ((signal.SIGINT, 41), (signal.SIGTERM, 48)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "train_steps", stop(train.train_steps, number, step))
             with pytest.raises(KeyboardInterrupt):
                 train.run(config)
-        assert last_checkpoint(config.output, config)[0] == step
+        assert last_checkpoint(config)[0] == step
 
     train.run(config)
     whole = dataclasses.replace(config, output=tmp_path / "whole", resume=False)
     train.run(whole)
-    assert_same(last_checkpoint(config.output, config), last_checkpoint(whole.output, config))
+    assert_same(last_checkpoint(config), last_checkpoint(whole))
     assert without_times(config.output) == without_times(whole.output)
     records = list(map(json.loads, metrics.read_text().splitlines()))
     assert [record["step"] for record in records if record["event"] == "resume"] == [36, 41, 48]
@@ -329,23 +253,12 @@ def test_resume_with_batch_norm_and_dropout(data_dir, tmp_path, monkeypatch):
     config = Config(
         model="regularised", method="sgd", train_size=200, epochs=4, checkpoint_every=1, data_dir=data_dir
     )
-    share_program(monkeypatch, config)
+    monkeypatch.setattr(train, "make_program", shared_program)
     whole = dataclasses.replace(config, output=tmp_path / "whole")
     end = train.run(whole)
     stopped = dataclasses.replace(config, output=tmp_path / "stopped")
-
-    evaluate, calls = train.evaluate, []
-
-    def interrupted(*args):
-        calls.append(None)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return evaluate(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "evaluate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(stopped)
+    with stopped_in_epoch(3):
+        train.run(stopped)
     resumed = train.run(dataclasses.replace(stopped, resume=True))
     assert resumed | {"seconds": 0} == end | {"seconds": 0}
 
@@ -362,7 +275,7 @@ def test_a_run_writes_metrics_and_is_not_overwritten_or_continued_with_other_set
         output=tmp_path / "run",
         data_dir=data_dir,
     )
-    share_program(monkeypatch, config)
+    monkeypatch.setattr(train, "make_program", shared_program)
     finished = train.run(config)
     start, *epochs, end = without_times(config.output)
     assert start["config"]["seed"] == end["seed"] == 3
@@ -420,18 +333,9 @@ def test_help_lists_the_options(capsys):
         parse(["--help"], train.__doc__)
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    for option in [
-        "--config",
-        "--method",
-        "--rho",
-        "--dataset",
-        "--model",
-        "--epochs",
-        "--seed",
-        "--label-noise",
-        "--output",
-    ]:
-        assert option in shown
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in shown
+    assert "--config" in shown
 
 
 def test_options_are_typed():

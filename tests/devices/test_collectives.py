@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.cost.collectives import count
 from tests.devices import layouts
+from tests.devices.collectives import count
 from tests.devices.layouts import NUM_DEVICES, NUM_PARAMETERS, averaged_gradient, local_gradient
 from tests.registry import BY_NAME
 
@@ -61,29 +61,26 @@ def sent(name, layout, gradient, refresh):
     if layout in layouts.GLOBAL_VIEW:  # The optimizer's state stays where it is.
         shardings = jax.tree.map(lambda x: x.sharding, (params, state))
         compiled = jax.jit(step.step.__wrapped__, static_argnums=3, out_shardings=shardings)
-    return count(compiled.lower(params, state, batch, refresh).compile().as_text(), NUM_DEVICES)
+    return count(compiled.lower(params, state, batch, refresh).compile().as_text())
 
 
 def rounds(*case):
-    return sent(*case)["collective_bytes"].get("all-reduce", 0) / PARAMETER_BYTES
+    return sent(*case).sizes.get("all-reduce", 0) / PARAMETER_BYTES
 
 
 def test_count_finds_the_collectives_of_a_known_program():
+    """An array summed three times in a loop, a number summed once, and an array gathered once."""
     spec = layouts.P(layouts.AXIS)
 
     def function(x):
-        total = jax.lax.psum(x, layouts.AXIS)
+        total = jax.lax.fori_loop(0, 3, lambda _, x: jax.lax.psum(x, layouts.AXIS) / NUM_DEVICES, x)
         return total, jax.lax.psum(x.sum(), layouts.AXIS), jax.lax.all_gather(x, layouts.AXIS)
 
     mapped = jax.shard_map(
         function, mesh=layouts.mesh_1d(), in_specs=spec, out_specs=layouts.P(), check_vma=False
     )
     program = jax.jit(mapped).lower(np.ones((8, 5))).compile().as_text()
-    assert count(program, NUM_DEVICES) == {
-        "collective_bytes": {"all-reduce": 5 * 8, "all-gather": 40 * 8},
-        "collective_scalars": 1,
-        "rounds": 1,
-    }
+    assert count(program) == ({"all-reduce": 3 * 5 * 8, "all-gather": 40 * 8}, 1)
 
 
 @cases(SGD)
@@ -113,10 +110,10 @@ def test_local_gradients_the_direction_alone_is_reduced(name, layout):
 def test_replicated_parameters_need_nothing_else_but_scalars(case):
     name, _, _, refresh = case
     found = sent(*case)
-    assert set(found["collective_bytes"]) == {"all-reduce"}
+    assert set(found.sizes) == {"all-reduce"}
     is_plain = name == "sgd" or (name == "look_sam" and refresh is False)
     losses = (not is_plain) + (refresh is True) * ALPHAS.get(name, 0)
-    assert found["collective_scalars"] == losses
+    assert found.scalars == losses
 
 
 @pytest.mark.parametrize("layout", layouts.PER_DEVICE_VIEW)
@@ -131,16 +128,16 @@ def test_refresh_reduces_one_vector_per_hessian_product(name, products, layout):
 def test_sharded_parameters_are_gathered_by_the_model_only(name, layout):
     """Each of the step's gradients costs what it costs in plain SGD; the rest is scalars."""
     gradients = 1 + INNER_GRADIENTS.get(name, 1)
-    found = sent(name, layout, "averaged", plain(name))["collective_bytes"]
-    allowed = sent("sgd", layout, "averaged", None)["collective_bytes"]
+    found = sent(name, layout, "averaged", plain(name)).sizes
+    allowed = sent("sgd", layout, "averaged", None).sizes
     assert found == {kind: gradients * size for kind, size in allowed.items()}
 
 
 @pytest.mark.parametrize("layout", SHARDED_LAYOUTS)
 def test_tracking_an_eigenvector_never_gathers_it(layout):
     """A Hessian-vector product is forward over backward: the model gathers twice as much in it."""
-    found = sent("eigen_sam", layout, "averaged", True)["collective_bytes"]
-    gradient = sent("sgd", layout, "averaged", None)["collective_bytes"]
+    found = sent("eigen_sam", layout, "averaged", True).sizes
+    gradient = sent("sgd", layout, "averaged", None).sizes
     products = 2
     for kind in set(found) - {"all-reduce"}:
         assert found[kind] <= (2 + 2 * products) * gradient.get(kind, 0), kind

@@ -13,10 +13,10 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import optax_sam
-from benchmarks.cost.collectives import count
 from optax_sam import diagnostics
 from tests.clients.by_hand import finished
 from tests.devices import layouts
+from tests.devices.collectives import count
 from tests.devices.layouts import P, batches, loss, max_difference
 from tests.registry import BY_NAME, METHODS
 
@@ -386,14 +386,13 @@ def test_sums_over_shards_send_scalars_only(name, way):
         tx = optax.with_extra_args_support(tx)
         params = jax.tree.map(jnp.asarray, layouts.parameters())
         state = tx.init(params)
-        compiled = mapped_step(tx, way, state).lower(params, state, batches()[0]).compile()
-        return count(compiled.as_text(), layouts.NUM_DEVICES)
+        return count(mapped_step(tx, way, state).lower(params, state, batches()[0]).compile().as_text())
 
-    gradient = sent(optax.sgd(0.1), "unchecked")["collective_bytes"]
+    gradient = sent(optax.sgd(0.1), "unchecked").sizes
     sgd, found = sent(optax.sgd(0.1), way), sent(MAKE[name](RHO), way)
-    expected = {kind: size + gradient[kind] for kind, size in sgd["collective_bytes"].items()}
-    assert found["collective_bytes"] == expected
-    assert found["collective_scalars"] <= 5
+    expected = {kind: size + gradient[kind] for kind, size in sgd.sizes.items()}
+    assert found.sizes == expected
+    assert found.scalars <= 5
 
 
 # Random numbers: those of a shard are its own, and masks keep a fraction of all coordinates.

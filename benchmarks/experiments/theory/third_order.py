@@ -49,15 +49,10 @@ RATES = {
     "rate_second": figures.style("vasso", "second-order term", "--"),
     "rate_third": figures.style("random_direction", "third-order term", "-"),
 }
-# Measured, and left out of the table.
-NOT_SHOWN = ("cosine", "length_second", "length_third")
 FIELDS = {
     "alignment": "⟨u/‖u‖, v₁⟩², mean over batches",
-    "cosine": "cosine of E T and ∇λ₁",
     "share": "share of (ρ²/2) ∇λ₁",
     "share_at_equal_length": "the same at equal length",
-    "length_second": "‖second-order term‖ / ‖gradient term‖",
-    "length_third": "‖third-order term‖ / ‖gradient term‖",
     "rate_gradient": "rate of fall of λ₁ by the gradient",
     "rate_second": "by the second-order term",
     "rate_third": "by the third-order term",
@@ -140,7 +135,6 @@ class ThirdOrder(Claim):
         lines = [
             (title, *(number(where(means, row=row)[field]) for row in ROWS))
             for field, title in FIELDS.items()
-            if field not in NOT_SHOWN
         ]
         titles = ("Mean over training", *(style.label for style in STYLES.values()))
         return Report(verdicts, [table(titles, lines, numbers=False)])
@@ -204,16 +198,12 @@ def compiled(alpha: float, rho: float, learning_rate: float) -> tuple[Any, Any]:
         found = jax.vmap(of_batch, (None, None, 0, None))(params, state, batches, vector)
         (gradient, second, third), alignment, length = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
         slope = curvature.third_derivative(lambda w: network.loss(w, train), params, vector)
-        norms = [tree_math.norm(x) for x in (gradient, second, third)]
         rates = [tree_math.vdot(slope, x) for x in (gradient, second, third)]
         share = rates[2] / (rho**2 / 2 * tree_math.vdot(slope, slope))
         return {
             "alignment": alignment,
-            "cosine": rates[2] / (norms[2] * tree_math.norm(slope)),
             "share": share,
             "share_at_equal_length": share / length,
-            "length_second": norms[1] / norms[0],
-            "length_third": norms[2] / norms[0],
             "rate_gradient": rates[0],
             "rate_second": rates[1],
             "rate_third": rates[2],
