@@ -15,7 +15,7 @@ proposition 1, figure 2). Three statements:
    part if only at one of the two. (The same, drawn by Hypothesis: `test_positive_definite_quadratics` in
    `tests/descent/test_spherical_search.py`.) A first version of this measurement used ρ_max = ρ as
    the small value, where α* is 1.
-3. α* varies slowly in training, so that one search per epoch is enough. Compared, for both fractions of wrong
+3. α* varies slowly in training, so that one search per epoch is enough. Compared, for both fractions of noisy
    labels: 0.2, a tenth of the range that is searched, minus the mean absolute change of α* from a batch to
    the one an epoch later, seed by seed. The table also shows the change from one batch to another at the
    same w, which one search per epoch cannot follow, and the standard deviation without it.
