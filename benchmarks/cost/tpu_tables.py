@@ -16,7 +16,7 @@ COUNTS = {
     "peak": "peak_bytes",
 }
 GROUP = ("network", "chip", "chips", "layout")
-NAMES = {"data": "data-parallel", "fsdp": "FSDP", "local": "m-sharpness"}
+NAMES = {"data": "", "fsdp": ", FSDP", "local": ", m-sharpness"}
 
 
 def fill(frame: pd.DataFrame) -> dict[str, str]:
@@ -43,9 +43,9 @@ def grouped(records: Iterable[Record]) -> dict[tuple, dict[str, Record]]:
 
 
 def place(group: tuple) -> str:
-    """What is compiled for."""
+    """What is compiled for; data-parallel, unless it says otherwise."""
     _, chip, number, layout = group
-    return f"{number} x {chip}, {NAMES[layout]}" if number > 1 else f"1 x {chip}"
+    return f"{number}×{chip}{NAMES[layout]}"
 
 
 def by_network(records: list[Record]) -> str:
@@ -129,7 +129,6 @@ def sent(records: list[Record]) -> str:
                 place(group),
                 f"{sum(record['collectives'].values())}",
                 f"{sum(record['asynchronous'].values())}",
-                f"{int(record['collective_scalars'])}",
                 *(
                     f"{sizes.get(kind, 0):.2f}"
                     for kind in ("all-reduce", "all-gather", "reduce-scatter", "others")
@@ -137,7 +136,7 @@ def sent(records: list[Record]) -> str:
                 ratio(record | {"cycles": record["hidden_cycles"]}, record, "cycles"),
             )
             lines.setdefault(key, []).append(row)
-    titles = ["", "network", "chips", "collectives", "asynchronous", "scalars"]
+    titles = ["", "network", "chips", "collectives", "asynchronous"]
     return table(
         [*titles, "summed", "gathered", "in parts", "passed on", "cycles meanwhile"],
         [[", ".join(methods), *key] for key, methods in lines.items()],
