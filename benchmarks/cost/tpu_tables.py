@@ -115,7 +115,7 @@ def farthest(pairs: list[tuple[Record, Record]], key: str) -> str:
 
 
 def sent(records: list[Record]) -> str:
-    """The collectives of each program; methods that send the same share a line."""
+    """The collectives of each program; methods that send the same share a line, and so do chips."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for group, rows in grouped(records).items():
         for row, record in rows.items():
@@ -136,10 +136,16 @@ def sent(records: list[Record]) -> str:
                 ratio(record | {"cycles": record["hidden_cycles"]}, record, "cycles"),
             )
             lines.setdefault(key, []).append(row)
+    places: dict[tuple[str, ...], list[str]] = {}
+    for (network, chips, *numbers), methods in lines.items():
+        places.setdefault((", ".join(methods), network, *numbers), []).append(chips)
     titles = ["", "network", "chips", "collectives", "asynchronous"]
     return table(
         [*titles, "summed", "gathered", "in parts", "passed on", "cycles meanwhile"],
-        [[", ".join(methods), *key] for key, methods in lines.items()],
+        [
+            [methods, network, " and ".join(chips), *numbers]
+            for (methods, network, *numbers), chips in places.items()
+        ],
     )
 
 
