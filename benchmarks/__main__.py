@@ -3,6 +3,7 @@
     python -m benchmarks suite                  the accuracy suite: trials, networks, tables and pictures
     python -m benchmarks claims theory          every claim on these pages
     python -m benchmarks eigen_sam --report-only
+    python -m benchmarks suite --again 3        trains three recorded networks again: the same numbers?
 
 If it is stopped, by Ctrl-C or otherwise, the same command continues with what is missing. Results are kept in
 `benchmarks/results`, one line per network or measurement. With another folder for `--results` the tables are
@@ -77,6 +78,8 @@ class Options:
     """Which experiments, or all claims, or all of the theory."""
     report_only: bool = False
     """Measure nothing."""
+    again: int = 0
+    """Only do this many of the recorded jobs again, and say where their numbers differ."""
     seeds: tuple[int, ...] = ()
     """Seeds of the networks or runs. Left out: the experiment's."""
     where: tuple[str, ...] = ()
@@ -99,8 +102,9 @@ def is_wanted(job: Job, conditions: Mapping[str, list[str]]) -> bool:
 
 
 def measure(names: Iterable[str], options: Options) -> None:
-    """Does what is missing."""
+    """Does what is missing, or again what is recorded."""
     conditions = dict(condition.partition("=")[::2] for condition in options.where)
+    wanted = lambda job: is_wanted(job, {key: text.split(",") for key, text in conditions.items()})
     for name in names:
         own = EXPERIMENTS[name]
         if options.seeds:
@@ -108,13 +112,12 @@ def measure(names: Iterable[str], options: Options) -> None:
         for dataset in own.datasets:  # prepared once, before the workers start
             sources.prepare(dataset, options.data_dir, options.download_dir, options.download)
         print(name)
-        added = experiment.measure_missing(
-            own,
-            options.results,
-            options.data_dir,
-            options.processes,
-            lambda job: is_wanted(job, {key: text.split(",") for key, text in conditions.items()}),
-        )
+        place = options.results, options.data_dir, options.processes
+        if options.again:
+            for job, differences in experiment.measure_again(own, *place, options.again, wanted):
+                print(f"\n{job}\n    " + ("; ".join(differences) or "the same numbers"))
+            continue
+        added = experiment.measure_missing(own, *place, wanted)
         diverged = sum(record.get("diverged", False) for record in added)
         print(f"{len(added)} new records" + (f", {diverged} of them diverged" if diverged else ""))
 
@@ -170,7 +173,8 @@ def main() -> None:
     try:
         if not options.report_only:
             measure(names, options)
-        report(names, options.results)
+        if not options.again:
+            report(names, options.results)
     except UsageError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

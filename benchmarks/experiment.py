@@ -117,6 +117,45 @@ def measure_missing(
     return added
 
 
+def measure_again(
+    experiment: Experiment,
+    folder: Path,
+    data_dir: Path,
+    processes: int,
+    number: int,
+    is_wanted: Callable[[Job], bool] = lambda job: True,
+) -> Iterator[tuple[Job, list[str]]]:
+    """Does some of the recorded jobs again, from all over the experiment, and changes no record.
+
+    Yields:
+        A job, and where it gave something else than its records: field, recorded and measured value.
+    """
+    records = read(experiment, folder)
+    done = [job for job in experiment.jobs(records) if is_wanted(job) and is_done(job, records)]
+    number = min(number, len(done))
+    chosen = [done[i * len(done) // number] for i in range(number)]
+    task = functools.partial(do, experiment=experiment, data_dir=data_dir, code=commit())
+    find_left = lambda: list(chosen)
+    for measured in on_each_core(task, find_left, 1 if experiment.is_alone else processes):
+        job = next(job for job in chosen if is_result_of(measured[0], job))
+        chosen.remove(job)
+        recorded = [record for record in records if is_result_of(record, job)]
+        yield job, differences(recorded, measured)
+
+
+def differences(recorded: Sequence[Record], measured: Sequence[Record]) -> list[str]:
+    """Where records of one job differ, apart from times and from where they were measured."""
+    if len(recorded) != len(measured):
+        return [f"{len(recorded)} records, now {len(measured)}"]
+    apart = {"commit", "versions", "device", "machine"}
+    return [
+        f"{name}: {old[name]}, now {new[name]}"
+        for old, new in zip(recorded, measured, strict=True)
+        for name in old.keys() & new.keys() - apart
+        if "seconds" not in name and old[name] != new[name]
+    ]
+
+
 def do(job: Job, experiment: Experiment, data_dir: Path, code: str) -> list[Record]:
     """Does a job; each record contains the job, the code, the versions, the machine and the seed."""
     try:

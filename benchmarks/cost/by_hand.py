@@ -1,4 +1,4 @@
-"""Sharpness-aware methods written out by hand, between refreshes: the least that each can cost.
+"""Sharpness-aware methods written out by hand: the least that each can cost.
 
 Independent programs: they import nothing of `optax_sam`, check nothing, and take `jax.grad` at w + ε, without
 the loss there. Each is a pair: the state before the first step, and
@@ -98,6 +98,17 @@ def eigen_sam(grads: Tree, gradient: Gradient, params: Tree, vector: Tree) -> tu
     return gradient(jax.tree.map(perturbed, params, grads, vector)), vector
 
 
+def eigen_sam_refresh(grads: Tree, gradient: Gradient, params: Tree, vector: Tree) -> tuple[Tree, Tree]:
+    """V ← H v/‖H v‖ five times, in a loop, then Eigen-SAM's step."""
+
+    def product(_: jax.Array, vector: Tree) -> Tree:
+        _, curved = jax.jvp(gradient, (params,), (vector,))
+        factor = 1 / norm(curved)
+        return jax.tree.map(lambda x: factor * x, curved)
+
+    return eigen_sam(grads, gradient, params, jax.lax.fori_loop(0, 5, product, vector))
+
+
 def xsam(grads: Tree, gradient: Gradient, params: Tree, alpha: jax.Array) -> tuple[Tree, Tree]:
     """D = ‖g'‖ v(α), on the arc from v₀ = g/‖g‖ to v₁ = g'/‖g'‖ and beyond."""
     clean = norm(grads)
@@ -124,10 +135,10 @@ def first_noise(params: Tree) -> Tree:
 
 
 BY_HAND = {
-    direction.__name__: ByHand(init, direction)
+    direction.__name__.replace("_refresh", " refresh"): ByHand(init, direction)
     for init, direction in (
         *((nothing, direction) for direction in (sam, asam, fisher_sam)),
-        *((zeros, direction) for direction in (eigen_sam, momentum_sam)),
+        *((zeros, direction) for direction in (eigen_sam, eigen_sam_refresh, momentum_sam)),
         (first_noise, info_sam),
         (lambda params: jnp.ones(()), xsam),
     )

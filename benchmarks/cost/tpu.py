@@ -32,7 +32,7 @@ REFRESH = " refresh"  # on the command line a comma separates rows
 SAM = ("base", f"sam{HAND}", "sam")
 OTHERS = ("asam", "momentum_sam", "eigen_sam", "fisher_sam", "info_sam", "xsam")
 PAIRS = tuple(name for method in OTHERS for name in (method + HAND, method))
-REFRESHES = tuple(f"{method}{REFRESH}" for method in ("eigen_sam", "xsam"))
+REFRESHES = (f"eigen_sam{REFRESH}{HAND}", *(f"{method}{REFRESH}" for method in ("eigen_sam", "xsam")))
 # Chip, number of chips, network, layout, rows: the most telling first.
 PLAN: tuple[tuple[str, int, str, str, tuple[str, ...]], ...] = (
     ("v5e", 8, "decoder_40m", "data", SAM),

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import __main__, experiment
 from benchmarks.errors import DivergenceError, UsageError
-from benchmarks.experiment import Experiment, is_done, measure_missing, read
+from benchmarks.experiment import Experiment, is_done, measure_again, measure_missing, read
 from benchmarks.records import read_records, write_records
 from tests.benchmarks.conftest import REPOSITORY
 
@@ -64,6 +64,25 @@ def test_later_jobs_follow_and_what_is_done_is_not_repeated(tmp_path):
     # More seeds, or fewer, leave the others alone.
     assert seeds(measure_missing(Squares(seeds=(5, 1)), tmp_path, tmp_path, 1)) == [5]
     assert sorted(seeds(read(Squares(), tmp_path))) == [0, 1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_recorded_jobs_are_done_again_and_compared(tmp_path, processes):
+    own, place = Squares(seeds=(0, 1, 2, 4)), (tmp_path, tmp_path, processes)
+    measure_missing(own, *place)
+    file = tmp_path / "squares.jsonl"
+    changed = file.read_text().replace('"square": 4', '"square": 5')
+    file.write_text(changed)
+    found = [(job.get("seed"), differences) for job, differences in measure_again(own, *place, 9)]
+    assert sorted(found, key=str) == [
+        (0, []),
+        (1, []),
+        (2, ["square: 5, now 4"]),
+        (4, []),
+        (None, []),  # the job of all seeds
+    ]
+    assert file.read_text() == changed
+    assert len(list(measure_again(own, *place, 2))) == 2
 
 
 def test_a_training_that_diverges_is_a_result(tmp_path):
