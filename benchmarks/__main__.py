@@ -41,6 +41,7 @@ from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.experiments.demo import Demo
 from benchmarks.experiments.eigenvector_solvers import EigenvectorSolvers
 from benchmarks.experiments.fine_tuning import FineTuning
+from benchmarks.experiments.radius import Radius
 from benchmarks.experiments.suite.settings import SUITES
 from benchmarks.experiments.theory.sde_paths import SDEPaths
 from benchmarks.experiments.theory.third_order import ThirdOrder
@@ -58,6 +59,7 @@ OTHERS = (
     EqualBudgets(),
     Robustness(),
     FineTuning(),
+    Radius(),
     Demo(),
     EigenvectorSolvers(),
     Trackers(),

@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import optax_sam
 from benchmarks.errors import UsageError
+from optax_sam import tree_math
 
 NOTHING: Mapping[str, float] = {}
 
@@ -78,6 +81,50 @@ def random_direction(rho: float = 0.2, key: int = 0) -> optax.GradientTransforma
     return optax_sam.sharpness_aware(optax.chain(noise, optax_sam.steepest_ascent(rho)))
 
 
+def relative_sam(c: float = 0.01, layerwise: bool = False) -> optax.GradientTransformationExtraArgs:
+    """SAM whose radius is a share of the weights: ρ = c‖w‖; layerwise c‖w_l‖ for each array."""
+
+    def update(updates: optax.Updates, state: Any, params: optax.Params, **extra_args: Any) -> Any:
+        if layerwise:
+            return jax.tree.map(lambda x, w: tree_math.scale(tree_math.norm(w), x), updates, params), state
+        return tree_math.scale(tree_math.norm(params), updates), state
+
+    times_norm = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return optax_sam.sharpness_aware(
+        optax.chain(optax_sam.steepest_ascent(c, layerwise=layerwise), times_norm)
+    )
+
+
+class HeldRiseState(NamedTuple):
+    """State of `held_rise_sam`: the radius of the next step."""
+
+    radius: jax.Array
+
+
+def held_rise_sam(
+    c: float = 0.1, rho: float = 0.05, factor: float = 1.02
+) -> optax.GradientTransformationExtraArgs:
+    """SAM whose radius holds (L(w + ε) − L(w))/L(w) at c: a step below c multiplies it, others divide it.
+
+    Both losses are by-products of the two gradients, if the clean one is taken of the whole batch. They are
+    evaluated again here, which XLA drops for plain networks alone.
+    """
+
+    def init(params: optax.Params) -> HeldRiseState:
+        return HeldRiseState(jnp.asarray(rho, tree_math.accumulation_dtype(params)))
+
+    def update(
+        updates: optax.Updates, state: HeldRiseState, params: optax.Params, *, loss: Any, **extra_args: Any
+    ) -> tuple[optax.Updates, HeldRiseState]:
+        perturbation = tree_math.scale(state.radius, updates)
+        clean, perturbed = loss.value(params), loss.value(tree_math.add(params, perturbation))
+        is_low = perturbed - clean < c * clean  # False, so a smaller radius, if a loss is not a number
+        return perturbation, HeldRiseState(state.radius * jnp.where(is_low, factor, 1 / factor))
+
+    hold = optax.GradientTransformationExtraArgs(init, update)
+    return optax_sam.sharpness_aware(optax.chain(optax_sam.steepest_ascent(1.0), hold))
+
+
 SMALL, USUAL, LARGE = {"rho": 0.02}, {"rho": 0.1}, {"rho": 1.0}
 BOTH = {"rho": 0.1, "rho_max": 0.2}  # rho_max is twice rho, as in XSAM's paper
 OTHER_RHO, OTHER_MAX = {"rho": 0.15}, {"rho_max": 0.15}
@@ -127,6 +174,9 @@ METHODS = {
     # σ, the noise relative to the weights.
     "rwp": one_gradient(optax_sam.rwp, "RWP", 1, {"sigma": 0.01}, {"eta": 0.1}, SKY, "<"),
     "mixed_rwp": Method(optax_sam.mixed_rwp, "Mixed RWP", 2, {"sigma": 0.01}, {"eta": 0.1}, SKY, ">"),
+    # Radii of one number for every setting: see experiments/radius.py.
+    "relative_sam": Method(relative_sam, "ρ = c‖w‖", 2, {"c": 0.01}, NOTHING, PINK, "<", "--"),
+    "held_rise_sam": Method(held_rise_sam, "Held rise", 2, {"c": 0.1}, NOTHING, PINK, ">", "--"),
     # Controls and alternatives to SAM: see experiments/claims/alternatives.py.
     "reverse_sam": Method(optax_sam.reverse_sam, "Reverse-SAM", 2, USUAL, NOTHING, RED, "P"),
     "random_direction": one_gradient(random_direction, "Random direction", 1, USUAL, {"rho": 0.5}, GREY, "d"),

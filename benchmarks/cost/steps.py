@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "rwp, unsafe_rbg": ("rwp", {GENERATOR: "unsafe_rbg"}, {}),
 }
 LEFT_OUT = ("presam", "asam_xsam", "xsam3", "one_gradient", "random_direction", "reflected_sam")
+LEFT_OUT += ("relative_sam", "held_rise_sam")
 # "reverse_sam" is SAM with another sign.
 MEASURED = tuple(name for name in METHODS if name not in (*LEFT_OUT, "reverse_sam"))
 

@@ -26,6 +26,7 @@ from benchmarks.experiments.claims.xsam_direction import XSAMDirection
 from benchmarks.experiments.demo import Demo
 from benchmarks.experiments.eigenvector_solvers import EigenvectorSolvers, equal_quality
 from benchmarks.experiments.fine_tuning import TUNED, FineTuning
+from benchmarks.experiments.radius import CANDIDATES, TUNED_ON, Radius, Setting
 from benchmarks.experiments.suite.rows import Row, searched
 from benchmarks.experiments.suite.settings import SUITES
 from benchmarks.experiments.suite.suite import NoisyLabels, SuiteTimes
@@ -127,6 +128,17 @@ TINY = (
     SDEPaths(setting=DIGITS, radii=(0.2,), num_steps=4, every=2, seeds=(0, 1, 2), num_paths=2),
     ThirdOrder(setting=DIGITS, num_steps=4, every=2, interval=2, seeds=(0, 1)),
     XSAMPlane(setting=DIGITS, steps=(0, 2), num_batches=2),
+    Radius(
+        seeds=(0, 1),
+        datasets=("digits",),
+        candidates={name: own for name, own in CANDIDATES.items() if name != "asam"},
+        settings={
+            TUNED_ON: Setting("noisy", "suite", "sam", 0.4),
+            "clean": Setting("clean", "suite", "sam"),
+            "part": Setting("part", "suite", "part_8"),
+        },
+        suites={"suite": SUITE},
+    ),
     Demo(
         rows={name: row._replace(search={}) for name, row in list(Demo().rows.items())[:3]},
         seeds=(0, 1),
@@ -164,6 +176,9 @@ def test_measures_reports_and_draws(own, tmp_path, data_dir, monkeypatch):
         monkeypatch.setattr("benchmarks.cost.compile_time.OTHERS", ("asam",))
     if own.name == "fine_tuning":
         monkeypatch.setattr("benchmarks.data.text.load", lambda *_: some_texts())
+    if own.name == "radius":
+        monkeypatch.setattr("benchmarks.experiments.radius.RESULTS", tmp_path)
+        measure_missing(SUITE, tmp_path, data_dir, 1, lambda job: job["row"] in ("sam", "part_8"))
     measure_missing(own, tmp_path, data_dir, 1)
     records = read(own, tmp_path)
     assert all(is_done(job, records) for job in own.jobs(records))

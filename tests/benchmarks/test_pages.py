@@ -23,7 +23,7 @@ EXPERIMENTS = {name: own for name, own in __main__.EXPERIMENTS.items() if read(o
 SUITES = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, Suite)}
 BUDGETS = {name: own for name, own in EXPERIMENTS.items() if isinstance(own, EqualBudgets)}
 # Of these, each program or network of which takes minutes, a part may be committed.
-IN_PARTS = (*SUITES, *BUDGETS, "fine_tuning", "tpu")
+IN_PARTS = (*SUITES, *BUDGETS, "fine_tuning", "radius", "tpu")
 
 
 @pytest.fixture(scope="module")
