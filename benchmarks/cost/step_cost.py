@@ -255,10 +255,11 @@ def cost_table(frame: pd.DataFrame) -> str:
                 row,
                 "–" if "automatic" in row else ratio(record, unit, "flops"),
                 ratio(record, unit, "temporary_bytes"),
+                state(record),
                 *(time_of(own.get((model, row))) for model in models),
             ]
         )
-    return table(["", "flops", "memory", *(TITLES[model] for model in models)], lines)
+    return table(["", "flops", "memory", "state", *(TITLES[model] for model in models)], lines)
 
 
 def absolute_table(frame: pd.DataFrame) -> str:
@@ -277,6 +278,12 @@ def ratio(record: Record, unit: Record, key: str) -> str:
     """Returns a count relative to SGD's."""
     value = record[key] / unit[key]
     return f"{value:.2f}" if np.isfinite(value) else "–"
+
+
+def state(record: Record) -> str:
+    """Returns the optimizer's state in copies of the parameters."""
+    value = record["state_bytes"] / record["parameter_bytes"]
+    return "–" if np.isnan(value) or record["row"] in ("forward pass", "gradient") else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:
