@@ -123,8 +123,8 @@ class InfoSAM(Claim):
         }
         verdicts = [
             judge(
-                "Known Hessian, noise in multiples of the gradient: infoSAM's ε raises the true loss more than"
-                " SAM's",
+                "Known Hessian, noise in multiples of the gradient: infoSAM's ε raises the true loss"
+                " more than SAM's",
                 comparisons(noise, "info_sam"),
             ),
             judge(
