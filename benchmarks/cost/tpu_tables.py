@@ -15,6 +15,12 @@ COUNTS = {
     "temporary": "temporary_bytes",
     "peak": "peak_bytes",
 }
+KINDS = {
+    "all-reduce": "summed",
+    "all-gather": "gathered",
+    "reduce-scatter": "in parts",
+    "others": "passed on",
+}
 GROUP = ("network", "chip", "chips", "layout")
 NAMES = {"data": "", "fsdp": ", FSDP", "local": ", m-sharpness"}
 
@@ -115,37 +121,27 @@ def farthest(pairs: list[tuple[Record, Record]], key: str) -> str:
 
 
 def sent(records: list[Record]) -> str:
-    """The collectives of each program; methods that send the same share a line, and so do chips."""
+    """The collectives of each program; methods that send the same share a line."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for group, rows in grouped(records).items():
         for row, record in rows.items():
             if group[2] == 1 or row.endswith(HAND):
                 continue
-            size = record["parameter_bytes"]
-            sizes = {kind: n / size for kind, n in record["collective_bytes"].items()}
+            sizes = {kind: n / record["parameter_bytes"] for kind, n in record["collective_bytes"].items()}
             sizes["others"] = sizes.get("collective-permute", 0) + sizes.get("all-to-all", 0)
+            shown = {word: f"{sizes.get(kind, 0):.2f}" for kind, word in KINDS.items()}
             key = (
                 group[0],
                 place(group),
                 f"{sum(record['collectives'].values())}",
                 f"{sum(record['asynchronous'].values())}",
-                *(
-                    f"{sizes.get(kind, 0):.2f}"
-                    for kind in ("all-reduce", "all-gather", "reduce-scatter", "others")
-                ),
+                ", ".join(f"{size} {word}" for word, size in shown.items() if size != "0.00"),
                 ratio(record | {"cycles": record["hidden_cycles"]}, record, "cycles"),
             )
             lines.setdefault(key, []).append(row)
-    places: dict[tuple[str, ...], list[str]] = {}
-    for (network, chips, *numbers), methods in lines.items():
-        places.setdefault((", ".join(methods), network, *numbers), []).append(chips)
-    titles = ["", "network", "chips", "collectives", "asynchronous"]
+    titles = ["", "network", "chips", "collectives", "asynchronous", "copies of the parameters"]
     return table(
-        [*titles, "summed", "gathered", "in parts", "passed on", "cycles meanwhile"],
-        [
-            [methods, network, " and ".join(chips), *numbers]
-            for (methods, network, *numbers), chips in places.items()
-        ],
+        [*titles, "cycles meanwhile"], [[", ".join(methods), *key] for key, methods in lines.items()]
     )
 
 
