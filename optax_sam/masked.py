@@ -94,7 +94,9 @@ def masked(inner: optax.GradientTransformation, mask: Mask) -> optax.GradientTra
         if "ascent_step" in extra_args:
             others = jax.tree.map(jnp.zeros_like, updates)
         else:
-            order.check_nothing_in_between(updates, params)
+            seen = order.check_nothing_in_between(updates, params)
+            if seen is not None:
+                _hand_on(seen, updates, params, selected)
             named = extra_args.get("params_axis_name")
             loss = BatchLoss(axis_name=axis_name, m_sharpness=m_sharpness, params_axis_name=named)
             loss.check_passed(updates, params)
@@ -192,6 +194,19 @@ def _select(tree: Any, selected: Any) -> Any:
 def _merge(part: Any, others: Any) -> Any:
     is_missing = lambda node: isinstance(node, NotSelected)
     return jax.tree.map(lambda x, other: other if is_missing(x) else x, part, others, is_leaf=is_missing)
+
+
+def _hand_on(seen: order.HandedOn, updates: optax.Updates, params: optax.Params, selected: Any) -> None:
+    """Hands on to the restricted method what a check in front of it saw."""
+    observe = seen.observe
+
+    def of_all(*, perturbation: Any = None, **what: Any) -> None:
+        zeros = jax.tree.map(lambda _: jnp.zeros(()), selected)
+        if observe is not None:
+            observe(perturbation=None if perturbation is None else _merge(perturbation, zeros), **what)
+
+    part = _select(updates, selected), _select(params, selected)
+    order.hand_on(*part, raises=seen.raises, observe=of_all)
 
 
 def _of_selected(extra_args: dict[str, Any], selected: Any, params: optax.Params) -> dict[str, Any]:

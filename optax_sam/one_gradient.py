@@ -96,10 +96,12 @@ def one_gradient(
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
         checks.check_state(state, SharpnessAwareState)
-        order.check_nothing_in_between(updates, params)
+        observe = order.observers(
+            extra_args.pop("observe", None), order.check_nothing_in_between(updates, params)
+        )
         checks.check_m_sharpness(m_sharpness, extra_args.get("axis_name"))
         remembered = tree_math.widened(state.descent[0].remembered_gradient, params)
-        direction, state = method.update(remembered, state, params, **extra_args)
+        direction, state = method.update(remembered, state, params, observe=observe, **extra_args)
         return tree_math.cast_like(direction, updates), state
 
     return optax.GradientTransformationExtraArgs(method.init, update)

@@ -120,7 +120,7 @@ def reuse(
         checks.check_params(updates, params)
         checks.check_state(state, ReuseState)
         checks.check_spelling(extra_args)
-        order.check_nothing_in_between(updates, params)
+        observe = order.observers(observe, order.check_nothing_in_between(updates, params))
         seen: list[Any] = []
 
         def observe_method(**what: Any) -> None:

@@ -205,7 +205,7 @@ def sharpness_aware(
         checks.check_state(state, SharpnessAwareState)
         checks.check_not_a_stage(extra_args)
         checks.check_spelling(extra_args)
-        order.check_nothing_in_between(updates, params)
+        observe = order.observers(observe, order.check_nothing_in_between(updates, params))
         loss = BatchLoss(value_fn, grad_fn, curvature_fn, axis_name, m_sharpness, params_axis_name)
         loss.check_passed(updates, params)
         extra_args |= {"loss": loss, "grad": updates, "step_count": state.step_count}

@@ -16,6 +16,9 @@ is in the state; one above the tolerance is reported, with the cause that the nu
 Not reported is a difference that the last digit of the parameters makes too, as near a minimum, where the
 terms of g cancel. An array in which one of the two gradients is exactly 0 always is.
 
+Parameters that the method perturbs though nothing moves them, frozen by the optimizer, are reported after a
+few updates: `optax_sam.diagnostics.wiring_frozen`.
+
 What stands between the check and the method would change the clean gradient alone. The method behind it
 says so when the step is traced: `optax_sam.order`.
 """
@@ -35,8 +38,8 @@ import optax
 
 from optax_sam import checks, order, shards
 from optax_sam.devices import AxisName, axis_names, unnamed_axes, varies_over
-from optax_sam.diagnostics import wiring_measure
-from optax_sam.diagnostics.wiring_causes import Comparison, likely_cause
+from optax_sam.diagnostics import wiring_frozen, wiring_measure
+from optax_sam.diagnostics.wiring_causes import Cause, Comparison, likely_cause
 from optax_sam.loss import DRAWS_KEYS, BatchLoss, GradFn, ValueFn
 from optax_sam.platforms import is_traced
 from optax_sam.refresh import refreshed
@@ -52,9 +55,12 @@ class WiringCheckState(NamedTuple):
       mismatch: ‖∇value_fn(w) − g‖ / ‖g‖ of the last update that was checked, a float32 scalar; 0 before the
         first, and inf if only one of the gradients is zero or not finite. It keeps its value if the gradient
         passed in is not finite.
+      movement: which parameters moved, `optax_sam.diagnostics.wiring_frozen.Movement`; it is not kept with
+        `action="record"`.
     """
 
     mismatch: jax.Array
+    movement: wiring_frozen.Movement
 
 
 def wiring_check(
@@ -119,7 +125,7 @@ def wiring_check(
 
     def init(params: optax.Params) -> WiringCheckState:
         reported.forget()
-        return WiringCheckState(mismatch=jnp.zeros((), jnp.float32))
+        return WiringCheckState(jnp.zeros((), jnp.float32), wiring_frozen.init(params))
 
     @shards.sums_over_shards
     def update(
@@ -140,7 +146,7 @@ def wiring_check(
         functions = {"clean_value_fn": clean_value_fn, "grad_fn": grad_fn, "value_fn": value_fn}
         name = next((name for name, function in functions.items() if function is not None), "value_fn")
 
-        def measure() -> jax.Array:
+        def measure() -> WiringCheckState:
             checks.check_params(updates, params)
             clean = (value_fn, grad_fn) if clean_value_fn is None else (clean_value_fn, None)
             loss = BatchLoss(*clean, None, axis_name, m_sharpness, params_axis_name)
@@ -153,8 +159,9 @@ def wiring_check(
             gradient = gradient_at(*leaves)
             numbers = wiring_measure.products(gradient, passed, leaves, axis_name, axes)
             mismatch = wiring_measure.mismatch(numbers)
+            mismatch_or_last = jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32))
             if action == "record":
-                return jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32))
+                return state._replace(mismatch=mismatch_or_last)
 
             def details() -> wiring_measure.Details:
                 changed = gradient_at(*wiring_measure.last_digit_changed(leaves, eps))
@@ -178,13 +185,19 @@ def wiring_check(
             once = reported.in_this_program((passed, leaves), functions[name])
             report = functools.partial(_report, comparison, action, once)
             jax.debug.callback(report, limit, mismatch, numbers, found)
-            return jnp.where(jnp.isnan(mismatch), state.mismatch, mismatch.astype(jnp.float32))
+            movement = wiring_frozen.watched(state.movement, leaves, numbers, axes)
+            return WiringCheckState(mismatch_or_last, movement)
 
         count = jnp.zeros((), jnp.int32)  # `record=None`: in every update
-        mismatch = refreshed(record, count, 1, measure, state.mismatch)
+        new = refreshed(record, count, 1, measure, state)
         if record is not False:
-            order.hand_on(updates, params, raises=action == "raise")
-        return updates, WiringCheckState(mismatch)
+            observe = None
+            if action != "record":
+                once = reported.in_this_program((updates, params), functions[name])
+                say = functools.partial(_say, action, once)
+                observe = wiring_frozen.observer(params, new.movement.unmoved, shards.axes_of(params), say)
+            order.hand_on(updates, params, raises=action == "raise", observe=observe)
+        return updates, new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -231,15 +244,20 @@ def _report(
     cause = likely_cause(comparison, numbers, details, bool(mismatch > limit))
     if cause is None:
         return
-    message = (
+    what = (
         f"The gradient passed to `update` is not that of `{comparison.name}` at `params`: relative mismatch"
-        f" {mismatch:.3g}, {cause.numbers}. {cause.explanation}"
+        f" {mismatch:.3g}, {cause.numbers}"
     )
+    _say(action, reported, cause._replace(numbers=what))
+
+
+def _say(action: Action, reported: set[str], cause: Cause) -> None:
+    message = f"{cause.numbers}. {cause.explanation}"
     if action == "raise":
         raise ValueError(message)
     if cause.kind not in reported:
         reported.add(cause.kind)
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=3)
 
 
 def _traced(loss: BatchLoss, params: optax.Params) -> jax.extend.core.ClosedJaxpr:

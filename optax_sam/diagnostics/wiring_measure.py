@@ -65,7 +65,7 @@ def products(
     gradient, passed, params = (_cast(leaves, dtype) for leaves in (gradient, passed, params))
     largest = [list(map(_largest, leaves)) for leaves in (gradient, passed)]
     pairs = [jnp.stack(pair) for pair in zip(*largest, strict=True)]
-    by_array = jnp.stack(_over_shards(jax.lax.pmax, pairs, axes) or [jnp.zeros(2, dtype)])
+    by_array = jnp.stack(over_shards(jax.lax.pmax, pairs, axes) or [jnp.zeros(2, dtype)])
     by_array = _over_devices(jax.lax.pmax, by_array, axis_name)
     of_v, of_g = jnp.max(jnp.where(jnp.isfinite(by_array), by_array, 0), 0)
     scales = jnp.stack([jnp.maximum(of_v, of_g), of_g])
@@ -76,7 +76,7 @@ def products(
         return jnp.stack([jnp.sum(x * y) for x, y in ((v, v), (g, g), (v, g), (d, d), (d, w), (w, w))])
 
     rows = list(map(row, gradient, passed, params))
-    table = jnp.stack(_over_shards(jax.lax.psum, rows, axes) or [jnp.zeros(6, dtype)])
+    table = jnp.stack(over_shards(jax.lax.psum, rows, axes) or [jnp.zeros(6, dtype)])
     return Products(_over_devices(jax.lax.pmean, table, axis_name), by_array, scales)
 
 
@@ -125,7 +125,7 @@ def details(
         return jnp.stack([change, units, *(jnp.sum(x, dtype=dtype) for x in counts), *sums])
 
     leaves = (_cast(leaves, dtype) for leaves in (gradient, passed, changed))
-    rows = _over_shards(jax.lax.psum, list(map(row, *leaves)), axes)
+    rows = over_shards(jax.lax.psum, list(map(row, *leaves)), axes)
     table = jnp.stack(rows or [jnp.zeros(9, dtype)])
     table = _over_devices(jax.lax.pmean, table, axis_name)
     return Details(table[:, 0], table[:, 1], table[:, 2:7], table[:, 7:])
@@ -172,7 +172,7 @@ def _largest(x: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(x), initial=0)
 
 
-def _over_shards(reduce: Any, rows: Leaves, axes: list[Axes]) -> Leaves:
+def over_shards(reduce: Any, rows: Leaves, axes: list[Axes]) -> Leaves:
     """Returns each array's numbers for all its shards."""
     return [_over_devices(reduce, x, along or None) for x, along in zip(rows, axes, strict=True)]
 

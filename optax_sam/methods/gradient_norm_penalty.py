@@ -85,11 +85,13 @@ def gradient_norm_penalty(rho: optax.ScalarOrSchedule = 0.05) -> optax.GradientT
         checks.check_params(updates, params)
         checks.check_state(state, GradientNormPenaltyState)
         checks.check_spelling(extra_args)
-        order.check_nothing_in_between(updates, params)
+        seen = order.check_nothing_in_between(updates, params)
         loss = BatchLoss(value_fn, grad_fn, None, axis_name, m_sharpness, params_axis_name)
         loss.check_passed(updates, params)
         if observe is not None:
             observe(perturbation=None, ascent_value=None)
+        if seen is not None and seen.observe is not None:
+            seen.observe(perturbation=updates)  # The direction of the derivative.
         own_params = varying(params, axis_name) if m_sharpness else params
         check_second_derivative(loss.own_gradient, own_params, updates)
         product = hessian_vector_product(loss.own_gradient, own_params, tree_math.unit(updates))

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 import optax_sam
 from benchmarks.cost.collectives import count
 from optax_sam import diagnostics
+from tests.clients.by_hand import finished
 from tests.devices import layouts
 from tests.devices.layouts import P, batches, loss, max_difference
 from tests.registry import BY_NAME, METHODS
@@ -335,6 +336,45 @@ def test_wiring_check_sees_the_whole_gradient(way, factor):
     passed = {**g, "layer2": {**g["layer2"], "weight": wrong}}
     expected = optax.tree.norm(jax.tree.map(jnp.subtract, passed, g)) / optax.tree.norm(passed)
     assert abs(found - float(expected)) < 1e-6
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_wiring_check_sees_on_all_shards_what_moves(way):
+    """`layer1` does not, and of `layer2` the first shard alone."""
+    tx = optax.chain(diagnostics.wiring_check(), optax_sam.sam(RHO), optax.sgd(0.1))
+
+    def step(params, state, part):
+        value_fn, grad_fn = functions(part, way)
+        gradient = (grad_fn or jax.grad(value_fn))(params)
+        gradient = jax.lax.pmean(gradient, "batch") if way == "unchecked" else averaged(value_fn, params)
+        words = {} if way == "checked" else {"params_axis_name": SPECS}
+        updates, state = tx.update(
+            gradient, state, params, value_fn=value_fn, grad_fn=grad_fn, axis_name="batch", **words
+        )
+        first = jnp.where(jax.lax.axis_index("shards") == 0, 1.0, 0.0)
+        updates["layer1"] = jax.tree.map(jnp.zeros_like, updates["layer1"])
+        updates["layer2"]["weight"] *= first
+        return optax.apply_updates(params, updates), state
+
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh_2d(),
+        in_specs=(SPECS, P(), P(BOTH)),
+        out_specs=(SPECS, P()),
+        check_vma=way == "checked",
+    )
+
+    def run():
+        params, step = layouts.parameters(), jax.jit(mapped)
+        state = tx.init(params)
+        for batch in batches()[:3]:
+            params, state = jax.block_until_ready(step(params, state, batch))
+        return state
+
+    layer1 = r"`params\['layer1'\]\['bias'\]`, `params\['layer1'\]\['weight'\]`, which did not move"
+    with pytest.warns(UserWarning, match=layer1), finished():
+        state = run()
+    assert optax.tree.get(state, "unmoved").tolist() == [2, 2, -30, -30]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -8,7 +8,7 @@ import pytest
 
 import optax_sam
 from optax_sam import diagnostics
-from tests.clients.by_hand import silence, warning
+from tests.clients.by_hand import finished, silence, warning
 from tests.devices.layouts import (
     AXIS,
     LAYOUTS,
@@ -40,6 +40,29 @@ def test_right_wiring(layout, gradient):
     found = np.asarray([shard.data for shard in optax.tree.get(state, "mismatch").addressable_shards])
     assert np.all(found < 1e-10)
     assert np.all(found == found.flat[0])
+
+
+@pytest.mark.parametrize(("layout", "gradient"), CASES)
+def test_frozen_by_the_optimizer(layout, gradient):
+    is_trained = {"layer1": False, "layer2": True}
+    freeze = optax.masked(optax.set_to_zero(), {"layer1": True, "layer2": False})
+
+    def run(method):
+        tx = optax.chain(diagnostics.wiring_check(tolerance=1e-10), method, optax.sgd(0.1), freeze)
+        step = make_step(tx, layout, gradient=gradient)
+        carry = initial(tx, layout, step)
+        for batch in batches()[:3]:
+            carry = jax.block_until_ready(step.step(*carry, step.place_batch(batch), None))
+        return carry[1]
+
+    with silence():
+        state = run(optax_sam.masked(optax_sam.sam(0.1), is_trained))
+    layer1 = r"`params\['layer1'\]\['bias'\]`, `params\['layer1'\]\['weight'\]`, which did not move"
+    with pytest.warns(UserWarning, match=layer1), finished():
+        run(optax_sam.sam(0.1))
+    unmoved = optax.tree.get(state, "unmoved")
+    shards = np.asarray([shard.data for shard in unmoved.addressable_shards]).reshape(-1, 4)
+    assert (shards == [2, 2, -30, -30]).all()
 
 
 def test_local_gradients_passed_as_averages():

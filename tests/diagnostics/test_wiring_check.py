@@ -32,16 +32,23 @@ def half_precision_loss(params):
 
 
 GRADS = jax.grad(loss)(PARAMS)
-KEPT = diagnostics.WiringCheckState(mismatch=jnp.asarray(7.0, jnp.float32))
 RECORDING = diagnostics.wiring_check(action="record")
+
+
+def kept(params):
+    return RECORDING.init(params)._replace(mismatch=jnp.asarray(7.0, jnp.float32))
+
+
+KEPT = kept(PARAMS)
 
 
 def scaled(factor, tree=GRADS):
     return jax.tree.map(lambda leaf: factor * leaf, tree)
 
 
-def check(grads=GRADS, state=KEPT, tx=RECORDING, params=PARAMS, **arguments):
+def check(grads=GRADS, state=None, tx=RECORDING, params=PARAMS, **arguments):
     """The mismatch that one update records."""
+    state = kept(params) if state is None else state
     step = jax.jit(lambda grads, state, params: tx.update(grads, state, params, **arguments)[1])
     return mismatch(step(grads, state, params))
 
