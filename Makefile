@@ -90,13 +90,13 @@ docs: $(STAMP) $(NOTEBOOKS)  ## build the site, docs/_build/html/index.html, and
 
 check: lint types test docs  ## all of the above: what continuous integration runs
 
-demo: $(STAMP)  ## train on real data with 40 % wrong labels; prints a table, draws a picture
+demo: $(STAMP)  ## train on real data with 40 % noisy labels; prints a table, draws a picture
 	mkdir -p runs/demo && cp -n benchmarks/results/demo_tuning.jsonl runs/demo/ || true
 	$(BIN)/python -m benchmarks demo --results runs/demo
 
 # Where the raw files of Fashion-MNIST come from; `make bench DATA="--download-dir FOLDER"` where they are there.
 DATA ?= --download
-bench: $(STAMP)  ## rerun a part of the accuracy suite: every method, 40 % wrong labels, two seeds; prints the tables
+bench: $(STAMP)  ## rerun a part of the accuracy suite: every method, 40 % noisy labels, two seeds; prints the tables
 	mkdir -p runs/bench && cp -n benchmarks/results/suite_tuning.jsonl runs/bench/ || true
 	$(BIN)/python -m benchmarks suite --where label_noise=0.4 --seeds 0 1 --results runs/bench $(DATA)
 

@@ -66,7 +66,7 @@ def mean_loss(params):
 # ## The drift, order by order
 #
 # A step of SAM moves by −η ∇f_γ(x + ρ u_γ). The drift of the SDE is its mean over γ, expanded in ρ:
-# −E[∇f_γ + ρ ∇²f_γ u_γ + (ρ²/2) ∇³f_γ(u_γ, u_γ)]. The error of the second order should fall with ρ², that of the third with ρ³.
+# −E[∇f_γ + ρ ∇²f_γ u_γ + (ρ²/2) ∇³f_γ(u_γ, u_γ)]. The second order's error should fall with ρ², the third order's with ρ³.
 
 
 # %%

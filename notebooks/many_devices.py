@@ -77,7 +77,7 @@ def difference(trained):
 # ## Data-parallel under `jit`
 #
 # Only the placement of the arrays changes: parameters everywhere, the batch split. JAX inserts the communication, and the
-# result is that of one device up to rounding.
+# result is the same as on one device, up to rounding.
 
 # %%
 whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
@@ -88,7 +88,7 @@ print(f"largest difference from one device: {difference(trained):.1e}")
 # %% [markdown]
 # ## Sharded parameters
 #
-# Every device keeps an eighth of the parameters and of the state. Norms are those of all parameters, and what mirrors a
+# Every device keeps an eighth of the parameters and of the state. Norms run over all parameters, and what mirrors a
 # parameter in the state lies where the parameter lies: here the gradient's mean and variance of infoSAM.
 
 # %%
@@ -151,7 +151,7 @@ print(f"SAM with m-sharpness   {all_reduces(mapped(tx, True), tx)}")
 # %% [markdown]
 # ## What m-sharpness changes
 #
-# A device's gradient is that of its eight images, and so is its perturbation. On the left, the cosines between the eight
+# A device's gradient comes from its eight images, and so does its perturbation. On the left, the cosines between the eight
 # perturbations; on the right, how much each device's loss rises at its own ε and at the one that all share.
 
 # %%

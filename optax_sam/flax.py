@@ -91,7 +91,7 @@ def nnx_value_fn(
             )
         return result[0] if has_aux else result
 
-    # For the check that `value_fn` takes the parameters alone, which would see those of `loss_fn`.
+    # For the check that `value_fn` takes the parameters alone, which would see the arguments of `loss_fn`.
     value_fn.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     )

@@ -8,7 +8,7 @@ of the batch, and `value_fn` is the loss of that part. The mean over the axis is
 Under `shard_map(check_vma=True)` JAX tracks which values vary over the axis, and it *sums*
 the gradient of a varying loss with respect to parameters that do not vary. A mean taken afterwards would
 change nothing, and the result would be N times too large. So the parameters are marked as varying before
-the gradient is taken; the only all-reduce is then that of the mean.
+the gradient is taken; the mean is then the only all-reduce.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ class BatchLoss:
         return self.value_and_gradient(params)[1]
 
     def own_gradient(self, params: optax.Params) -> optax.Updates:
-        """Returns ∇L(w), with m-sharpness that of this device's part alone, as the one passed to `update`."""
+        """Returns ∇L(w); with m-sharpness this device's own gradient, like the one passed to `update`."""
         return self._value_and_own_gradient(params)[1]
 
     def value_and_own_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
@@ -103,7 +103,7 @@ class BatchLoss:
         return self._mean(tree) if self.m_sharpness else tree
 
     def own_key(self, key: jax.Array) -> jax.Array:
-        """Returns a random key of all devices; with m-sharpness, one of this device's own."""
+        """Returns a random key that all devices share; with m-sharpness, this device's own."""
         return shards.own_key(key, axis_names(self.axis_name)) if self.m_sharpness else key
 
     def _value_and_own_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:

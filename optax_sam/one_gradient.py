@@ -23,7 +23,7 @@ class RememberedGradientState(NamedTuple):
 
     Attributes:
       remembered_gradient: running mean m of the gradients at the perturbed points; like the parameters,
-        float32 or wider, or in `state_dtype`: 4 bytes a parameter, 2 in bfloat16. 0 before the first update.
+        float32 or wider, or in `state_dtype`: 4 bytes per parameter, 2 in bfloat16. 0 at first.
     """
 
     remembered_gradient: optax.Updates
@@ -66,7 +66,7 @@ def one_gradient(
       ValueError, TypeError: as `sharpness_aware`; on a decay outside [0, 1).
 
     Cost: as the base optimizer under `jit`; without `jit` two gradients, since Python computes the
-    clean one. Memory for m, 4 bytes a parameter, 2 in bfloat16, and for ε.
+    clean one. Memory for m, 4 bytes per parameter, 2 in bfloat16, and for ε.
 
     On several devices m is an average, so there is one ε for all of them: `m_sharpness` has no effect.
 

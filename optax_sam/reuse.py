@@ -36,7 +36,7 @@ class ReuseState(NamedTuple):
     Attributes:
       reuse_count: number of updates made, of which the method made those on refresh steps; int32.
       reused_direction: u, of unit length or 0; like the parameters, float32 or wider, or in `state_dtype`:
-        4 bytes a parameter, 2 in bfloat16. `optax.EmptyState()` if α = 0.
+        4 bytes per parameter, 2 in bfloat16. `optax.EmptyState()` if α = 0.
       inner_state: state of the method, which does not change between refreshes.
     """
 
@@ -68,7 +68,7 @@ def reuse(
       ValueError: if alpha is negative or the interval below 1.
 
     Cost: as the method on refresh steps, otherwise as the base optimizer and, with α > 0, a norm.
-    Memory for u with α > 0: 4 bytes a parameter, 2 in bfloat16. A step compiled with `refresh=False` contains
+    Memory for u with α > 0: 4 bytes per parameter, 2 in bfloat16. A step compiled with `refresh=False` has
     no second gradient; with `refresh=None` the second gradient is inside a `lax.cond`, which is slow for
     convolutions on CPU. With `m_sharpness=True` u, ‖g‖ and d come from the averages of the method's direction
     and of the clean gradient, since u is kept: one all-reduce more.

@@ -31,7 +31,7 @@ class RunningFisherState(NamedTuple):
 
     Attributes:
       running_fisher: F, the decayed sum of the squared gradients at the perturbed points; like the
-        parameters, float32 or wider: 4 bytes a parameter. (With β = 0.99 a step changes F by less than
+        parameters, float32 or wider: 4 bytes per parameter. (With β = 0.99 a step changes F by less than
         bfloat16 resolves.)
     """
 
@@ -65,7 +65,7 @@ def running_fisher(
     Raises:
       ValueError: if eta is negative, or the decay outside [0, 1).
 
-    Cost: as `sharpness_aware`. Memory for F: 4 bytes a parameter.
+    Cost: as `sharpness_aware`. Memory for F: 4 bytes per parameter.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam

@@ -12,8 +12,8 @@ u(x). Where u = ±v₁, a top eigenvector, it is (ρ²/2) ∇λ₁: this term re
 as u is aligned with v₁, which is what Eigen-SAM improves. The second order can be written as a gradient,
 E[∇f_γ + ρ ∇²f_γ u_γ] = ∇(f + ρ E‖∇f_γ‖), for USAM ∇(f + (ρ/2) E‖∇f_γ‖²).
 
-Third derivatives of networks with ReLU contain only those of the loss, not of the kinks: use a smooth
-activation if the expansion should be right.
+The third derivatives of networks with ReLU do not see the kinks: use a smooth activation if the expansion
+should be right.
 
 Symbols ↔ names: f_γ `value_fn(params, batch)`, γ one of `batches`, ρ `rho`, η `learning_rate`.
 
@@ -161,8 +161,8 @@ def simulate(
 
         X ← X − E[G_γ] dt + √η Σ_γ factor_γ ξ_γ √dt,      dt = η / substeps,   ξ_γ standard normal
 
-    With one substep the mean and the covariance of a step equal those of SAM's step, up to the expansion
-    in ρ; with more, the path approaches the SDE's, which differs from SAM by O(η).
+    With one substep a step has the mean and the covariance of SAM's step, up to the expansion in ρ; with
+    more, the path approaches the SDE's, which differs from SAM by O(η).
 
     Why not diffrax: for it the noise would be a matrix of M columns, so M copies of `params` in each step,
     while here the sum over γ is taken in one pass. Its solvers of higher order need noise that commutes,

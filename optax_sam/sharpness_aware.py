@@ -94,7 +94,7 @@ def sharpness_aware(
 
         w_0 = w,    w_{j+1} = w_j + ascent(∇L(w_j)) / k,    ε = w_k − w,    g' = ∇L(w_k)
 
-    so its length is at most that of one ascent. The result goes *first* in a chain, in front of
+    so it is at most as long as one ascent. The result goes *first* in a chain, in front of
     clipping, weight decay and the base optimizer, and `update` takes one more argument:
 
         tx = optax.chain(sharpness_aware(steepest_ascent(0.05)), optax.sgd(0.1, momentum=0.9))
@@ -123,10 +123,10 @@ def sharpness_aware(
         states drift apart.
       params_axis_name: names of the axes along which the parameters are sharded *inside* `shard_map` or
         `pmap` (FSDP, tensor parallelism by hand), over which norms and inner products must run too. None:
-        those along which JAX knows that a parameter varies, which is right under `shard_map(check_vma=True)`.
+        the axes along which JAX knows that a parameter varies, right under `shard_map(check_vma=True)`.
         Where nothing is tracked (`pmap`, `vmap`, `check_vma=False`) say it: one name, or a tuple of names,
         for all parameters, or a pytree with their structure or a prefix of it, such as the `in_specs`. `()`:
-        none, as where each device trains a model of its own. See docs/devices.md.
+        none, if each device trains its own model. See docs/devices.md.
       keep_ascent_value: whether the state gets the loss at w + ε. None: except on TPUs, whose compiler
         keeps the outputs of the model for it, in float32 as for the clean loss, though the gradient does not
         need them: with the logits of a large vocabulary the step then needs far more memory. On CPUs and

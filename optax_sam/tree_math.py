@@ -229,7 +229,7 @@ def weighted_sum(weights: jax.Array, vectors: optax.Params) -> optax.Params:
 
 
 def random_key(key: jax.Array | int) -> jax.Array:
-    """Returns a random key: that of an integer, or the one given, typed or raw."""
+    """Returns a random key, made from an integer, or the one given, typed or raw."""
     if isinstance(key, jax.Array | np.ndarray) and jnp.ndim(key) == 1 and key.dtype == jnp.uint32:
         return jax.random.wrap_key_data(jnp.asarray(key))
     dtype = getattr(key, "dtype", None)

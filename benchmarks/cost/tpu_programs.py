@@ -73,39 +73,39 @@ NETWORKS = {
         *(in_bfloat16(ResNet, num_blocks=(1, 1, 1), width=16), (32, 32, 3), 10, 16, SGD),
     ),
     "decoder_6m": Network(
-        "Decoder of 6 M parameters: 2 layers in a loop, rematerialised; 8 sequences of 256 a chip",
+        "Decoder of 6 M parameters: 2 layers in a loop, rematerialised; 8 sequences of 256 per chip",
         *(decoder(256, 2, remat=True), 256, 8192, 8, ADAMW),
     ),
     "decoder_18m": Network(
-        "Decoder of 18 M parameters: 1 layer of width 256, 32,768 tokens; 8 sequences of 512 a chip",
+        "Decoder of 18 M parameters: 1 layer of width 256, 32,768 tokens; 8 sequences of 512 per chip",
         *(decoder(256, 1, remat=True), 512, 32768, 8, ADAMW),
     ),
     "decoder_40m": Network(
-        "Decoder of 40 M parameters: 2 layers of width 512, 32,768 tokens; 8 sequences of 512 a chip",
+        "Decoder of 40 M parameters: 2 layers of width 512, 32,768 tokens; 8 sequences of 512 per chip",
         *(decoder(512, 2, unroll=True), 512, 32768, 8, ADAMW),
     ),
     "resnet18": Network(
-        "ResNet-18 with BatchNorm, 32 x 32 x 3; 128 images a chip",
+        "ResNet-18 with BatchNorm, 32 x 32 x 3; 128 images per chip",
         *(in_bfloat16(ResNet), (32, 32, 3), 10, 128, SGD),
     ),
     "vit_b16": Network(
-        "ViT-B/16, 224 x 224 x 3; 16 images a chip",
+        "ViT-B/16, 224 x 224 x 3; 16 images per chip",
         *(in_bfloat16(ViTB16), (224, 224, 3), 1000, 16, ADAMW),
     ),
     "decoder_100m": Network(
-        "Decoder of 110 M parameters: 12 layers in a loop, rematerialised; 8 sequences of 1,024 a chip",
+        "Decoder of 110 M parameters: 12 layers in a loop, rematerialised; 8 sequences of 1,024 per chip",
         *(decoder(768, 12, remat=True), 1024, 16384, 8, ADAMW),
     ),
     "resnet50": Network(
-        "ResNet-50 with BatchNorm, 224 x 224 x 3; 64 images a chip",
+        "ResNet-50 with BatchNorm, 224 x 224 x 3; 64 images per chip",
         *(in_bfloat16(ResNet50), (224, 224, 3), 1000, 64, SGD),
     ),
     "wide_resnet28_10": Network(
-        "WRN-28-10 with BatchNorm, 32 x 32 x 3; 64 images a chip",
+        "WRN-28-10 with BatchNorm, 32 x 32 x 3; 64 images per chip",
         *(in_bfloat16(WideResNet), (32, 32, 3), 10, 64, SGD),
     ),
     "decoder_1b": Network(
-        "Decoder of 1 B parameters: 18 layers in a loop, rematerialised; 2 sequences of 2,048 a chip",
+        "Decoder of 1 B parameters: 18 layers in a loop, rematerialised; 2 sequences of 2,048 per chip",
         *(LARGE, 2048, 16384, 2, ADAMW),
     ),
 }

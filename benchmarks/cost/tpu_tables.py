@@ -15,8 +15,14 @@ COUNTS = {
     "temporary": "temporary_bytes",
     "peak": "peak_bytes",
 }
+KINDS = {
+    "all-reduce": "summed",
+    "all-gather": "gathered",
+    "reduce-scatter": "in parts",
+    "others": "passed on",
+}
 GROUP = ("network", "chip", "chips", "layout")
-NAMES = {"data": "data-parallel", "fsdp": "FSDP", "local": "m-sharpness"}
+NAMES = {"data": "", "fsdp": ", FSDP", "local": ", m-sharpness"}
 
 
 def fill(frame: pd.DataFrame) -> dict[str, str]:
@@ -26,6 +32,7 @@ def fill(frame: pd.DataFrame) -> dict[str, str]:
     published = [record for record in records if record["network"] not in NETWORKS]
     return {
         "networks": by_network(trained),
+        "bases": bases(trained),
         "limit": against_by_hand(trained),
         "sent": sent(trained),
         "fits": fits(published),
@@ -42,37 +49,48 @@ def grouped(records: Iterable[Record]) -> dict[tuple, dict[str, Record]]:
 
 
 def place(group: tuple) -> str:
-    """What is compiled for."""
+    """What is compiled for; data-parallel, unless it says otherwise."""
     _, chip, number, layout = group
-    return f"{number} x {chip}, {NAMES[layout]}" if number > 1 else f"1 x {chip}"
+    return f"{number}×{chip}{NAMES[layout]}"
 
 
 def by_network(records: list[Record]) -> str:
-    """Relative to the base optimizer's step."""
-    parts = []
+    """Relative to the base optimizer's step; the forms by hand are compared in a table of their own."""
+    parts: dict[str, list[list[str]]] = {}
     for group, rows in grouped(records).items():
         unit = base_of(group, records)
-        if unit is None:
-            continue
-        lines = [
-            [
-                row,
-                *(ratio(record, unit, key) for key in COUNTS.values()),
-                f"{int(record['lines']):,}",
-                ratio(record, unit, "compile_processor_seconds"),
-            ]
-            for row, record in rows.items()
+        if unit is not None:
+            parts.setdefault(NETWORKS[group[0]].title, []).extend(
+                [
+                    row,
+                    place(group),
+                    *(ratio(record, unit, key) for key in COUNTS.values()),
+                    f"{int(record['lines']):,}",
+                    ratio(record, unit, "compile_processor_seconds"),
+                ]
+                for row, record in rows.items()
+                if row != "base" and not row.endswith(HAND)
+            )
+    titles = ["", "chips", *COUNTS, "program lines", "compile time"]
+    return "\n\n".join(f"### {title}\n\n{table(titles, lines)}" for title, lines in parts.items())
+
+
+def bases(records: list[Record]) -> str:
+    """What is 1 in the tables of the networks."""
+    lines = [
+        [
+            group[0],
+            place(group),
+            *(amount(rows["base"], key) for key in ("flops", "cycles")),
+            *(f"{rows['base'][key] / 1e6:,.0f} MB" for key in ("temporary_bytes", "peak_bytes")),
+            f"{int(rows['base']['lines']):,}",
+            f"{rows['base']['compile_processor_seconds']:.0f} s",
         ]
-        temporary, peak = (f"{unit[key] / 1e6:,.0f} MB" for key in ("temporary_bytes", "peak_bytes"))
-        titles = ["", *COUNTS, "program lines", "compile time"]
-        parts += [
-            f"### {NETWORKS[group[0]].title} ({place(group)})",
-            f"The base optimizer's step (1.00): {amount(unit, 'flops')} flops and "
-            f"{amount(unit, 'cycles')} cycles a chip, memory {temporary} temporary and {peak} at the peak, "
-            f"{unit['compile_processor_seconds']:.0f} s of processor time to compile.",
-            table(titles, lines),
-        ]
-    return "\n\n".join(parts)
+        for group, rows in grouped(records).items()
+        if "base" in rows
+    ]
+    titles = ["", "chips", "flops", "cycles", "temporary", "peak", "program lines", "compile time"]
+    return table(titles, lines)
 
 
 def base_of(group: tuple, records: list[Record]) -> Record | None:
@@ -83,46 +101,48 @@ def base_of(group: tuple, records: list[Record]) -> Record | None:
 
 
 def against_by_hand(records: list[Record]) -> str:
-    """Each method relative to its own form by hand."""
-    lines = []
-    for group, rows in grouped(records).items():
+    """Each method relative to its own form by hand: of all networks and chips the ratio farthest from 1."""
+    pairs: dict[str, list[tuple[Record, Record]]] = {}
+    for rows in grouped(records).values():
         for row, record in rows.items():
             if row + HAND in rows:
-                other = rows[row + HAND]
-                lines.append(
-                    [row, group[0], place(group), *(ratio(record, other, key, 3) for key in COUNTS.values())]
-                )
-    return table(["", "network", "chips", *COUNTS], lines)
+                pairs.setdefault(row, []).append((record, rows[row + HAND]))
+    lines = [
+        [row, f"{len(found)}", *(farthest(found, key) for key in COUNTS.values())]
+        for row, found in pairs.items()
+    ]
+    return table(["", "programs", *COUNTS], lines)
+
+
+def farthest(pairs: list[tuple[Record, Record]], key: str) -> str:
+    """The ratio farthest from 1, where the compiler counts."""
+    ratios = [ratio(record, other, key, 3) for record, other in pairs]
+    return max((r for r in ratios if r != "–"), key=lambda r: abs(float(r) - 1), default="–")
 
 
 def sent(records: list[Record]) -> str:
-    """The collectives of each program."""
-    lines = []
+    """The collectives of each program; methods that send the same share a line."""
+    lines: dict[tuple[str, ...], list[str]] = {}
     for group, rows in grouped(records).items():
         for row, record in rows.items():
             if group[2] == 1 or row.endswith(HAND):
                 continue
-            number, behind = sum(record["collectives"].values()), sum(record["asynchronous"].values())
-            size = record["parameter_bytes"]
-            sizes = {kind: n / size for kind, n in record["collective_bytes"].items()}
+            sizes = {kind: n / record["parameter_bytes"] for kind, n in record["collective_bytes"].items()}
             sizes["others"] = sizes.get("collective-permute", 0) + sizes.get("all-to-all", 0)
-            lines.append(
-                [
-                    row,
-                    group[0],
-                    place(group),
-                    f"{number}",
-                    f"{behind}",
-                    f"{int(record['collective_scalars'])}",
-                    *(
-                        f"{sizes.get(kind, 0):.2f}"
-                        for kind in ("all-reduce", "all-gather", "reduce-scatter", "others")
-                    ),
-                    ratio(record | {"cycles": record["hidden_cycles"]}, record, "cycles"),
-                ]
+            shown = {word: f"{sizes.get(kind, 0):.2f}" for kind, word in KINDS.items()}
+            key = (
+                group[0],
+                place(group),
+                f"{sum(record['collectives'].values())}",
+                f"{sum(record['asynchronous'].values())}",
+                ", ".join(f"{size} {word}" for word, size in shown.items() if size != "0.00"),
+                ratio(record | {"cycles": record["hidden_cycles"]}, record, "cycles"),
             )
-    titles = ["", "network", "chips", "collectives", "asynchronous", "scalars"]
-    return table([*titles, "summed", "gathered", "in parts", "passed on", "cycles meanwhile"], lines)
+            lines.setdefault(key, []).append(row)
+    titles = ["", "network", "chips", "collectives", "asynchronous", "copies of the parameters"]
+    return table(
+        [*titles, "cycles meanwhile"], [[", ".join(methods), *key] for key, methods in lines.items()]
+    )
 
 
 def fits(records: list[Record]) -> str:

@@ -212,7 +212,7 @@ class Trackers(Experiment):
             lines.append((tracker.label, str(tracker.examples), products, f"{decays[name]:g}", *cells, error))
         gaps = [
             (label, *(number(own[field]) for field in ("first", "second", "third")))
-            for label, cell in CELLS.items()
+            for label, cell in IN_THE_TABLE.items()
             if len(own := where(exact, **cell))
         ]
         titles = ("", "examples", "products, steps", "decay", *IN_THE_TABLE, "error of λ₁")

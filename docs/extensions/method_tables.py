@@ -2,14 +2,8 @@
 
     python docs/extensions/method_tables.py
 
-A row comes from the method itself and from its section on a page of `docs/methods/`: what it computes and
-the paper's address from the docstring, its title from the section's heading, and the rest from the top of the
-page (YAML), under the method's name:
-
-    price: gradients per step
-    state: memory, in copies of the parameters
-    published_values: of rho and of what belongs to it
-    try_when: a reason to try it
+What a method computes and the paper's address come from its docstring, its title from the heading of its
+section on a page of `docs/methods/`, and the rest from `methods.yml`, which says what its fields are.
 """
 
 import inspect
@@ -45,24 +39,24 @@ class Section(NamedTuple):
     try_when: str
 
 
+def described() -> dict[str, dict[str, str]]:
+    """What `methods.yml` says of each method."""
+    return yaml.safe_load((DOCS / "extensions" / "methods.yml").read_text(encoding="utf-8"))
+
+
 def sections() -> dict[str, Section]:
     """Reads the pages of the methods: the section of each method, by its name.
 
     Raises:
         ValueError: if a method has no section, or what is said of it is incomplete.
     """
-    found = {}
+    found, said = {}, described()
     for path in sorted((DOCS / "methods").glob("*.md")):
-        top, *parts = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        match = re.match(r"---\n(.*?)\n---\n", top, re.DOTALL)
-        said = yaml.safe_load(match[1]) if match else {}
-        for part in parts:
+        for part in re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             for name in re.findall(r"^\.\. autofunction:: optax_sam\.(\w+)$", part, re.MULTILINE):
                 if set(said.get(name, {})) != set(Section._fields[2:]):
                     fields = ", ".join(Section._fields[2:])
-                    raise ValueError(
-                        f"docs/methods/{path.name} begins with {fields} of each method; see {name}"
-                    )
+                    raise ValueError(f"docs/extensions/methods.yml has {fields} of each method; see {name}")
                 found[name] = Section(path.name, part.split("\n")[0], **said[name])
     for name in METHODS:
         if name not in found:

@@ -8,7 +8,7 @@ information of one batch.
 Symbols: g `updates` (the clean gradient), η `eta`.
 
 Deviations from the paper: the diagonal is the squared gradient of the *batch*, as in the community's
-code, not the mean over examples; with several ascents F stays that of the clean gradient.
+code, not the mean over examples; with several ascents F comes from the clean gradient.
 
 References:
   Kim et al., `Fisher SAM: Information geometry and sharpness aware minimisation

@@ -38,9 +38,9 @@ class GradientNoiseState(NamedTuple):
     Attributes:
       noise_count: number of gradients seen; int32.
       gradient_mean: running mean m of the gradients; like the parameters, float32 or wider, or in
-        `state_dtype`: 4 bytes a parameter, 2 in bfloat16.
+        `state_dtype`: 4 bytes per parameter, 2 in bfloat16.
       noise_variance: running mean σ² of the squared deviations; like the parameters, float32 or wider: 4
-        bytes a parameter.
+        bytes per parameter.
     """
 
     noise_count: jax.Array
@@ -87,8 +87,8 @@ def gradient_noise(
       ValueError: on a decay outside [0, 1) or a negative damping or power; at trace time, on
         `across_devices` without `m_sharpness=True`.
 
-    Cost: no gradient; memory for m and σ², 8 bytes a parameter, 6 with m in bfloat16. With `m_sharpness=True`
-    one more all-reduce, with `across_devices` two.
+    Cost: no gradient; memory for m and σ², 8 bytes per parameter, 6 with m in bfloat16. With
+    `m_sharpness=True` one more all-reduce, with `across_devices` two.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

@@ -32,8 +32,8 @@ class PosteriorSampleState(NamedTuple):
     """State of `posterior_sample`.
 
     Attributes:
-      precision: scaled precision s of the posterior; like the parameters, float32 or wider: 4 bytes a
-        parameter.
+      precision: scaled precision s of the posterior; like the parameters, float32 or wider: 4 bytes
+        per parameter.
     """
 
     precision: optax.Params

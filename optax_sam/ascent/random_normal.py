@@ -9,7 +9,7 @@ stage that follows gives n its length:
     random_normal(), steepest_ascent(rho)              ε = ρ n/‖n‖, a random direction
 
 The key of a step is folded in from the number of updates made, so a run that is resumed draws what it would
-have drawn. All devices draw the same numbers, those of one device; with m-sharpness, and for a shard of a
+have drawn. All devices draw the same numbers, as one device would; with m-sharpness, and for a shard of a
 parameter inside `jax.shard_map`, each its own.
 
 Symbols: n the result.
@@ -30,15 +30,15 @@ def random_normal(*, key: jax.Array | int = 0) -> optax.GradientTransformationEx
     Args:
       key: an int, or a key of `jax.random`, whose generator is then used. With an int it is JAX's default,
         threefry: JAX promises that its numbers depend neither on how arrays are sharded nor on the kind of
-        device, and on CPU it is the fastest. `jax.random.key(0, impl="unsafe_rbg")` takes fewer operations a
-        number, and a program that compiles faster, without that promise.
+        device, and on CPU it is the fastest. `jax.random.key(0, impl="unsafe_rbg")` takes fewer operations
+        per number and compiles faster, without that promise.
 
     Returns:
       A gradient transformation without state, for the ascent of `sharpness_aware`. The entries have the
       structure, shapes and dtypes of the gradient.
 
     Cost: a random number per parameter, about 100 operations; no gradient. Memory for n, which is ε later;
-    while it is drawn, with threefry, that of the largest array or two more.
+    while threefry draws it, one or two more copies of the largest array.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

@@ -1,16 +1,15 @@
 """The running mean of the gradient in the ascent: followed by VaSSO, left out by Friendly SAM.
 
-The gradient of a mini-batch is the gradient of the whole loss plus the noise of the batch. A running mean m
-of past gradients estimates the first of the two:
+The gradient of a mini-batch is the gradient of the whole loss plus noise. A running mean m of past gradients
+estimates the gradient of the whole loss:
 
     running_mean            m_t = λ m_{t-1} + (1 − λ) g_t              ε follows m_t: less noise, a steadier ε
     subtract_running_mean   g_t − σ m_{t-1},  m_t as above             ε follows what is special to this batch
 
 Both means start at the first gradient, m_1 = g_1, where the second stage returns g_1. With several ascents in
-a step the equations hold for each, with its own g_t and the same m_{t-1}; m_t contains the first of them.
+a step the equations hold for each, with its own g_t and the same m_{t-1}; m_t contains the first g_t.
 
-If g_t − σ m_{t-1} is no more than a rounding error, as with the same gradient again and again, nothing is
-special to this batch, and the second stage returns 0.
+If g_t − σ m_{t-1} is only a rounding error, because all gradients are the same, the second stage returns 0.
 
 Symbols: g `updates`, m `running_mean`, λ `decay`, σ `sigma`.
 
@@ -40,7 +39,7 @@ class RunningMeanState(NamedTuple):
     Attributes:
       mean_count: number of gradients seen; int32.
       running_mean: running mean m of the gradients; like the parameters, float32 or wider, or in
-        `state_dtype`: 4 bytes a parameter, 2 in bfloat16.
+        `state_dtype`: 4 bytes per parameter, 2 in bfloat16.
     """
 
     mean_count: jax.Array
@@ -64,7 +63,7 @@ def running_mean(decay: float = 0.9, *, state_dtype: Any = None) -> optax.Gradie
     Raises:
       ValueError: if the decay is outside [0, 1).
 
-    Cost: no gradient; memory for m, 4 bytes a parameter, 2 in bfloat16. With `m_sharpness=True` a device's
+    Cost: no gradient; memory for m, 4 bytes per parameter, 2 in bfloat16. With `m_sharpness=True` a device's
     m_t contains its own gradient, and what is kept is the average: one more all-reduce.
 
     Example:
@@ -100,7 +99,7 @@ def subtract_running_mean(
     Raises:
       ValueError: if sigma is negative, or the decay outside [0, 1).
 
-    Cost: that of `running_mean`.
+    Cost: as `running_mean`.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

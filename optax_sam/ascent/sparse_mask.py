@@ -6,16 +6,16 @@ It is not normalised again, so ‖ε‖ shrinks. The mask is chosen anew on refr
 
     random_mask     at random
     fisher_mask     the coordinates with the largest g², the diagonal of the empirical Fisher information
-    dynamic_mask    of those in the mask, a fraction is dropped, where |g| is smallest, and as many others
-                    are taken in at random: sparse training, applied to the mask
+    dynamic_mask    drops the fraction of the mask with the smallest |g| and takes in as many others at
+                    random: sparse training, applied to the mask
 
 Symbols: ε `updates`, g `grad`, M `mask`, s `sparsity`.
 
-Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization): the Fisher information is
-that of the batch's mean gradient (theirs: the sum over 1,024 examples, one gradient each), and its mask is
-there from the first step (theirs: after it); coordinates of equal score are kept or dropped together, so that
-with many zero gradients M may keep more than 1 − s of them. The drop rate does not decay by itself: it may be
-a schedule of the number of refreshes, as `optax.cosine_decay_schedule(0.5, num_refreshes)`.
+Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization): the Fisher information
+comes from the mean gradient of the batch (theirs: from the gradients of 1,024 examples), and its mask exists
+from the first step (theirs: after it); coordinates of equal score are kept or dropped together, so that with
+many zero gradients M may keep more than 1 − s of them. The drop rate does not decay by itself: pass a
+schedule of the number of refreshes, such as `optax.cosine_decay_schedule(0.5, num_refreshes)`.
 
 References:
   Mi et al., `Make sharpness-aware minimization stronger: a sparsified perturbation approach
@@ -51,7 +51,7 @@ def random_mask(
     """Masks a perturbation at random: ε ← M ⊙ ε with M = 0 for a fraction s of the coordinates.
 
     Args:
-      sparsity: s in [0, 1). 0 is SAM. It is kept on average over the coordinates, each on its own.
+      sparsity: s in [0, 1). 0 is SAM. Each coordinate is drawn on its own, so s holds on average.
       interval: steps from one mask to the next with `refresh=None`.
       key: of the masks; an int or a key of `jax.random`.
 
@@ -124,7 +124,7 @@ def dynamic_mask(
       drop_rate: fraction of the mask that is dropped at a refresh; 0.5 in the authors' code, where it falls
         to 0 along a cosine. A number, or a schedule of the number of refreshes.
       interval: steps from one mask to the next with `refresh=None`.
-      key: of the first mask and of what is taken in; an int or a key of `jax.random`.
+      key: of the random choices; an int or a key of `jax.random`.
 
     Returns:
       A gradient transformation ε ↦ M ⊙ ε with `SparseMaskState`, to put behind `steepest_ascent`. It reads
@@ -133,7 +133,7 @@ def dynamic_mask(
     Raises:
       ValueError: if the sparsity is outside [0, 1), the drop rate outside [0, 1], or the interval below 1.
 
-    Cost: that of `fisher_mask`, twice.
+    Cost: twice the cost of `fisher_mask`.
 
     Example:
       >>> import jax.numpy as jnp, optax_sam

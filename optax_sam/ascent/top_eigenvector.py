@@ -7,8 +7,8 @@ towards it:
     every `interval` steps, `num_iters` times, from the last v:   v ← H v / ‖H v‖       H = ∇²L(w)
     s = sign⟨ε₀, v⟩,   v⊥ = v − ⟨ε̂₀, v⟩ ε̂₀,   ε = ε₀ + α s ‖ε₀‖ v⊥        ε̂₀ = ε₀/‖ε₀‖
 
-The Hessians of batches differ. With `decay` β a product is averaged with those of the refreshes before, which
-are kept in v and λ alone; 0 is the authors' rule:
+The Hessians of batches differ. With `decay` β a product is averaged with earlier ones, of
+which v and λ are kept; 0 is the authors' rule:
 
     m = β λ v + (1 − β) H v,   λ ← ⟨v, m⟩,   v ← m / ‖m‖
 
@@ -19,7 +19,7 @@ Symbols: ε₀ `updates`, α `alpha`, β `decay`, v `eigenvector`, λ `eigenvalu
 gradient.
 
 Deviations from the authors' code (RitianLuo/EigenSAM): the step counter is global, not per epoch; before
-the first refresh ε = ε₀ (theirs: ρ g, not normalised, almost surely an oversight); the Hessian is that of
+the first refresh ε = ε₀ (theirs: ρ g, not normalised, almost surely an oversight); the Hessian belongs to
 `curvature_fn`, by default the loss of the batch as passed (theirs: BatchNorm in evaluation mode).
 
 References:
@@ -47,8 +47,8 @@ class TiltToTopEigenvectorState(NamedTuple):
       eigenvalue: estimate λ of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
       failed_refreshes: number of refreshes in which ε₀ was finite and no eigenvector was found, because the
         Hessian is not; int32. The last v is kept; if there was none, the method is SAM.
-      eigenvector: unit vector v; like the parameters, float32 or wider, or in `state_dtype`: 4 bytes a
-        parameter, 2 in bfloat16. Before the first refresh, the random
+      eigenvector: unit vector v; like the parameters, float32 or wider, or in `state_dtype`: 4 bytes
+        per parameter, 2 in bfloat16. Before the first refresh, the random
         vector with which it begins, so short (about 1e-18) that a tilt to it is lost in rounding. To start
         from a vector of your own: `optax.tree.set(state, eigenvector=v0)`.
     """
@@ -87,7 +87,7 @@ def tilt_to_top_eigenvector(
       state_dtype: dtype in which v is kept, as Optax's `mu_dtype`; None: float32 or wider.
 
     Returns:
-      A gradient transformation ε₀ ↦ ε with `TiltToTopEigenvectorState`. The Hessian is that of the extra
+      A gradient transformation ε₀ ↦ ε with `TiltToTopEigenvectorState`. It belongs to the extra
       argument `curvature_fn(params) -> scalar`, by default `value_fn`. It may be the loss of a part of the
       batch, or use BatchNorm in evaluation mode.
 
@@ -97,8 +97,8 @@ def tilt_to_top_eigenvector(
       TypeError: if `num_iters` is not a Python integer.
 
     Cost: on refresh steps `num_iters` Hessian-vector products, of about two gradients each. On other steps
-    two inner products. Memory for v: 4 bytes a parameter, 2 in bfloat16. If a refresh gives no finite vector,
-    the last one is kept.
+    two inner products. Memory for v: 4 bytes per parameter, 2 in bfloat16. If a refresh gives no finite
+    vector, the last one is kept.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam

@@ -9,7 +9,7 @@ them inside a training step, in a loop where that is fast (`optax_sam.platforms`
 in a Python loop, so that compile time does not grow with their number. Where the Krylov space ends, as with
 repeated eigenvalues, a random vector starts another one: m products give m orthonormal vectors.
 
-Both forms of Lanczos share the two delicate steps, `orthogonalise` and `ritz_pairs`.
+Both forms of Lanczos share `orthogonalise` and `ritz_pairs`, the steps in which rounding matters.
 """
 
 import functools
@@ -87,7 +87,7 @@ def lanczos(matvec: MatVec, start: optax.Params, num_iters: int) -> tuple[jax.Ar
     Returns:
       (θ, v), v of unit length; θ = ⟨y, H y⟩ is the largest in the Krylov space.
     """
-    # Rows that are not known yet are 0, so that one operation a leaf gives all inner products with the basis.
+    # Rows not known yet are 0, so that one operation per leaf gives all inner products with the basis.
     vector, basis = _first(start, num_iters)
     zeros = jnp.zeros(num_iters, tree_math.accumulation_dtype(start))
 

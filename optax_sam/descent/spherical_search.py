@@ -131,7 +131,7 @@ def spherical_search(
         length = tree_math.norm(updates)
         inverse_1 = tree_math.reciprocal_or_zero(length)
         cosine = jnp.clip(tree_math.vdot(perturbation, updates) * inverse_0 * inverse_1, -1, 1)
-        # If one of the two is zero, there is no arc, and the direction is that of the gradient.
+        # If one of the two is zero, there is no arc, and the direction is the gradient's.
         cosine = jnp.where(inverse_0 * inverse_1 == 0, -1, cosine)
 
         def point(alpha: jax.Array, radius: jax.Array) -> optax.Updates:

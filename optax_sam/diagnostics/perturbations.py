@@ -105,7 +105,7 @@ def perturbation_gain(
       ord: p of the ball, 2 or `jnp.inf`.
       constraint: a stage that maps the gradient at w to the diagonal of T; see `sharpness`.
       num_iters: gradients of each ascent.
-      num_ascents: number of ascents, like those of `worst_case_sharpness`, but the first starts from ε.
+      num_ascents: number of ascents, as in `worst_case_sharpness`, but the first starts from ε.
       key: of the random points, a random key or an integer.
       batches: data set over which the loss is averaged; see `optax_sam.curvature.hessian_operator`.
       progress: whether to show a progress bar; needs tqdm.
@@ -116,7 +116,7 @@ def perturbation_gain(
     Raises:
       ValueError: if `perturbation` is not like `params`, `ord` is not 2 or `jnp.inf`, or a number is below 1.
 
-    Cost: that of `worst_case_sharpness` with as many ascents, and one gradient.
+    Cost: as `worst_case_sharpness` with as many ascents, and one gradient.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax_sam

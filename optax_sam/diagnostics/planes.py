@@ -75,7 +75,7 @@ def plane_through(solutions: Sequence[optax.Params]) -> Plane:
 def path_plane(path: Sequence[optax.Params]) -> Plane:
     """Returns the plane in which a path, such as the checkpoints of a run, is seen best.
 
-    That of the two principal components of the steps from the last point, as in Li et al. (section 7).
+    Its axes are the two principal components of the steps from the last point (Li et al., section 7).
 
     Args:
       path: at least three pytrees of parameters, in the order of the training; the last is the origin.

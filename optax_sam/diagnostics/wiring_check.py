@@ -66,19 +66,19 @@ class WiringCheckState(NamedTuple):
 def wiring_check(
     *, tolerance: float | None = None, action: Action = "warn"
 ) -> optax.GradientTransformationExtraArgs:
-    """Checks that the gradient passed to `update` is that of `value_fn`, and hands it on unchanged.
+    """Checks that the gradient passed to `update` is the gradient of `value_fn`, and passes it on unchanged.
 
     It goes *first* in a chain. Run the first steps of a new training loop with it, then take it out or pass
-    `record=False`. It sees one point only: a loss that is wrong elsewhere, as one that changes the statistics
-    of BatchNorm, passes.
+    `record=False`. It sees one point only: a loss that is wrong elsewhere, or that changes BatchNorm's
+    statistics, passes.
 
-    `update` reads the arguments of `sharpness_aware`: with `grad_fn` the gradients are those of `grad_fn`,
+    `update` reads the arguments of `sharpness_aware`: with `grad_fn` the gradient comes from `grad_fn`,
     with `axis_name` they are averages over the devices, with `m_sharpness=True` each device compares its own
     (and the state has their root mean square). Two more are its own:
 
       record: None, the default, and True: check in this update. False: do not; nothing is computed. A traced
         bool: in a `lax.cond`, which is slow for convolutions on CPU; see `optax_sam.refresh`.
-      clean_value_fn: the loss whose gradient is passed in, if that is another one on purpose, as with an
+      clean_value_fn: the loss whose gradient is passed in, if it differs on purpose, as with an
         ascent on a part of the batch: `tx.update(grads_of_part, state, params, value_fn=loss_of_batch,
         clean_value_fn=loss_of_part)`.
 

@@ -8,7 +8,7 @@ that ended at z, another one starts from −z:
     z' = P(z + s ρ argmax ⟨T ∇L(w + T z), d⟩ over ‖d‖_p ≤ 1)        P projects to ‖z‖_p ≤ ρ, at first s = 2
     if L(w + T z') > L(w + T z): z ← z',  else: s ← s/2
 
-So the loss never falls, and the first step from 0 is that of SAM, or a random one if the gradient is 0. The
+So the loss never falls, and the first step from 0 is SAM's, or a random one if the gradient is 0. The
 ascents find local maxima, so the result is a lower bound. On a quadratic around its minimum, with p = 2, an
 ascent is a power iteration with a shift, and finds ½ ρ² λ_max.
 
@@ -19,8 +19,8 @@ Symbols: T `constraint`, ρ `rho`, p `ord`, z `position`, s `step`.
 
 Deviations from the authors' code (tml-epfl/sharpness-vs-generalization, Auto-PGD): the step is halved
 whenever it does not raise the loss, not at set iterations, and has no momentum; the first ascent starts at
-w; with T the steepest direction is that of the ball, T² g/‖T g‖ (theirs: T g/‖g‖); the loss is that of the
-batch or of all batches together (theirs: the mean over batches of each one's worst case, which is
+w; with T the steepest direction in the ball is T² g/‖T g‖ (theirs: T g/‖g‖); the loss is the
+mean over one batch or over all (theirs: the mean over batches of each one's worst case, which is
 `m_sharpness`).
 
 References:

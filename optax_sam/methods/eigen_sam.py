@@ -45,7 +45,7 @@ def eigen_sam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: as `sam`, memory for v (4 bytes a parameter, 2 in bfloat16), and on refresh steps about
+    Cost: as `sam`, memory for v (4 bytes per parameter, 2 in bfloat16), and on refresh steps about
     2 `num_iters` gradients more.
 
     Deviations from the authors' code (RitianLuo/EigenSAM): see `optax_sam.ascent.top_eigenvector`.

@@ -40,7 +40,7 @@ def friendly_sam(
     Raises:
       ValueError: if sigma is negative or the decay outside [0, 1).
 
-    Cost: as `sam`, and memory for m: 4 bytes a parameter, 2 in bfloat16.
+    Cost: as `sam`, and memory for m: 4 bytes per parameter, 2 in bfloat16.
 
     Deviations from the authors' code (nblt/F-SAM): see `optax_sam.ascent.running_mean`; theirs adds 1e-12 to
     the norm.

@@ -40,7 +40,7 @@ def info_sam(
     Returns:
       A gradient transformation to put in front of a base optimizer.
 
-    Cost: as `sam`, and memory: 8 bytes a parameter, 6 with the mean in bfloat16.
+    Cost: as `sam`, and memory: 8 bytes per parameter, 6 with the mean in bfloat16.
 
     Deviations from the authors' code (BingcongLi/VaSSO, first commit): the variance is averaged and
     damped; see `optax_sam.ascent.gradient_noise`, which says how to reproduce theirs.

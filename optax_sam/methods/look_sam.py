@@ -40,7 +40,7 @@ def look_sam(
     Raises:
       ValueError: if alpha is negative or the interval below 1.
 
-    Cost: 1 + 1/k gradients per step on average, memory for u: 4 bytes a parameter, 2 in bfloat16. See
+    Cost: 1 + 1/k gradients per step on average, memory for u: 4 bytes per parameter, 2 in bfloat16. See
     `reuse`.
 
     Deviations from the code (MarlonBecker/MSAM, `looksam.py`): where g' is parallel to g there is nothing to

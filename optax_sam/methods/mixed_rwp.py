@@ -47,8 +47,8 @@ def mixed_rwp(
     Raises:
       ValueError: if sigma or eta is negative, lam outside [0, 1], or the decay outside [0, 1).
 
-    Cost: two gradients, as `sam`, and a random number per parameter. Memory for ε; with η for F, 4 bytes a
-    parameter.
+    Cost: two gradients, as `sam`, and a random number per parameter. Memory for ε; with η for F, 4 bytes
+    per parameter.
 
     Deviations from the authors' code (nblt/mARWP): see `optax_sam.ascent.filter_norm` and
     `optax_sam.running_fisher`.

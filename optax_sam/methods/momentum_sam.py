@@ -32,7 +32,7 @@ def momentum_sam(
     Raises:
       ValueError: if rho is negative or the decay outside [0, 1).
 
-    Cost: as the base optimizer, and memory for m: 4 bytes a parameter, 2 in bfloat16.
+    Cost: as the base optimizer, and memory for m: 4 bytes per parameter, 2 in bfloat16.
 
     Deviations from the authors' code (MarlonBecker/MSAM): their m is the momentum buffer of the base
     optimizer, which contains the weight decay; without weight decay the trajectories are equal. Their

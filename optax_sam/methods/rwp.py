@@ -22,9 +22,8 @@ def rwp(
 ) -> optax.GradientTransformationExtraArgs:
     """Random weight perturbation: d = g' = ∇L(w + ε) with ε_f = σ ‖w_f‖ n_f, n standard normal.
 
-    f is a filter, the part of a weight array that computes one output, or an array with one axis. The mean
-    over the noise of L(w + ε) is what is minimised: a loss of the average case, where SAM's is the worst
-    case.
+    f is a filter, the part of a weight array that computes one output, or an array with one axis. What is
+    minimised is the mean of L(w + ε) over the noise, an average case, where SAM minimises a worst case.
 
     With η the noise of a filter is divided by √(1 + η F_f) (the adaptive form, ARWP), F a running sum of g'²
     (see `running_fisher`): weights with small gradients get more noise than others.
@@ -48,7 +47,7 @@ def rwp(
       ValueError: if sigma or eta is negative, or the decay outside [0, 1).
 
     Cost: as the base optimizer and a random number per parameter, under `jit`; without `jit` two
-    gradients, since Python computes the clean one. Memory for ε; with η for F, 4 bytes a parameter.
+    gradients, since Python computes the clean one. Memory for ε; with η for F, 4 bytes per parameter.
 
     On several devices there is one ε for all; with `m_sharpness=True` each device has its own.
 

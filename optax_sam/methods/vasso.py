@@ -30,7 +30,7 @@ def vasso(
     Raises:
       ValueError: if theta is outside (0, 1].
 
-    Cost: as `sam`, and memory for m: 4 bytes a parameter, 2 in bfloat16.
+    Cost: as `sam`, and memory for m: 4 bytes per parameter, 2 in bfloat16.
 
     Deviations from the authors' code (BingcongLi/VaSSO): see `optax_sam.ascent.running_mean`; theirs adds
     1e-7 to the norm.

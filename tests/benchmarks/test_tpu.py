@@ -77,6 +77,7 @@ def test_the_tables_show_every_program(records):
     tables = tpu.TPU().tables(pd.DataFrame(every), None)["docs/evidence/tpu.md"]
     assert not re.search(r"\bnan\b", json.dumps(tables))
     assert tables["networks"].count("| eigen_sam refresh") == 1
+    assert "by hand" not in tables["networks"]
     assert tables["sent"].count("FSDP") == 2
 
 

@@ -32,7 +32,7 @@ from benchmarks.training.program import TrainState
 
 TUNING_SEEDS = (1000, 1001)  # reported networks have 0, 1, 2, ...
 CLEAN, NOISY = "validation_accuracy", "noisy_validation_accuracy"
-START = {0.0: 20}  # epochs with which a search begins; with wrong labels 10
+START = {0.0: 20}  # epochs with which a search begins; with noisy labels 10
 
 
 class Row(NamedTuple):
@@ -87,7 +87,7 @@ ROWS = {
 
 @dataclasses.dataclass(frozen=True)
 class EqualBudgets(Experiment):
-    """Rows whose epochs are chosen like their other settings, at several levels of wrong labels."""
+    """Rows whose epochs are chosen like their other settings, at several levels of noisy labels."""
 
     name: str = "equal_budgets"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -96,7 +96,7 @@ class EqualBudgets(Experiment):
         default_factory=lambda: dict(networks.RECIPES["fashion_mnist"])
     )
     rows: Mapping[str, Row] = dataclasses.field(default_factory=lambda: ROWS)
-    noise: tuple[float, ...] = (0.4, 0.0, 0.2, 0.6)  # fractions of wrong training labels
+    noise: tuple[float, ...] = (0.4, 0.0, 0.2, 0.6)  # fractions of noisy training labels
     tuning_seeds: tuple[int, ...] = TUNING_SEEDS
     epochs: int | None = None  # where all searches begin; left out: `START`, or 10
 
@@ -172,7 +172,7 @@ class EqualBudgets(Experiment):
         return {"docs/evidence/equal_budgets.md": tables.tables(frame, self)}
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
-        """Test accuracy against gradients: all levels for the page, wrong labels alone for the README."""
+        """Test accuracy against gradients: all levels for the page, noisy labels alone for the README."""
         made = where(frame, part="network")
         levels = [noise for noise in self.noise if (made["label_noise"] == noise).any()] if len(made) else []
         if levels:
@@ -198,7 +198,7 @@ def follow(mean: optax.Params, params: optax.Params, decay: float) -> optax.Para
 
 
 def validated(network: Network, state: TrainState) -> Record:
-    """Accuracy on validation images, with right labels and with as many wrong ones as in training."""
+    """Accuracy on validation images, with clean labels and with labels as noisy as in training."""
     right = network.dataset.validation
     wrong = right._replace(
         labels=add_noise(

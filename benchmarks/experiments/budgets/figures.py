@@ -37,8 +37,8 @@ def draw(made: pd.DataFrame, rows: Mapping[str, Any], levels: Sequence[float], p
         axes.set_xlim(budgets[0] / 1.3, budgets[-1] * 1.9)
         axes.set_xticks(budgets, [f"{gradients:,.0f}" for gradients in budgets])
         axes.minorticks_off()
-        wrong = f"{100 * noise:.0f} % wrong labels" if noise else "right labels"
-        axes.set(ylabel="test accuracy (%)", title=f"Fashion-MNIST, 10,000 images, {wrong}")
+        labels = f"{100 * noise:.0f} % noisy labels" if noise else "clean labels"
+        axes.set(ylabel="test accuracy (%)", title=f"Fashion-MNIST, 10,000 images, {labels}")
         axes.margins(y=0.12)
         name_points(axes, points)
     grid[-1, 0].set_xlabel("gradients of the whole training, each of 128 images")

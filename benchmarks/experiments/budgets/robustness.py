@@ -60,7 +60,7 @@ class Robustness(EqualBudgets):
 
     name: str = "robustness"
     examined: tuple[str, ...] = ("sgd", "sgd_tuned", "sam", "asam", "rwp", "random", "momentum_sam")
-    levels: tuple[float, ...] = (0.0, 0.4)  # of wrong labels
+    levels: tuple[float, ...] = (0.0, 0.4)  # of noisy labels
 
     def networks(self, at: Job, chosen: Settings) -> list[Job]:
         """The networks that are examined."""

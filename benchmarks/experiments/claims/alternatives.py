@@ -90,7 +90,7 @@ class Alternatives(Claim):
                 " Reflected SAM at theirs (percent)",
                 comparisons("test_accuracy", 1, 100),
             ),
-            judge("Its λ_max is lower than theirs", comparisons(SHARPNESS, -1, 1)),
+            judge("SAM's λ_max is the lowest", comparisons(SHARPNESS, -1, 1)),
         ]
         lines = []
         for method in SHOWN:

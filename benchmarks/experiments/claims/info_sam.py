@@ -48,7 +48,7 @@ STYLES = {
     "square_root": figures.style("info_sam", "infoSAM, power ½", ":")._replace(marker="v"),
     "early_code": figures.style("info_sam", "infoSAM, early code", "-.")._replace(marker="X"),
 }
-SHOWN = tuple(f"noise {ratio} times" for ratio in (0.1, 1, 10))  # in the table
+SHOWN = tuple(f"{ratio}×" for ratio in (0.1, 1, 10))  # in the table
 NOISE_FREE = figures.style("sgd", "noise-free", ":")
 LABELS = {name: style.label for name, style in STYLES.items()} | {
     "known_variance": "C = 1/σ² with the true σ²"
@@ -123,7 +123,8 @@ class InfoSAM(Claim):
         }
         verdicts = [
             judge(
-                "Known Hessian: infoSAM's ε raises the true loss more than SAM's",
+                "Known Hessian, noise in multiples of the gradient: infoSAM's ε raises the true loss"
+                " more than SAM's",
                 comparisons(noise, "info_sam"),
             ),
             judge(
@@ -177,7 +178,7 @@ class InfoSAM(Claim):
 def by_noise(frame: pd.DataFrame) -> Groups:
     """The records of the controlled problem, by the ratio of noise to gradient."""
     own = where(frame, experiment="controlled")
-    return {f"noise {ratio:g} times": group for ratio, group in own.groupby("noise_ratio")}
+    return {f"{ratio:g}×": group for ratio, group in own.groupby("noise_ratio")}
 
 
 def by_batch_size(frame: pd.DataFrame) -> Groups:

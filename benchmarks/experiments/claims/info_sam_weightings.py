@@ -42,7 +42,7 @@ LABELS = {
     "gradient_to_noise": "g g²/(g² + t)",
     "layer_signal_to_noise": "g m²/(m² + t), m² and t of each layer",
 }
-IN_THE_TABLE = ("sam", "running_mean", "info_sam", "signal_to_noise", "layer_signal_to_noise")
+IN_THE_TABLE = ("sam", "running_mean", "signal_to_noise", "layer_signal_to_noise")
 STYLES = {
     "sam": figures.style("sam"),
     "info_sam": figures.style("info_sam"),

@@ -137,17 +137,9 @@ class XSAMAccuracy(Claim):
             )
             for row in best
         ]
-        cells = [number(100 * where(networks, interval=name)["test_accuracy"]) for name in self.intervals]
         radii = [f"ρ = {rho:g}" for rho in self.radii]
-        tables = [
-            table(("Digits, test accuracy (%)", *radii, "best on validation data"), lines, numbers=False),
-            table(
-                ("Interval between searches", *self.intervals),
-                [("digits, test accuracy (%)", *cells)],
-                numbers=False,
-            ),
-        ]
-        return Report(verdicts, tables)
+        titles = ("Digits, test accuracy (%)", *radii, "best on validation data")
+        return Report(verdicts, [table(titles, lines, numbers=False)])
 
 
 def by_radius(frame: pd.DataFrame) -> pd.DataFrame:
