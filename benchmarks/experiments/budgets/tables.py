@@ -108,7 +108,7 @@ def search(records: list[dict[str, Any]], names: list[str], noise: float, experi
                 "0" if same else f"{100 * (kept - best):.2f}".replace("-", "−"),
             ]
         )
-    head = ["", "settings tried", "validation accuracy (%)", "chosen with wrong validation labels", "costs"]
+    head = ["", "settings tried", "validation accuracy (%)", "chosen with noisy validation labels", "costs"]
     return table(head, lines)
 
 
