@@ -35,9 +35,8 @@ def fill(frame: pd.DataFrame) -> dict[str, str]:
         "bases": bases(trained),
         "limit": against_by_hand(trained),
         "sent": sent(trained),
-        "fits": fits(published),
         "provenance": provenance(records),
-    }
+    } | ({"fits": fits(published)} if published else {})
 
 
 def grouped(records: Iterable[Record]) -> dict[tuple, dict[str, Record]]:
@@ -147,8 +146,6 @@ def sent(records: list[Record]) -> str:
 
 def fits(records: list[Record]) -> str:
     """The published settings on one chip."""
-    if not records:
-        return "None has been compiled yet."
     lines = [
         [
             f"`{record['config']}.toml`",
