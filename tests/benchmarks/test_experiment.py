@@ -74,13 +74,8 @@ def test_recorded_jobs_are_done_again_and_compared(tmp_path, processes):
     changed = file.read_text().replace('"square": 4', '"square": 5')
     file.write_text(changed)
     found = [(job.get("seed"), differences) for job, differences in measure_again(own, *place, 9)]
-    assert sorted(found, key=str) == [
-        (0, []),
-        (1, []),
-        (2, ["square: 5, now 4"]),
-        (4, []),
-        (None, []),  # the job of all seeds
-    ]
+    # The last is the job of all seeds.
+    assert sorted(found, key=str) == [(0, []), (1, []), (2, ["square: 5, now 4"]), (4, []), (None, [])]
     assert file.read_text() == changed
     assert len(list(measure_again(own, *place, 2))) == 2
 

@@ -1,14 +1,13 @@
 """The suite: what a row tries, and what is chosen."""
 
 import numpy as np
-import pandas as pd
 
 from benchmarks import __main__
 from benchmarks.data import arrays
 from benchmarks.experiments.suite.rows import Row, best, known_trials
-from benchmarks.experiments.suite.tables import gradients, setting_table
+from benchmarks.experiments.suite.tables import gradients
 
-SUITES = {name: own for name, own in __main__.EXPERIMENTS.items() if hasattr(own, "rows")}
+SUITES = {name: own for name, own in __main__.EXPERIMENTS.items() if hasattr(own, "row_config")}
 
 
 def test_a_row_that_starts_from_another_one_has_its_settings():
@@ -72,38 +71,10 @@ def test_more_test_images_come_from_those_held_out_and_no_image_is_used_twice():
 
 def test_every_row_has_its_configuration():
     for suite in SUITES.values():
-        if not hasattr(suite, "row_config"):
-            continue
         for name, row in suite.rows.items():
             assert suite.row_config(name, 0.0).epochs == row.epochs
         if "sgd_long" in suite.rows:
             assert suite.rows["sgd_long"].epochs == 2 * suite.rows["sgd"].epochs
-
-
-def test_the_table_of_clean_labels_shows_paired_differences_and_what_is_there():
-    made_up = {
-        "sgd": ((0.5, 0.6, 0.7), {}),
-        "sgd_tuned": ((0.52, 0.61, 0.72), {"weight_decay": 0.002}),
-        "sam": ((0.55, 0.65), {"rho": 0.1}),
-        "part_16_tuned": ((0.55,), {"rho": 0.1}),
-    }
-    not_shown = {"asam": ((0.56,), {"rho": 1.0})}  # the usual recipe
-    records = [
-        {"row": row, "label_noise": 0.0, "seed": seed, "settings": settings, "test_accuracy": accuracy}
-        | {"training_accuracy_on_noisy_labels": 0.9}
-        for row, (accuracies, settings) in (made_up | not_shown).items()
-        for seed, accuracy in enumerate(accuracies)
-    ]
-    rows = __main__.EXPERIMENTS["suite_cifar_resnet"].rows
-    lines = setting_table(pd.DataFrame(records), rows, 128).splitlines()
-    cells = {
-        label.strip(): [cell.strip() for cell in row] for label, *row in (x.split("|")[1:-1] for x in lines)
-    }
-    assert cells["SGD"] == ["1.00", "60.0 ± 5.8", "-1.7 ± 0.3"]
-    assert cells["SAM"] == ["2.00", "60.0 ± 5.0", "+3.5 ± 0.5"]
-    assert cells["SGD, tuned"][2] == "0"
-    assert cells["SAM, ascent on 16 of 128, on tuned SGD"][0] == f"{1 + 16 / 128:.2f}"
-    assert len(cells) == 2 + len(made_up)
 
 
 def test_prices():
