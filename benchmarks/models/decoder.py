@@ -60,7 +60,7 @@ class Decoder(nnx.Module):
         self.tokens = nnx.Embed(num_tokens, width, dtype=dtype, rngs=rngs)
         self.positions = nnx.Embed(length, width, dtype=dtype, rngs=rngs)
         make = lambda rngs: DecoderLayer(width, num_heads, dtype=dtype, rngs=rngs)
-        self.layers = nnx.vmap(make)(rngs.split(num_layers))
+        self.layers = nnx.split_rngs(splits=num_layers)(nnx.vmap(make))(rngs)
         self.norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(width, num_tokens, use_bias=False, dtype=dtype, rngs=rngs)
 
