@@ -3,8 +3,8 @@
     python -m benchmarks radius --where part=trial
     python -m benchmarks radius --where setting=part_16,clean
 
-No result has been measured yet. The protocol, written before the numbers; then one network of the baseline
-(ascent on 16 images, seed 0) was trained to time it:
+The protocol was written before the numbers. Then one network of the baseline (ascent on 16 images, seed 0)
+was trained to time it.
 
 Candidates. The same `rho` everywhere, the baseline. ASAM with one `rho`. ρ = c‖w‖, of all weights or of each
 array. LE-SAM, ρ = σ/‖g‖ without a largest radius, as in its authors' example. A controller that holds the

@@ -154,7 +154,11 @@ def searched(own):
 
 
 SMALL = FineTuning(
-    datasets=("trec",), labels=(100,), trainings=("full",), rows={n: ROWS[n] for n in ("adamw", TUNED, "sam")}
+    seeds=(0, 1, 2, 3, 4),
+    datasets=("trec",),
+    labels=(100,),
+    trainings=("full",),
+    rows={n: ROWS[n] for n in ("adamw", TUNED, "sam")},
 )
 
 
