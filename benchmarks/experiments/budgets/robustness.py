@@ -93,7 +93,7 @@ class Robustness(EqualBudgets):
             if names:
                 found[f"robust_{title(noise)}"] = self.accuracies(own, names)
                 found[f"compared_{title(noise)}"] = self.compared(own, names)
-        return {"docs/evidence/robustness.md": found}
+        return {"docs/evidence/robustness.md": found} if found else {}
 
     def accuracies(self, own: pd.DataFrame, names: list[str]) -> str:
         """Mean ± standard error, measures by rows."""
