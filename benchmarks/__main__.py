@@ -103,8 +103,9 @@ def is_wanted(job: Job, conditions: Mapping[str, list[str]]) -> bool:
 
 def measure(names: Iterable[str], options: Options) -> None:
     """Does what is missing, or again what is recorded."""
-    conditions = dict(condition.partition("=")[::2] for condition in options.where)
-    wanted = lambda job: is_wanted(job, {key: text.split(",") for key, text in conditions.items()})
+    pairs = (condition.partition("=")[::2] for condition in options.where)
+    conditions = {key: text.split(",") for key, text in pairs}
+    wanted = lambda job: is_wanted(job, conditions)
     for name in names:
         own = EXPERIMENTS[name]
         if options.seeds:

@@ -8,6 +8,7 @@ Ctrl-C and SIGKILL with what is missing, trainings that diverge, and the marked 
 import abc
 import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import queue
@@ -101,12 +102,11 @@ def measure_missing(
 ) -> list[Record]:
     """Does the jobs that have no results yet; returns the new records."""
     records, added = read(experiment, folder), []
-    task = functools.partial(do, experiment=experiment, data_dir=data_dir, code=commit())
 
     def missing() -> list[Job]:
         return [job for job in experiment.jobs(records) if is_wanted(job) and not is_done(job, records)]
 
-    for own in on_each_core(task, missing, 1 if experiment.is_alone else processes):
+    for own in results(experiment, missing, data_dir, processes):
         records += own
         added += own
         write(experiment, folder, records)
@@ -134,9 +134,7 @@ def measure_again(
     done = [job for job in experiment.jobs(records) if is_wanted(job) and is_done(job, records)]
     number = min(number, len(done))
     chosen = [done[i * len(done) // number] for i in range(number)]
-    task = functools.partial(do, experiment=experiment, data_dir=data_dir, code=commit())
-    find_left = lambda: list(chosen)
-    for measured in on_each_core(task, find_left, 1 if experiment.is_alone else processes):
+    for measured in results(experiment, lambda: list(chosen), data_dir, processes):
         job = next(job for job in chosen if is_result_of(measured[0], job))
         chosen.remove(job)
         recorded = [record for record in records if is_result_of(record, job)]
@@ -152,8 +150,17 @@ def differences(recorded: Sequence[Record], measured: Sequence[Record]) -> list[
         f"{name}: {old[name]}, now {new[name]}"
         for old, new in zip(recorded, measured, strict=True)
         for name in old.keys() & new.keys() - apart
-        if "seconds" not in name and old[name] != new[name]
+        # As in a file, where a tuple is a list, and what is not a number equals itself.
+        if "seconds" not in name and json.dumps(old[name]) != json.dumps(new[name])
     ]
+
+
+def results(
+    experiment: Experiment, find_jobs: Callable[[], list[Job]], data_dir: Path, processes: int
+) -> Iterator[list[Record]]:
+    """Yields the records of each job, as they end."""
+    task = functools.partial(do, experiment=experiment, data_dir=data_dir, code=commit())
+    return on_each_core(task, find_jobs, 1 if experiment.is_alone else processes)
 
 
 def do(job: Job, experiment: Experiment, data_dir: Path, code: str) -> list[Record]:

@@ -9,6 +9,7 @@ Nothing reads the clean gradient that is passed to `update`. So under `jit` it i
 backward pass, and the step has the flops of one gradient. The training loop is the same as for every method.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -92,13 +93,12 @@ def one_gradient(
         params: optax.Params | None = None,
         *,
         m_sharpness: bool = False,
+        observe: Callable[..., None] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharpnessAwareState]:
         checks.check_params(updates, params)
         checks.check_state(state, SharpnessAwareState)
-        observe = order.observers(
-            extra_args.pop("observe", None), order.check_nothing_in_between(updates, params)
-        )
+        observe = order.observers(observe, order.check_nothing_in_between(updates, params))
         checks.check_m_sharpness(m_sharpness, extra_args.get("axis_name"))
         remembered = tree_math.widened(state.descent[0].remembered_gradient, params)
         direction, state = method.update(remembered, state, params, observe=observe, **extra_args)

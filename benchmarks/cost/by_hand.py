@@ -99,7 +99,7 @@ def eigen_sam(grads: Tree, gradient: Gradient, params: Tree, vector: Tree) -> tu
 
 
 def eigen_sam_refresh(grads: Tree, gradient: Gradient, params: Tree, vector: Tree) -> tuple[Tree, Tree]:
-    """V ← H v/‖H v‖ five times, in a loop, then Eigen-SAM's step."""
+    """Five times v ← H v/‖H v‖, in a loop, then Eigen-SAM's step."""
 
     def product(_: jax.Array, vector: Tree) -> Tree:
         _, curved = jax.jvp(gradient, (params,), (vector,))

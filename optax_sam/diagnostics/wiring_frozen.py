@@ -42,7 +42,7 @@ from optax_sam.diagnostics.wiring_measure import Leaves, Products, over_shards
 from optax_sam.refresh import refreshed
 from optax_sam.shards import Axes
 
-NEEDED = 2
+NEEDED = 2  # updates that count, until something is said: a training of three steps is seen
 # Of optimizers in turn, each has updates in which its parameters rest.
 PATIENCE = 30
 ROOM = 8
