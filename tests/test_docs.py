@@ -14,7 +14,7 @@ from optax_sam import curvature, diagnostics, flax, sde
 from optax_sam.diagnostics import plotting
 
 ROOT = Path(__file__).parent.parent
-SETUP = "docs/recipes/plain_jax.md"
+SETUP = "docs/recipes/index.md"
 PAGES = [
     "CONTRIBUTING.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
@@ -62,7 +62,7 @@ def setup_namespace():
 def starts_from_setup(document, what=""):
     """Whether a page tells its reader to start from the setup; with `what`, whether "each section" does."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    words = rf"{what} starts from the \[setup\]\((recipes/|\.\./recipes/)?plain_jax\.md\)".strip()
+    words = rf"{what} starts from the \[setup\]\((recipes/|\.\./recipes/)?index\.md#setup\)".strip()
     return re.search(words.replace(" ", r"\s+"), text) is not None
 
 
