@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import optax_sam
@@ -95,34 +94,11 @@ def relative_sam(c: float = 0.01, layerwise: bool = False) -> optax.GradientTran
     )
 
 
-class HeldRiseState(NamedTuple):
-    """State of `held_rise_sam`: the radius of the next step."""
-
-    radius: jax.Array
-
-
-def held_rise_sam(
-    c: float = 0.1, rho: float = 0.05, factor: float = 1.02
-) -> optax.GradientTransformationExtraArgs:
-    """SAM whose radius holds (L(w + ε) − L(w))/L(w) at c: a step below c multiplies it, others divide it.
-
-    Both losses are by-products of the two gradients, if the clean one is taken of the whole batch. They are
-    evaluated again here, which XLA drops for plain networks alone.
-    """
-
-    def init(params: optax.Params) -> HeldRiseState:
-        return HeldRiseState(jnp.asarray(rho, tree_math.accumulation_dtype(params)))
-
-    def update(
-        updates: optax.Updates, state: HeldRiseState, params: optax.Params, *, loss: Any, **extra_args: Any
-    ) -> tuple[optax.Updates, HeldRiseState]:
-        perturbation = tree_math.scale(state.radius, updates)
-        clean, perturbed = loss.value(params), loss.value(tree_math.add(params, perturbation))
-        is_low = perturbed - clean < c * clean  # False, so a smaller radius, if a loss is not a number
-        return perturbation, HeldRiseState(state.radius * jnp.where(is_low, factor, 1 / factor))
-
-    hold = optax.GradientTransformationExtraArgs(init, update)
-    return optax_sam.sharpness_aware(optax.chain(optax_sam.steepest_ascent(1.0), hold))
+def held_rise_sam(c: float = 0.1, rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
+    """SAM whose radius holds (L(w + ε) − L(w))/L(w) at c."""
+    unit = optax_sam.steepest_ascent(1.0)
+    method = lambda found: optax_sam.sharpness_aware(optax.chain(unit, optax.scale(found)))
+    return optax_sam.auto_rho(method, c, rho=rho)
 
 
 SMALL, USUAL, LARGE = {"rho": 0.02}, {"rho": 0.1}, {"rho": 1.0}

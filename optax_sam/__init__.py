@@ -20,6 +20,7 @@ from optax_sam.ascent.sparse_mask import SparseMaskState, dynamic_mask, fisher_m
 from optax_sam.ascent.steepest import SteepestAscentState, steepest_ascent
 from optax_sam.ascent.top_eigenvector import TiltToTopEigenvectorState, tilt_to_top_eigenvector
 from optax_sam.ascent.weight_magnitude import weight_magnitude
+from optax_sam.auto_rho import AutoRhoState, auto_rho
 from optax_sam.batches import Batches, WeightedBatches
 from optax_sam.descent.extrapolation import extrapolation
 from optax_sam.descent.gradient_length import gradient_length
@@ -97,8 +98,10 @@ __all__ = [  # noqa: RUF022 (grouped by role)
     "masked",
     "partition",
     "mask_by_name",
-    # A schedule of the radius.
+    # A schedule of the radius, and a radius that needs none.
     "rho_following_learning_rate",
+    "auto_rho",
+    "AutoRhoState",
     # Ascent stages, g to the perturbation, and their preconditioners.
     "steepest_ascent",
     "SteepestAscentState",

@@ -26,6 +26,7 @@ OF_UPDATE = (
     "grad_fn",
     "curvature_fn",
     "clean_value_fn",
+    "clean_value",
     "refresh",
     "record",
     "axis_name",

@@ -76,6 +76,13 @@ def le_sam(rho=0.05):
     return optax_sam.le_sam(0.02, rho)
 
 
+def sam_of_auto_rho(rho=0.05):
+    """What is found multiplies a radius of one's own."""
+    ascent = optax_sam.steepest_ascent(rho)
+    method = lambda found: optax_sam.sharpness_aware(optax.chain(ascent, optax.scale(found)))
+    return optax_sam.auto_rho(method, rho=1.0)
+
+
 def monitored_sam(rho=0.05, *, num_steps=1):
     method = optax_sam.sam(rho, num_steps=num_steps)
     return diagnostics.monitor(method, interval=3, quantities=QUANTITIES, num_iters=2)
@@ -126,6 +133,7 @@ METHODS = [
     Method("le_sam", le_sam, ()),
     Method("reverse_sam", optax_sam.reverse_sam, is_uphill=False),
     Method("gradient_norm_penalty", optax_sam.gradient_norm_penalty, (), has_ascent=False),
+    Method("sam_of_auto_rho", sam_of_auto_rho, ()),
     Method("combination", combination, has_refresh=True),
     Method("monitored_sam", monitored_sam),
 ]

@@ -410,6 +410,8 @@ def test_search_with_grad_fn_alone(refresh):
 
 @every_method
 def test_grad_fn_alone_is_enough_where_no_loss_is_compared(method):
+    if method.name == "sam_of_auto_rho":  # compares losses in every step
+        return
     compares = {"refresh": False, "record": False}
     update(method.make(0.1), grad_fn=jax.grad(loss), **compares)
     if method.name not in ("xsam", "combination", "one_gradient_search", "monitored_sam"):

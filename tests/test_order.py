@@ -88,6 +88,7 @@ def inject(method):
 WRAPPERS = {
     "monitor": lambda method: diagnostics.monitor(method, quantities=("gradient_norm",)),
     "reuse": lambda method: optax_sam.reuse(method, interval=2),
+    "auto_rho": lambda method: optax_sam.auto_rho(lambda rho: method),
     "inject": inject,
     "finite": lambda method: optax.apply_if_finite(method, 3),
     "conditional": lambda method: optax.conditionally_transform(method, lambda step: step >= 0),

@@ -34,6 +34,7 @@ METHODS = {name: step(BY_NAME[name].make(0.05)) for name in PUBLIC if name in BY
     "one_gradient": step(optax_sam.one_gradient(optax_sam.steepest_ascent(0.05))),
     "running_fisher": step(optax_sam.running_fisher(optax_sam.random_normal())),
     "reuse": step(optax_sam.reuse(optax_sam.sam(0.05), interval=2)),
+    "auto_rho": step(optax_sam.auto_rho(optax_sam.sam)),
     "masked": step(optax_sam.masked(optax_sam.sam(0.05), every_leaf)),
     "partition": step(
         optax_sam.sharpness_aware(optax_sam.partition({True: optax_sam.steepest_ascent(0.05)}, every_leaf))

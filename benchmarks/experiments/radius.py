@@ -169,7 +169,7 @@ class Radius(Experiment):
         state = networks.trained(network)
         splits = ("validation", "test") if job["part"] == "network" else ("validation",)
         record = networks.recorded(network.config) | networks.accuracies(network, state, *splits)
-        radius = optax.tree.get(state.opt_state, "radius")  # the controller's, after the last step
+        radius = optax.tree.get(state.opt_state, "current_rho")  # the controller's, after the last step
         return [record | ({} if radius is None else {"last_radius": float(radius)})]
 
     def diverged(self, job: Job) -> Record:
