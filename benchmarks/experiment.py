@@ -145,14 +145,19 @@ def differences(recorded: Sequence[Record], measured: Sequence[Record]) -> list[
     """Where records of one job differ, apart from times and from where they were measured."""
     if len(recorded) != len(measured):
         return [f"{len(recorded)} records, now {len(measured)}"]
-    apart = {"commit", "versions", "device", "machine"}
-    return [
-        f"{name}: {old[name]}, now {new[name]}"
-        for old, new in zip(recorded, measured, strict=True)
-        for name in old.keys() & new.keys() - apart
+    return [text for old, new in zip(recorded, measured, strict=True) for text in changes(old, new)]
+
+
+def changes(old: Record, new: Record) -> list[str]:
+    """Where two records differ in what both have; settings that were added since are left out."""
+    found = []
+    for name in sorted(old.keys() & new.keys() - {"commit", "versions", "device", "machine"}):
+        if isinstance(old[name], dict) and isinstance(new[name], dict):
+            found += [f"{name}.{text}" for text in changes(old[name], new[name])]
         # As in a file, where a tuple is a list, and what is not a number equals itself.
-        if "seconds" not in name and json.dumps(old[name]) != json.dumps(new[name])
-    ]
+        elif "seconds" not in name and json.dumps(old[name]) != json.dumps(new[name]):
+            found.append(f"{name}: {old[name]}, now {new[name]}")
+    return found
 
 
 def results(

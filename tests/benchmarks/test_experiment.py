@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import __main__
 from benchmarks.errors import DivergenceError, UsageError
-from benchmarks.experiment import Experiment, is_done, measure_again, measure_missing, read
+from benchmarks.experiment import Experiment, changes, is_done, measure_again, measure_missing, read
 from benchmarks.records import read_records, write_records
 from tests.benchmarks.conftest import REPOSITORY
 
@@ -78,6 +78,12 @@ def test_recorded_jobs_are_done_again_and_compared(tmp_path, processes):
     assert sorted(found, key=str) == [(0, []), (1, []), (2, ["square: 5, now 4"]), (4, []), (None, [])]
     assert file.read_text() == changed
     assert len(list(measure_again(own, *place, 2))) == 2
+
+
+def test_settings_are_compared_where_both_records_have_them():
+    old = {"config": {"epochs": 20, "rho": 0.1}, "seconds": 1.0, "commit": "a"}
+    new = {"config": {"epochs": 10, "rho": 0.1, "augment": "none"}, "seconds": 2.0, "commit": "b", "more": 1}
+    assert changes(old, new) == ["config.epochs: 20, now 10"]
 
 
 def test_a_training_that_diverges_is_a_result(tmp_path):
