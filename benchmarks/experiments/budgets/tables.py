@@ -19,6 +19,11 @@ def title(noise: float) -> str:
     return f"{100 * noise:.0f}"
 
 
+def labels(noise: float) -> str:
+    """What a noise level is called in a table."""
+    return f"{100 * noise:.0f} % noisy" if noise else "clean"
+
+
 def words(settings: Mapping[str, float]) -> str:
     """Settings but the epochs as text."""
     rest = {name: value for name, value in settings.items() if name != "epochs"}
@@ -26,9 +31,10 @@ def words(settings: Mapping[str, float]) -> str:
 
 
 def tables(frame: pd.DataFrame, experiment: Any) -> dict[str, str]:
-    """By name: for each measured noise level the result and the search."""
+    """By name: the result at each measured noise level, and the searches of all of them."""
     records, made = frame.to_dict("records"), where(frame, part="network")
-    found = {}
+    found: dict[str, str] = {}
+    measured: list[tuple[str, float]] = []
     for noise in experiment.noise:
         own = where(made, label_noise=noise)
         names = [name for name in experiment.rows if (own["row"] == name).any()]
@@ -36,9 +42,10 @@ def tables(frame: pd.DataFrame, experiment: Any) -> dict[str, str]:
             if {"sgd", "sam"} <= set(names):
                 found[f"sentence_{title(noise)}"] = sentence(own)
             found[f"accuracy_{title(noise)}"] = accuracy(own, names, experiment.rows)
-            found[f"search_{title(noise)}"] = search(records, names, noise, experiment)
-            found[f"epochs_{title(noise)}"] = by_epochs(records, names, noise, experiment)
-    if not made.empty:
+            measured += [(name, noise) for name in names]
+    if measured:
+        found["epochs"] = by_epochs(records, measured, experiment)
+        found["search"] = search(records, measured, experiment)
         found["runs"] = runs(frame)
     return found
 
@@ -83,12 +90,16 @@ def accuracy(own: pd.DataFrame, names: list[str], rows: Mapping[str, Any]) -> st
     return table([*head, *(f"minus {label}" for label in labels), "training labels fitted (%)"], lines)
 
 
-def search(records: list[dict[str, Any]], names: list[str], noise: float, experiment: Any) -> str:
+def trials(records: list[dict[str, Any]], name: str, noise: float) -> list[dict[str, Any]]:
+    """The trials of a row at a noise level."""
+    return [r for r in records if (r["part"], r["row"], r["label_noise"]) == ("trial", name, noise)]
+
+
+def search(records: list[dict[str, Any]], measured: list[tuple[str, float]], experiment: Any) -> str:
     """How many settings were tried, and what validation labels as noisy as the training's would choose."""
     lines = []
-    for name in names:
-        walked = experiment.walk(records, name, noise)
-        own = [r for r in records if (r["part"], r["row"], r["label_noise"]) == ("trial", name, noise)]
+    for name, noise in measured:
+        walked, own = experiment.walk(records, name, noise), trials(records, name, noise)
         clean, noisy = (
             {
                 i: mean(own, settings, experiment.tuning_seeds, field)
@@ -97,34 +108,31 @@ def search(records: list[dict[str, Any]], names: list[str], noise: float, experi
             for field in ("validation_accuracy", "noisy_validation_accuracy")
         )
         other = walked.tried[max(noisy, key=lambda i: noisy[i])]
-        best, kept = max(clean.values()), clean[walked.tried.index(other)]
+        costs = max(clean.values()) - clean[walked.tried.index(other)]
         same = other == walked.chosen
         lines.append(
             [
-                experiment.rows[name].label,
-                str(len(walked.tried)),
-                f"{100 * best:.2f}",
+                *(experiment.rows[name].label, labels(noise), str(len(walked.tried))),
                 "the same" if same else f"{other['epochs']:.0f} epochs, {words(other)}",
-                "0" if same else f"{100 * (kept - best):.2f}".replace("-", "−"),
+                "0" if same else f"{100 * costs:.2f}",
             ]
         )
-    head = ["", "settings tried", "validation accuracy (%)", "chosen with noisy validation labels", "costs"]
-    return table(head, lines)
+    return table(["", "labels", "settings tried", "chosen with noisy validation labels", "costs"], lines)
 
 
-def by_epochs(records: list[dict[str, Any]], names: list[str], noise: float, experiment: Any) -> str:
+def by_epochs(records: list[dict[str, Any]], measured: list[tuple[str, float]], experiment: Any) -> str:
     """The best validation accuracy at each number of epochs that was tried."""
-    best: dict[tuple[str, float], float] = {}
-    for name in names:
-        own = [r for r in records if (r["part"], r["row"], r["label_noise"]) == ("trial", name, noise)]
+    best: dict[tuple[str, float, float], float] = {}
+    for name, noise in measured:
         for settings in experiment.walk(records, name, noise).tried:
+            own = trials(records, name, noise)
             score = mean(own, settings, experiment.tuning_seeds, "validation_accuracy")
-            key = (name, settings["epochs"])
+            key = (name, noise, settings["epochs"])
             best[key] = max(score, best.get(key, 0.0))
-    epochs = sorted({number for _, number in best})
-    cells = lambda name: (f"{100 * best[name, n]:.1f}" if (name, n) in best else "–" for n in epochs)
-    lines = [[experiment.rows[name].label, *cells(name)] for name in names]
-    return table(["", *(f"{number:.0f} epochs" for number in epochs)], lines)
+    epochs = sorted({number for *_, number in best})
+    cells = lambda *at: (f"{100 * best[*at, n]:.1f}" if (*at, n) in best else "–" for n in epochs)
+    lines = [[experiment.rows[at[0]].label, labels(at[1]), *cells(*at)] for at in measured]
+    return table(["", "labels", *(f"{number:.0f} epochs" for number in epochs)], lines)
 
 
 def runs(frame: pd.DataFrame) -> str:
