@@ -67,7 +67,7 @@ class Ball(NamedTuple):
     scales: optax.Params | None
 
     def perturbation(self, position: optax.Params) -> optax.Params:
-        """Returns ε = T z; maps a gradient with respect to w to that with respect to z, too."""
+        """Returns ε = T z. Given a gradient with respect to w, returns the one with respect to z."""
         if self.scales is None:
             return position
         return jax.tree.map(lambda t, x: t * x.astype(t.dtype), self.scales, position)
