@@ -96,43 +96,35 @@ def trials(records: list[dict[str, Any]], name: str, noise: float) -> list[dict[
 
 
 def search(records: list[dict[str, Any]], measured: list[tuple[str, float]], experiment: Any) -> str:
-    """How many settings were tried, and what validation labels as noisy as the training's would choose."""
-    lines = []
-    for name, noise in measured:
+    """What validation labels as noisy as the training's would have chosen, where it is something else."""
+    noisy, others = [at for at in measured if at[1]], []
+    for name, noise in noisy:
         walked, own = experiment.walk(records, name, noise), trials(records, name, noise)
-        clean, noisy = (
-            {
-                i: mean(own, settings, experiment.tuning_seeds, field)
-                for i, settings in enumerate(walked.tried)
-            }
-            for field in ("validation_accuracy", "noisy_validation_accuracy")
-        )
-        other = walked.tried[max(noisy, key=lambda i: noisy[i])]
-        costs = max(clean.values()) - clean[walked.tried.index(other)]
-        same = other == walked.chosen
-        lines.append(
-            [
-                *(experiment.rows[name].label, labels(noise), str(len(walked.tried))),
-                "the same" if same else f"{other['epochs']:.0f} epochs, {words(other)}",
-                "0" if same else f"{100 * costs:.2f}",
-            ]
-        )
-    return table(["", "labels", "settings tried", "chosen with noisy validation labels", "costs"], lines)
+        score = lambda settings, field: mean(own, settings, experiment.tuning_seeds, field)  # noqa: B023
+        other = max(walked.tried, key=lambda settings: score(settings, "noisy_validation_accuracy"))
+        if other != walked.chosen:
+            best, kept = (score(settings, "validation_accuracy") for settings in (walked.chosen, other))
+            costs = 100 * (best - kept)
+            what = f"{other['epochs']:.0f} epochs, {words(other)}"
+            others.append(f"{experiment.rows[name].label}, {labels(noise)}: {what}, which costs {costs:.2f}")
+    return "; ".join([f"other settings in {len(others)} of {len(noisy)} searches", *others])
 
 
 def by_epochs(records: list[dict[str, Any]], measured: list[tuple[str, float]], experiment: Any) -> str:
-    """The best validation accuracy at each number of epochs that was tried."""
+    """The best validation accuracy at each number of epochs that was tried, of how many settings."""
     best: dict[tuple[str, float, float], float] = {}
+    tried = {}
     for name, noise in measured:
-        for settings in experiment.walk(records, name, noise).tried:
-            own = trials(records, name, noise)
+        own, walked = trials(records, name, noise), experiment.walk(records, name, noise)
+        tried[name, noise] = str(len(walked.tried))
+        for settings in walked.tried:
             score = mean(own, settings, experiment.tuning_seeds, "validation_accuracy")
             key = (name, noise, settings["epochs"])
             best[key] = max(score, best.get(key, 0.0))
     epochs = sorted({number for *_, number in best})
     cells = lambda *at: (f"{100 * best[*at, n]:.1f}" if (*at, n) in best else "–" for n in epochs)
-    lines = [[experiment.rows[at[0]].label, labels(at[1]), *cells(*at)] for at in measured]
-    return table(["", "labels", *(f"{number:.0f} epochs" for number in epochs)], lines)
+    lines = [[experiment.rows[at[0]].label, labels(at[1]), tried[at], *cells(*at)] for at in measured]
+    return table(["", "labels", "settings tried", *(f"{number:.0f} epochs" for number in epochs)], lines)
 
 
 def runs(frame: pd.DataFrame) -> str:
