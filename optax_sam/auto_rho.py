@@ -47,7 +47,8 @@ def auto_rho(
 
     Args:
       method: a function from the radius to a method: `optax_sam.sam`, or with other arguments
-        `functools.partial(optax_sam.asam, eta=0.1)`.
+        `functools.partial(optax_sam.asam, eta=0.1)`. Its ε must be uphill: with `momentum_sam` and
+        `reverse_sam`, along whose ε the loss falls, ρ grows to `max_rho`.
       rise: c, the relative rise of the loss that is held. 0.05 is what `python -m benchmarks radius` chose
         on one of its settings and used on the others.
       rho: ρ of the first step.
