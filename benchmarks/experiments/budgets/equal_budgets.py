@@ -172,11 +172,11 @@ class EqualBudgets(Experiment):
         return {"docs/evidence/equal_budgets.md": tables.tables(frame, self)}
 
     def draw(self, frame: pd.DataFrame, results: Path, docs: Path) -> None:
-        """Test accuracy against gradients: all levels for the page, noisy labels alone for the README."""
+        """Test accuracy against gradients: two levels for the page, noisy labels alone for the README."""
         made = where(frame, part="network")
         levels = [noise for noise in self.noise if (made["label_noise"] == noise).any()] if len(made) else []
         if levels:
-            figures.draw(made, self.rows, levels, docs / "evidence" / "equal_budgets.png")
+            figures.draw(made, self.rows, levels[:2], docs / "evidence" / "equal_budgets.png")
             figures.draw(made, self.rows, levels[:1], docs / "evidence" / "equal_budgets_readme.png")
 
 
