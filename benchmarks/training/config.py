@@ -41,6 +41,8 @@ class Config:
     """Take the Hessian, for an eigenvector, of this many images of the batch. Left out: all."""
     ascent_outside: bool = False
     """A control: take it of images of the next batch."""
+    groups: int | None = None
+    """Divide the batch into so many groups, each with its own perturbation (m-sharpness). Left out: one."""
     functional: bool = False
     """Keep the loss's derivative by the outputs of the clean pass in the second one (Functional SAM)."""
     monitor: int | None = None

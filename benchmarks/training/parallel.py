@@ -7,6 +7,8 @@
 All give the same numbers as one device, up to rounding. (But under pmap, BatchNorm normalises each device's
 part separately, and dropout drops the same units on all devices.) Between steps the state is a pytree with
 the same shapes in all of them, so a checkpoint of one can be used by the others.
+
+m-sharpness gives each group of a batch its own perturbation, on one device.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ class OneDevice:
     num_devices = 1
     num_programs = 1  # that share a batch
     axis_name: str | None = None  # for `update`
+    m_sharpness = False  # for `update`: whether each program's own gradient is passed
 
     def part(self, batch: Any) -> Any:
         """In the step: this program's part of the batch."""
@@ -118,26 +121,48 @@ def fsdp_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-class PMap(Data):
-    """Each device runs its own program; they communicate in `average` and in the method."""
+class Programs(OneDevice):
+    """Several programs share the batch; they communicate in `average` and in the method."""
 
     axis_name = AXIS
+
+    def part(self, batch: Any) -> Any:
+        """This program's part of the batch."""
+        size = len(batch) // self.num_programs
+        return jax.lax.dynamic_slice_in_dim(batch, jax.lax.axis_index(AXIS) * size, size)
+
+    def average(self, tree: Any) -> Any:
+        """The mean over the programs."""
+        # Counts and keys are the same in all of them.
+        is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if is_float(x) else x, tree)
+
+
+class Groups(Programs):
+    """One device with a program for each group of the batch, which has its own perturbation."""
+
+    m_sharpness = True
+
+    def __init__(self, groups: int):
+        self.num_programs = groups
+
+    def compile(self, init: Callable, step: Callable, tx: optax.GradientTransformation) -> tuple:
+        """Compiles `step` as the program of each group."""
+
+        def mapped(state: Any, *args: Any, refresh: bool, record: bool = False) -> Any:
+            one = lambda _: step(state, *args, refresh=refresh, record=record)
+            return jax.vmap(one, axis_name=AXIS, out_axes=None)(jnp.arange(self.num_programs))
+
+        return super().compile(init, mapped, tx)
+
+
+class PMap(Programs, Data):
+    """Each device runs its own program."""
 
     @property
     def num_programs(self) -> int:
         """One for each device."""
         return self.num_devices
-
-    def part(self, batch: Any) -> Any:
-        """This device's part of the batch."""
-        size = len(batch) // self.num_devices
-        return jax.lax.dynamic_slice_in_dim(batch, jax.lax.axis_index(AXIS) * size, size)
-
-    def average(self, tree: Any) -> Any:
-        """The mean over the devices."""
-        # Counts and keys are the same on all devices.
-        is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-        return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if is_float(x) else x, tree)
 
     def compile(self, init: Callable, step: Callable, tx: optax.GradientTransformation) -> tuple:
         """Compiles `step` as the program of each device."""
@@ -163,13 +188,16 @@ class PMap(Data):
 LAYOUTS = {"data": Data, "fsdp": FSDP, "pmap": PMap}
 
 
-def make_layout(devices: int | Literal["all"], kind: str, batch_size: int) -> OneDevice:
+def make_layout(
+    devices: int | Literal["all"], kind: str, batch_size: int, groups: int | None = None
+) -> OneDevice:
     """Returns the layout of a run.
 
     Args:
         devices: how many to use.
         kind: one of `LAYOUTS`; ignored on one device.
         batch_size: of all devices together.
+        groups: with a perturbation of their own, on one device; None: one perturbation.
 
     Raises:
         UsageError: if there are fewer devices, or if the batch cannot be divided evenly.
@@ -182,8 +210,13 @@ def make_layout(devices: int | Literal["all"], kind: str, batch_size: int) -> On
             f"--devices {number} is not between 1 and {len(here)}, the number of devices here "
             f"({here[0].platform}); 'all' uses all{more if number > 1 else ''}"
         )
+    if groups is not None and (number > 1 or groups < 1 or batch_size % groups):
+        raise UsageError(
+            f"--groups divides the batch of {batch_size} images evenly, on one device; got {groups} on "
+            f"{number} device{'s' if number > 1 else ''}"
+        )
     if number == 1:
-        return OneDevice()
+        return OneDevice() if groups is None else Groups(groups)
     if batch_size % number:
         down = batch_size // number * number
         near = f"{down} or {down + number}" if down else str(number)

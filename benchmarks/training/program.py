@@ -60,7 +60,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
     steps_per_epoch = whole_batches(config, len(dataset.train.labels))
     num_steps = config.epochs * steps_per_epoch
     augmentation = AUGMENTATIONS[config.augment]
-    layout = make_layout(config.devices, config.parallel, config.batch_size)
+    layout = make_layout(config.devices, config.parallel, config.batch_size, config.groups)
     check_part("ascent-batch", config.ascent_batch, config, layout.num_programs)
     check_part("curvature-batch", config.curvature_batch, config, layout.num_programs)
     if config.functional and (config.ascent_batch is not None or config.ascent_outside):
@@ -133,7 +133,9 @@ def make_program(config: Config, dataset: Dataset) -> Program:
         (value, (rest, logits)), grads = jax.value_and_grad(loss_and_logits, has_aux=True)(
             state.params, state.rest, ascent_images, ascent_labels
         )
-        value, rest, grads = layout.average((value, rest, grads))
+        value, rest = layout.average((value, rest))
+        if not layout.m_sharpness:
+            grads = layout.average(grads)
         curvature_fn = None
         if config.curvature_batch is not None:
             seen = slice(0, config.curvature_batch // layout.num_programs)
@@ -152,6 +154,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
             refresh=refresh,
             record=record,
             axis_name=layout.axis_name,
+            m_sharpness=layout.m_sharpness,
             keep_ascent_value=methods.METHODS[config.method].one_gradient or None,
         )
         params = optax.apply_updates(state.params, updates)

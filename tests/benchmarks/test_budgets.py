@@ -1,5 +1,7 @@
 """Equal budgets: how settings are chosen, what is called a difference, how networks are changed."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 
 from benchmarks import methods
 from benchmarks.data.arrays import Dataset, Split
+from benchmarks.experiments.budgets import equal_budgets
 from benchmarks.experiments.budgets.differences import differences, holm
-from benchmarks.experiments.budgets.equal_budgets import ROWS, follow
+from benchmarks.experiments.budgets.equal_budgets import ROWS, EqualBudgets, Row, follow, stopped
 from benchmarks.experiments.budgets.robustness import calibration_error, changes, pruned, rounded
 from benchmarks.experiments.budgets.search import GRIDS, neighbours, walk
 from benchmarks.models import table
@@ -133,6 +136,24 @@ def test_the_running_mean_of_weights():
     for value in (2.0, 3.0):
         mean = follow(mean, {"w": jnp.array(value)}, 0.9)
     assert float(mean["w"]) == pytest.approx(0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 3)
+
+
+def test_stopping_keeps_the_first_of_the_best_epochs(monkeypatch):
+    scores = iter((0.3, 0.6, 0.5, 0.6))
+    states = [{"w": jnp.array(float(epoch))} for epoch in range(4)]
+    monkeypatch.setattr(equal_budgets.networks, "after_epochs", lambda network: enumerate(states, 1))
+    monkeypatch.setattr(equal_budgets, "evaluate", lambda *_: {"accuracy": next(scores)})
+    network = SimpleNamespace(program=None, dataset=SimpleNamespace(validation=None))
+    assert float(stopped(network)["w"]) == 1
+
+
+def test_a_large_batch_costs_as_many_gradients_as_it_has_images(tmp_path):
+    usual = {"dataset": "digits", "train_size": 100, "batch_size": 10}
+    rows = {"small": Row("sam", "SAM"), "large": Row("sam", "SAM", fixed={"batch_size": 50})}
+    experiment = EqualBudgets(config=usual, rows=rows)
+    for row in rows:
+        job = {"part": "trial", "row": row, "label_noise": 0.0, "seed": 0, "settings": {"epochs": 1}}
+        assert experiment.measure(job, tmp_path)[0]["gradients"] == 20
 
 
 def test_a_random_direction_has_the_key_that_it_is_given():

@@ -69,6 +69,7 @@ BUDGETS = {
         "sam": BudgetRow("sam", "SAM", fixed={"rho": 0.1}),
         "random": BudgetRow("random_direction", "Random direction", fixed={"rho": 0.1}, draws=True),
         "sgd_averaged": BudgetRow("sgd", "SGD, averaged", {"ema": 0.8}),
+        "sgd_stopped": BudgetRow("sgd", "SGD, stopped", stops=True),
     },
     "noise": (0.4,),
     "tuning_seeds": (1000,),

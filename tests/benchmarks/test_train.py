@@ -52,6 +52,27 @@ def test_every_method_trains(method, dataset):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
+def test_groups_give_the_mean_of_the_steps_of_each_group_alone(dataset):
+    config = Config(method="sam", rho=0.5, model="tiny", batch_size=100)
+    program = train.make_program(dataclasses.replace(config, groups=4), dataset)
+    alone = train.make_program(dataclasses.replace(config, batch_size=25), dataset)
+    order, data = train.epoch_order(0, 0, len(dataset.train.labels)), dataset.train
+    step = lambda program, index: program.step(program.init(0), data, order, index, refresh=False)[0].params
+    each = [step(alone, index) for index in range(4)]
+    expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *each)
+    together = step(train.make_program(config, dataset), 0)
+    close = lambda one, other: np.allclose(one, other, rtol=0, atol=1e-6)
+    assert jax.tree.all(jax.tree.map(close, step(program, 0), expected))
+    assert not jax.tree.all(jax.tree.map(close, together, expected))
+
+
+@pytest.mark.parametrize("settings", [{"groups": 3}, {"groups": 0}, {"groups": 4, "devices": 2}])
+def test_a_batch_that_cannot_be_divided_into_groups_says_so(dataset, settings, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 2)
+    with pytest.raises(UsageError, match="--groups divides the batch of 100 images evenly"):
+        train.make_program(Config(model="tiny", **settings), dataset)
+
+
 def first_state(dataset, **settings):
     config = Config(**{"method": "sam", "rho": 0.1, "model": "tiny"} | settings)
     found = first_steps(config, dataset, 1)

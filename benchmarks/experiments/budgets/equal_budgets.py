@@ -43,6 +43,7 @@ class Row(NamedTuple):
     start: Mapping[str, float] = {}  # besides the epochs; all of it is searched
     fixed: Mapping[str, Any] = {}  # settings that are not searched
     draws: bool = False  # whether the method draws numbers: its key is then the seed of the run
+    stops: bool = False  # whether the epoch with the best validation accuracy is kept instead of the last one
     looks: Mapping[str, str] = {}  # what differs from the method's colour and marker
 
     def style(self) -> Style:
@@ -82,6 +83,17 @@ ROWS = {
     ),
     "mixed_rwp": Row("mixed_rwp", "Mixed RWP", {"sigma": 0.015}, draws=True),
     "sam_tuned": Row("sam", "SAM, tuned", {"rho": 0.1, "learning_rate": 0.05, "weight_decay": 2e-3}),
+    "sgd_stopped": Row("sgd", "SGD, stopped", stops=True),
+    "sam_stopped": Row("sam", "SAM, stopped", {"rho": 0.1}, stops=True),
+    "groups_32": Row("sam", "SAM in groups of 32", {"rho": 0.1}, fixed={"groups": 4}),
+    "groups_16": Row("sam", "SAM in groups of 16", {"rho": 0.1}, fixed={"groups": 8}),
+    "sgd_1024": Row("sgd", "SGD, batches of 1,024", {"learning_rate": 0.2}, fixed={"batch_size": 1024}),
+    "sam_1024": Row(
+        *("sam", "SAM, batches of 1,024", {"rho": 0.1, "learning_rate": 0.2}), fixed={"batch_size": 1024}
+    ),
+    "eigen_sam": Row("eigen_sam", "Eigen-SAM", {"rho": 0.1, "alpha": 0.2}),
+    "xsam": Row("xsam", "XSAM", {"rho": 0.1, "rho_max": 0.2}),
+    "info_sam": Row("info_sam", "infoSAM", {"rho": 0.1}),
 }
 
 
@@ -143,11 +155,12 @@ class EqualBudgets(Experiment):
     def measure(self, job: Job, data_dir: Path) -> list[Record]:
         """Trains a network; its validation accuracies, and if it is no trial all that is reported."""
         network = self.network(job, data_dir)
-        state = trained(network, job["settings"].get("ema"))
-        record = {"fixed": dict(self.rows[job["row"]].fixed)} | networks.recorded(network.config)
+        row, batch_size = self.rows[job["row"]], network.config.batch_size
+        state = stopped(network) if row.stops else trained(network, job["settings"].get("ema"))
+        record = {"fixed": dict(row.fixed)} | networks.recorded(network.config)
         record |= validated(network, state)
-        price = self.rows[job["row"]].price(network.config.batch_size)
-        record["gradients"] = round(price * network.program.num_steps)
+        images = row.price(batch_size) * network.program.num_steps * batch_size
+        record["gradients"] = round(images / self.config["batch_size"])
         return [record | (self.tested(network, state) if job["part"] == "network" else {})]
 
     def tested(self, network: Network, state: TrainState) -> Record:
@@ -189,6 +202,16 @@ def trained(network: Network, decay: float | None) -> TrainState:
         # A copy, because the step takes the buffers of its argument.
         mean = jax.tree.map(jnp.copy, state.params) if mean is None else follow(mean, state.params, decay)
     return state._replace(params=mean)
+
+
+def stopped(network: Network) -> TrainState:
+    """The state after the epoch with the best validation accuracy; the first of equals."""
+    best, found = -1.0, None
+    for _, state in networks.after_epochs(network):
+        accuracy = evaluate(network.program, state, network.dataset.validation)["accuracy"]
+        if accuracy > best:
+            best, found = accuracy, jax.tree.map(jnp.copy, state)
+    return found
 
 
 @jax.jit

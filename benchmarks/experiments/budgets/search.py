@@ -26,6 +26,8 @@ GRIDS: Mapping[str, tuple[float, ...]] = {
     "label_smoothing": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
     "ema": (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995),
     "rho": RADII,
+    "rho_max": RADII,
+    "alpha": COARSE,
     "sigma": RADII,
 }
 
