@@ -9,7 +9,7 @@ lower-order theory in ρ cannot distinguish from it. With the clean gradient g, 
     Reflected SAM            2g − ∇L(w − ρ ĝ)    = g + ρ H ĝ − ½ ρ² T + ...
 
 Whether the paper's Reverse-SAM is the third or the fourth could not be confirmed, so both are here. Two
-statements, on Fashion-MNIST with 40 % noisy labels:
+statements, on Fashion-MNIST with 40 % noisy labels, 12 epochs:
 
 1. At its best radius, SAM is more accurate than each of the others at theirs. Radii come from one grid and
    are chosen by accuracy on validation images, with a seed that is not used again. Compared: SAM's test
@@ -17,6 +17,7 @@ statements, on Fashion-MNIST with 40 % noisy labels:
 2. Its minima are flatter. Compared: λ_max of each of the others minus SAM's, seed by seed, at the end of
    training on the first 1,000 training images.
 
+The grid of radii was extended downwards, and seeds were added, when all had chosen its smallest, 0.05.
 The methods are functions of a few lines in `benchmarks/methods.py`.
 """
 
@@ -43,10 +44,10 @@ class Alternatives(Claim):
     """SAM compared with a penalty on the gradient's norm, Reverse-SAM and Reflected SAM."""
 
     name: str = "alternatives"
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     datasets: tuple[str, ...] = ("fashion_mnist",)
     recipes: Recipes = dataclasses.field(default_factory=lambda: RECIPES)  # how the networks are trained
-    radii: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)  # to choose from, for every method
+    radii: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # to choose from, for every method
     epochs: int = 12  # passes over the training data
 
     def jobs(self, records: list[Record]) -> list[Job]:
