@@ -45,8 +45,8 @@ class TiltToTopEigenvectorState(NamedTuple):
 
     Attributes:
       eigenvalue: estimate λ of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
-      failed_refreshes: number of refreshes in which ε₀ was finite and no eigenvector was found, because the
-        Hessian is not; int32. The last v is kept; if there was none, the method is SAM.
+      failed_refreshes: number of refreshes in which ε₀ was finite and a product with the Hessian was not;
+        int32. The last finite v is kept; if there was none, the method is SAM.
       eigenvector: unit vector v; like the parameters, float32 or wider, or in `state_dtype`: 4 bytes
         per parameter, 2 in bfloat16. Before the first refresh, the random
         vector with which it begins, so short (about 1e-18) that a tilt to it is lost in rounding. To start
@@ -97,8 +97,8 @@ def tilt_to_top_eigenvector(
       TypeError: if `num_iters` is not a Python integer.
 
     Cost: on refresh steps `num_iters` Hessian-vector products, of about two gradients each. On other steps
-    two inner products. Memory for v: 4 bytes per parameter, 2 in bfloat16. If a refresh gives no finite
-    vector, the last one is kept.
+    two inner products. Memory for v: 4 bytes per parameter, 2 in bfloat16. If a product of a refresh is not
+    finite, the vector before it is kept.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -146,10 +146,9 @@ def tilt_to_top_eigenvector(
 
         def track() -> TiltToTopEigenvectorState:
             last = (state.eigenvalue, tree_math.widened(state.eigenvector, params))
-            found, is_usable = improved_eigenpair(
+            (eigenvalue, eigenvector), is_usable = improved_eigenpair(
                 last, loss.curvature_gradient, params, solver=solver, num_iters=num_iters, decay=decay
             )
-            eigenvalue, eigenvector = tree_math.where(is_usable, found, last)
             has_failed = ~is_usable & jnp.isfinite(tree_math.norm(loss.average(updates)))
             return TiltToTopEigenvectorState(
                 eigenvalue,

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import checks, tree_math
-from optax_sam.curvature.krylov import SOLVERS, Tridiagonal, ritz_pairs, tridiagonalise
+from optax_sam.curvature.krylov import (
+    SOLVERS,
+    PowerState,
+    Tridiagonal,
+    finite_power_iteration,
+    ritz_pairs,
+    tridiagonalise,
+)
 from optax_sam.curvature.products import check_second_derivative, hessian_operator, hessian_vector_product
 from optax_sam.progress import counted
 
@@ -183,12 +190,9 @@ def track_eigenpair(
       decay: β of a running mean of the products, β λ v + (1 − β) H v in place of H v, with the last λ.
 
     Returns:
-      Eigenvalue and unit eigenvector; `last` if nothing finite was found.
+      Eigenvalue and unit eigenvector; if a product is not finite, those before it, or `last`.
     """
-    found, is_usable = improved_eigenpair(
-        last, gradient_fn, params, solver=solver, num_iters=num_iters, decay=decay
-    )
-    return tree_math.where(is_usable, found, last)
+    return improved_eigenpair(last, gradient_fn, params, solver=solver, num_iters=num_iters, decay=decay)[0]
 
 
 def improved_eigenpair(
@@ -200,7 +204,7 @@ def improved_eigenpair(
     num_iters: int,
     decay: float | jax.Array = 0.0,
 ) -> tuple[tuple[jax.Array, optax.Params], jax.Array]:
-    """Returns what `track_eigenpair` looks for, and whether it is finite and a vector."""
+    """Returns what `track_eigenpair` returns, and whether all products were finite and gave a vector."""
     check_second_derivative(gradient_fn, params, last[1])
     product = matvec = lambda v: hessian_vector_product(gradient_fn, params, v)
     if not isinstance(decay, Number) or decay != 0:
@@ -208,7 +212,15 @@ def improved_eigenpair(
         weight = jnp.where(last[0] == 0, 0, jnp.asarray(decay, last[0].dtype))
         matvec = lambda v: tree_math.mix(weight, tree_math.scale(last[0], v), product(v))
     length = tree_math.norm(last[1])
-    longer = tree_math.scale(jnp.where(length < 1e-6, 1 / START_SCALE, 1), last[1])
-    start = tree_math.where(length == 0, jax.tree.map(jnp.ones_like, last[1]), longer)
-    found = SOLVERS[solver](matvec, start, num_iters)
-    return found, jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)
+
+    def begin(vector: optax.Params) -> optax.Params:
+        longer = tree_math.scale(jnp.where(length < 1e-6, 1 / START_SCALE, 1), vector)
+        return tree_math.where(length == 0, jax.tree.map(jnp.ones_like, vector), longer)
+
+    if solver == "power":
+        begun = PowerState(*last, jnp.array(True))
+        value, vector, is_usable = finite_power_iteration(matvec, begun, begin, num_iters)
+        return (value, vector), is_usable
+    found = SOLVERS[solver](matvec, begin(last[1]), num_iters)
+    is_usable = jnp.isfinite(found[0]) & (tree_math.norm(found[1]) > 0.5)
+    return tree_math.where(is_usable, found, last), is_usable

@@ -37,14 +37,54 @@ def power_iteration(matvec: MatVec, start: optax.Params, num_iters: int) -> tupl
     Returns:
       (⟨u, H u⟩, v), where u is the iterate before the last: the last product gives both.
     """
-
-    def step(k: int | jax.Array, found: tuple[jax.Array, optax.Params]) -> tuple[jax.Array, optax.Params]:
-        _, vector = found
-        product = matvec(vector)
-        return tree_math.vdot(vector, product), tree_math.unit(product)
-
     nothing = jnp.zeros((), tree_math.accumulation_dtype(start))
-    return repeated(step, (nothing, tree_math.unit(start)), num_iters)
+    return finite_power_iteration(
+        matvec, PowerState(nothing, start, jnp.array(True)), lambda v: v, num_iters
+    )[:2]
+
+
+class PowerState(NamedTuple):
+    """What `finite_power_iteration` knows after a product.
+
+    Attributes:
+      eigenvalue: ⟨u, H u⟩.
+      eigenvector: H u/‖H u‖; the next to be multiplied.
+      is_finite: whether all products so far were finite, and not 0.
+    """
+
+    eigenvalue: jax.Array
+    eigenvector: optax.Params
+    is_finite: jax.Array
+
+
+def finite_power_iteration(
+    matvec: MatVec, last: PowerState, begin: Callable[[optax.Params], optax.Params], num_iters: int
+) -> PowerState:
+    """Power iteration that ends before the first product that is not finite, or 0.
+
+    It holds no copy of the first vector for that case, which would take the memory of the parameters.
+
+    Args:
+      matvec: v ↦ H v.
+      last: an eigenvalue and a vector, which are the result if the first product is not finite.
+      begin: maps the vector to one with which to begin, of any length.
+      num_iters: number of products.
+    """
+    to_unit = tree_math.reciprocal_or_zero(tree_math.norm(begin(last.eigenvector)))
+
+    def step(k: int | jax.Array, found: PowerState) -> PowerState:
+        vector = found.eigenvector
+        if not isinstance(k, int) or k == 0:
+            first = tree_math.scale(to_unit, begin(vector))
+            vector = first if isinstance(k, int) else tree_math.where(k == 0, first, vector)
+        product = matvec(vector)
+        value, length = tree_math.vdot(vector, product), tree_math.norm(product)
+        is_usable = found.is_finite & jnp.isfinite(value) & jnp.isfinite(length) & (length > 0)
+        unit = tree_math.scale(tree_math.reciprocal_or_zero(length), product)
+        kept = (found.eigenvalue, found.eigenvector)
+        return PowerState(*tree_math.where(is_usable, (value, unit), kept), is_usable)
+
+    return repeated(step, last, num_iters)
 
 
 class LanczosState(NamedTuple):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from optax_sam.curvature import krylov
-from optax_sam.curvature.krylov import lanczos, power_iteration
+from optax_sam.curvature.krylov import PowerState, finite_power_iteration, lanczos, power_iteration
 from tests.problems import flat, quadratic, unflat
 from tests.strategies import SIZE, nonzero_vectors
 
@@ -103,6 +103,21 @@ def test_power_iteration_is_its_definition(start):
     value, vector = solve(power_iteration, hessian, start, 3)
     np.testing.assert_allclose(value, expected_value, rtol=1e-10)
     np.testing.assert_allclose(vector, v, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+@pytest.mark.parametrize("num_good", [0, 1, 2])
+def test_power_iteration_ends_before_the_first_product_that_is_not_finite(num_good, in_loop):
+    hessian = np.diag([4.0, 2.0, 1.0, 0.5, 0.25])
+    last = PowerState(jnp.array(7.0), jnp.full(SIZE, 3.0), jnp.array(True))
+    expected = solve(power_iteration, hessian, last.eigenvector, num_good) if num_good else last[:2]
+    # The first entry grows with each product.
+    first = (4.0 ** np.arange(4))[num_good] / np.linalg.norm(np.diag(hessian) ** num_good)
+    matvec = lambda v: jnp.where(jnp.abs(v[0] - first) < 1e-9, jnp.nan, 1) * (hessian @ v)
+    run = lambda last: finite_power_iteration(matvec, last, lambda v: v, 4)
+    value, vector, is_finite = (jax.jit(run) if in_loop else run)(last)
+    assert not is_finite
+    np.testing.assert_array_equal([value, *vector], [expected[0], *expected[1]])
 
 
 @pytest.mark.parametrize("num_iters", [1, 2, 8])
