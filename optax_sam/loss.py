@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.custom_derivatives import SymbolicZero
 
-from optax_sam import checks, descriptions, shards
+from optax_sam import checks, descriptions, device_checks, shards
 from optax_sam.devices import AxisName, axis_names, unnamed_axes, varies_over, varying
 
 ValueFn = Callable[[optax.Params], jax.Array]
@@ -50,16 +50,16 @@ class BatchLoss:
     params_axis_name: Any = None
 
     def __post_init__(self) -> None:
-        checks.check_m_sharpness(self.m_sharpness, self.axis_name)
+        device_checks.check_m_sharpness(self.m_sharpness, self.axis_name)
 
     def check_passed(self, gradient: optax.Updates, params: optax.Params) -> None:
         """Raises if JAX knows that the gradient passed to `update` is not what the other arguments say."""
-        checks.check_replicated(params, self.axis_name, shards.axes_here())
-        checks.check_summed("The gradient passed to `update`", gradient, params, shards.axes_here())
+        device_checks.check_replicated(params, self.axis_name, shards.axes_here())
+        device_checks.check_summed("The gradient passed to `update`", gradient, params, shards.axes_here())
         if self.m_sharpness:
-            checks.check_local("the gradient passed to `update`", gradient, self.axis_name)
+            device_checks.check_local("the gradient passed to `update`", gradient, self.axis_name)
         else:
-            checks.check_averaged(gradient, self.axis_name)
+            device_checks.check_averaged(gradient, self.axis_name)
         if not (axes := self._unnamed_axes()):
             return
         if self.axis_name is not None and self.params_axis_name is None:
@@ -110,7 +110,7 @@ class BatchLoss:
         if not self.m_sharpness:
             return self.value_and_gradient(params)
         value, gradient = self._own_value_and_gradient(params)
-        checks.check_local("the result of `grad_fn`", gradient, self.axis_name)
+        device_checks.check_local("the result of `grad_fn`", gradient, self.axis_name)
         return value, gradient
 
     def _own_value_and_gradient(self, params: optax.Params) -> tuple[jax.Array | None, optax.Updates]:
@@ -127,9 +127,9 @@ class BatchLoss:
             _warn_if_local(self.grad_fn, params, unnamed, self.params_axis_name is None)
         gradient = _called(self.grad_fn, varying(params, axes))
         checks.check_gradient("The result of `grad_fn`", gradient, params)
-        checks.check_summed("The gradient returned by `grad_fn`", gradient, params, shards.axes_here())
+        device_checks.check_summed("The gradient returned by `grad_fn`", gradient, params, shards.axes_here())
         if self.axis_name is None:
-            checks.check_same("The gradient returned by `grad_fn`", gradient, params)
+            device_checks.check_same("The gradient returned by `grad_fn`", gradient, params)
         return None, gradient
 
     def _unnamed_axes(self) -> tuple[Hashable, ...]:
@@ -188,8 +188,8 @@ def _checked(value_fn: ValueFn | None, name: str, axis_name: AxisName) -> ValueF
                 f" returned shape {value.shape}, dtype {value.dtype}. Reduce the losses of the examples,"
                 f" as in `{name}=lambda params: losses(params, batch).mean()`."
             )
-        checks.check_same(f"The result of `{name}`", value, params)
-        checks.check_one_loss(f"The result of `{name}`", value, shards.axes_here())
+        device_checks.check_same(f"The result of `{name}`", value, params)
+        device_checks.check_one_loss(f"The result of `{name}`", value, shards.axes_here())
         if jax.tree.leaves(params):
             value = _warns_if_constant(name)(value, jax.tree.leaves(params)[0])
         # If `value_fn` averages the loss itself, the loss does not vary, and its gradient with respect to

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from optax_sam import checks, order, tree_math
+from optax_sam import checks, device_checks, order, tree_math
 from optax_sam.sharpness_aware import SharpnessAwareState, sharpness_aware
 
 
@@ -99,7 +99,7 @@ def one_gradient(
         checks.check_params(updates, params)
         checks.check_state(state, SharpnessAwareState)
         observe = order.observers(observe, order.check_nothing_in_between(updates, params))
-        checks.check_m_sharpness(m_sharpness, extra_args.get("axis_name"))
+        device_checks.check_m_sharpness(m_sharpness, extra_args.get("axis_name"))
         remembered = tree_math.widened(state.descent[0].remembered_gradient, params)
         direction, state = method.update(remembered, state, params, observe=observe, **extra_args)
         return tree_math.cast_like(direction, updates), state
