@@ -91,9 +91,14 @@ ROWS = {
     "sam_1024": Row(
         *("sam", "SAM, batches of 1,024", {"rho": 0.1, "learning_rate": 0.2}), fixed={"batch_size": 1024}
     ),
-    "eigen_sam": Row("eigen_sam", "Eigen-SAM", {"rho": 0.1, "alpha": 0.2}),
-    "xsam": Row("xsam", "XSAM", {"rho": 0.1, "rho_max": 0.2}),
-    "info_sam": Row("info_sam", "infoSAM", {"rho": 0.1}),
+    **{
+        name: Row(name, METHODS[name].label, start)
+        for name, start in (
+            ("eigen_sam", {"rho": 0.1, "alpha": 0.2}),
+            ("xsam", {"rho": 0.1, "rho_max": 0.2}),
+            ("info_sam", {"rho": 0.1}),
+        )
+    },
 }
 
 

@@ -62,7 +62,10 @@ class Robustness(EqualBudgets):
     """The networks of some rows, changed after training."""
 
     name: str = "robustness"
-    examined: tuple[str, ...] = ("sgd", "sgd_tuned", "sam", "asam", "rwp", "random", "momentum_sam")
+    examined: tuple[str, ...] = (
+        *("sgd", "sgd_tuned", "sam", "asam", "rwp", "random", "momentum_sam"),
+        *("groups_16", "eigen_sam", "xsam", "info_sam"),
+    )
     levels: tuple[float, ...] = (0.0, 0.4)  # of noisy labels
 
     def networks(self, at: Job, chosen: Settings) -> list[Job]:
