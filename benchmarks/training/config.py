@@ -42,7 +42,8 @@ class Config:
     ascent_outside: bool = False
     """A control: take it of images of the next batch."""
     groups: int | None = None
-    """Divide the batch into so many groups, each with its own perturbation (m-sharpness). Left out: one."""
+    """Give each of so many groups of the batch its own perturbation (m-sharpness). Methods that follow a
+    remembered gradient have the same in all. Left out: one group."""
     functional: bool = False
     """Keep the loss's derivative by the outputs of the clean pass in the second one (Functional SAM)."""
     monitor: int | None = None

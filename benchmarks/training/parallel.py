@@ -5,10 +5,10 @@
     pmap    jax.pmap: every device runs the step on its part of the batch and averages the gradients
 
 All give the same numbers as one device, up to rounding. (But under pmap, BatchNorm normalises each device's
-part separately, and dropout drops the same units on all devices.) Between steps the state is a pytree with
-the same shapes in all of them, so a checkpoint of one can be used by the others.
+part separately, and dropout drops the same units on all devices; in groups it is the same.) Between steps the
+state is a pytree with the same shapes in all of them, so a checkpoint of one can be used by the others.
 
-m-sharpness gives each group of a batch its own perturbation, on one device.
+In groups, on one device, each part of the batch has its own perturbation (m-sharpness).
 """
 
 from collections.abc import Callable, Sequence

@@ -134,7 +134,9 @@ def make_program(config: Config, dataset: Dataset) -> Program:
             state.params, state.rest, ascent_images, ascent_labels
         )
         value, rest = layout.average((value, rest))
-        if not layout.m_sharpness:
+        # Each group's own for a method, which averages in the end.
+        m_sharpness = layout.m_sharpness and config.method != "sgd"
+        if not m_sharpness:
             grads = layout.average(grads)
         curvature_fn = None
         if config.curvature_batch is not None:
@@ -154,7 +156,7 @@ def make_program(config: Config, dataset: Dataset) -> Program:
             refresh=refresh,
             record=record,
             axis_name=layout.axis_name,
-            m_sharpness=layout.m_sharpness,
+            m_sharpness=m_sharpness,
             keep_ascent_value=methods.METHODS[config.method].one_gradient or None,
         )
         params = optax.apply_updates(state.params, updates)

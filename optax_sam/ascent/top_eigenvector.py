@@ -45,8 +45,8 @@ class TiltToTopEigenvectorState(NamedTuple):
 
     Attributes:
       eigenvalue: estimate λ of the tracked eigenvalue at the last refresh, a scalar; 0 before the first.
-      failed_refreshes: number of refreshes in which ε₀ was finite and a product with the Hessian was not;
-        int32. The last finite v is kept; if there was none, the method is SAM.
+      failed_refreshes: number of refreshes in which ε₀ was finite, and a product with the Hessian was not, or
+        was 0; int32. An earlier v is kept; if there was none, the method is SAM.
       eigenvector: unit vector v; like the parameters, float32 or wider, or in `state_dtype`: 4 bytes
         per parameter, 2 in bfloat16. Before the first refresh, the random
         vector with which it begins, so short (about 1e-18) that a tilt to it is lost in rounding. To start
@@ -98,7 +98,7 @@ def tilt_to_top_eigenvector(
 
     Cost: on refresh steps `num_iters` Hessian-vector products, of about two gradients each. On other steps
     two inner products. Memory for v: 4 bytes per parameter, 2 in bfloat16. If a product of a refresh is not
-    finite, the vector before it is kept.
+    finite, or 0, the vector before it is kept; with Lanczos that of the last refresh.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_sam

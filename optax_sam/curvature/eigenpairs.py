@@ -190,7 +190,8 @@ def track_eigenpair(
       decay: β of a running mean of the products, β λ v + (1 − β) H v in place of H v, with the last λ.
 
     Returns:
-      Eigenvalue and unit eigenvector; if a product is not finite, those before it, or `last`.
+      Eigenvalue and unit eigenvector. If a product is not finite, or all is 0: with "power" those before it,
+      with "lanczos" `last`.
     """
     return improved_eigenpair(last, gradient_fn, params, solver=solver, num_iters=num_iters, decay=decay)[0]
 

@@ -35,12 +35,14 @@ def power_iteration(matvec: MatVec, start: optax.Params, num_iters: int) -> tupl
       num_iters: number of products.
 
     Returns:
-      (⟨u, H u⟩, v), where u is the iterate before the last: the last product gives both.
+      (⟨u, H u⟩, v), where u is the iterate before the last: the last product gives both. NaN if a product is
+      not finite, or 0.
     """
     nothing = jnp.zeros((), tree_math.accumulation_dtype(start))
-    return finite_power_iteration(
-        matvec, PowerState(nothing, start, jnp.array(True)), lambda v: v, num_iters
-    )[:2]
+    last = PowerState(nothing, start, jnp.array(True))
+    value, vector, is_finite = finite_power_iteration(matvec, last, lambda v: v, num_iters)
+    one = jnp.where(is_finite, 1, jnp.asarray(jnp.nan, value.dtype))
+    return one * value, tree_math.scale(one, vector)
 
 
 class PowerState(NamedTuple):
@@ -48,7 +50,7 @@ class PowerState(NamedTuple):
 
     Attributes:
       eigenvalue: ⟨u, H u⟩.
-      eigenvector: H u/‖H u‖; the next to be multiplied.
+      eigenvector: H u/‖H u‖, the next to be multiplied; before the first, a vector of any length.
       is_finite: whether all products so far were finite, and not 0.
     """
 
@@ -80,9 +82,10 @@ def finite_power_iteration(
         product = matvec(vector)
         value, length = tree_math.vdot(vector, product), tree_math.norm(product)
         is_usable = found.is_finite & jnp.isfinite(value) & jnp.isfinite(length) & (length > 0)
-        unit = tree_math.scale(tree_math.reciprocal_or_zero(length), product)
         kept = (found.eigenvalue, found.eigenvector)
-        return PowerState(*tree_math.where(is_usable, (value, unit), kept), is_usable)
+        unit = tree_math.scale(tree_math.reciprocal_or_zero(length), product)
+        value, unit = tree_math.where(is_usable, tree_math.cast_like((value, unit), kept), kept)
+        return PowerState(value, unit, is_usable)
 
     return repeated(step, last, num_iters)
 

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import methods
 from benchmarks.data.arrays import Dataset, Split
+from benchmarks.errors import DivergenceError
 from benchmarks.experiments.budgets import equal_budgets
 from benchmarks.experiments.budgets.differences import differences, holm
 from benchmarks.experiments.budgets.equal_budgets import ROWS, EqualBudgets, Row, follow, stopped
@@ -145,6 +146,22 @@ def test_stopping_keeps_the_first_of_the_best_epochs(monkeypatch):
     monkeypatch.setattr(equal_budgets, "evaluate", lambda *_: {"accuracy": next(scores)})
     network = SimpleNamespace(program=None, dataset=SimpleNamespace(validation=None))
     assert float(stopped(network)["w"]) == 1
+
+
+def test_stopping_keeps_an_epoch_from_before_a_divergence(monkeypatch):
+    def after_epochs(network):
+        yield from enumerate(network, 1)
+        raise DivergenceError("later")
+
+    monkeypatch.setattr(equal_budgets.networks, "after_epochs", lambda network: after_epochs(network.states))
+    monkeypatch.setattr(equal_budgets, "evaluate", lambda *_: {"accuracy": 0.5})
+    network = SimpleNamespace(
+        program=None, dataset=SimpleNamespace(validation=None), states=[{"w": jnp.ones(())}]
+    )
+    assert float(stopped(network)["w"]) == 1
+    network.states = []
+    with pytest.raises(DivergenceError):
+        stopped(network)
 
 
 def test_a_large_batch_costs_as_many_gradients_as_it_has_images(tmp_path):

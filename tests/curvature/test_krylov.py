@@ -118,6 +118,7 @@ def test_power_iteration_ends_before_the_first_product_that_is_not_finite(num_go
     value, vector, is_finite = (jax.jit(run) if in_loop else run)(last)
     assert not is_finite
     np.testing.assert_array_equal([value, *vector], [expected[0], *expected[1]])
+    assert np.isnan(power_iteration(matvec, last.eigenvector, 4)[1]).all()
 
 
 @pytest.mark.parametrize("num_iters", [1, 2, 8])

@@ -17,6 +17,7 @@ import optax
 import pandas as pd
 
 from benchmarks.data.label_noise import add_noise
+from benchmarks.errors import DivergenceError
 from benchmarks.experiment import Experiment, Job, Tables
 from benchmarks.experiments import networks
 from benchmarks.experiments.budgets import figures, tables
@@ -210,12 +211,20 @@ def trained(network: Network, decay: float | None) -> TrainState:
 
 
 def stopped(network: Network) -> TrainState:
-    """The state after the epoch with the best validation accuracy; the first of equals."""
+    """The state after the epoch with the best validation accuracy; the first of equals.
+
+    Raises:
+        DivergenceError: if the first epoch diverges. Later epochs may.
+    """
     best, found = -1.0, None
-    for _, state in networks.after_epochs(network):
-        accuracy = evaluate(network.program, state, network.dataset.validation)["accuracy"]
-        if accuracy > best:
-            best, found = accuracy, jax.tree.map(jnp.copy, state)
+    try:
+        for _, state in networks.after_epochs(network):
+            accuracy = evaluate(network.program, state, network.dataset.validation)["accuracy"]
+            if accuracy > best:
+                best, found = accuracy, jax.tree.map(jnp.copy, state)
+    except DivergenceError:
+        if found is None:
+            raise
     return found
 
 

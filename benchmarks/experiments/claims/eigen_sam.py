@@ -11,7 +11,8 @@ Luo et al., NeurIPS 2024 (https://arxiv.org/abs/2501.12666), figure 1. Two state
 Measured on Fashion-MNIST with clean labels, at equal ρ, after each of 12 epochs: v₁ and λ₁ of the loss on the
 first 1,000 training images by `top_eigenpairs`, and the perturbations of the next 16 mini-batches,
 Eigen-SAM's with the eigenvector that it has then. Two further rows show what the alignment depends on: a
-tilt of 1 instead of 0.2, and an eigenvector from twice as many products every 10 steps.
+tilt of 1 instead of 0.2, and an eigenvector from twice as many products every 10 steps. Two seeds were added
+when three had not decided.
 """
 
 import dataclasses

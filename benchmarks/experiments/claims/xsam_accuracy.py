@@ -11,7 +11,8 @@ Chen and Zhou, ICLR 2026 (https://arxiv.org/abs/2603.10048), figures 3 and 4. Th
    and k = 3 with SAM: test accuracies, seed by seed.
 3. Accuracy hardly depends on how often α* is searched. Compared, for a search every half epoch, every five
    epochs, and none after the first: its test accuracy minus that with one search per epoch, plus one percent,
-   seed by seed; positive if less than one percent is lost.
+   seed by seed; positive if less than one percent is lost. Measured at XSAM's best radius, 0.4. A first
+   measurement at 0.2, half of it, had found that rarer searches are no worse, or better.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from benchmarks.records import Record, read_records
 from benchmarks.tables import nested, number, paired, table, where
 
 STEPS_PER_EPOCH = 10
-INTERVAL_RHO = 0.4  # XSAM's best radius with one ascent; once 0.2
+INTERVAL_RHO = 0.4
 INTERVALS = {
     "½ epoch": STEPS_PER_EPOCH // 2,
     "1 epoch": STEPS_PER_EPOCH,
@@ -121,8 +122,8 @@ class XSAMAccuracy(Claim):
                 suite_comparisons(pd.DataFrame(read_records(results / "suite.jsonl"))),
             ),
             judge(
-                "Digits, 40 % noisy: with another interval between searches than an epoch, less than one"
-                " percent is lost (percent, plus one)",
+                "Digits, 40 % noisy, at XSAM's best ρ: with another interval between searches than an epoch,"
+                " less than one percent is lost (percent, plus one)",
                 interval,
             ),
         ]
