@@ -78,6 +78,8 @@ def test_words_need_a_difference_that_survives_the_correction():
     assert found["x", "a", "b"].word == "more"
     assert found["x", "a", "b"].text("better", "worse") == "+10.0 ± 0.0, better"
     assert found["x", "c", "a"].word == "no difference"
+    assert found["x", "c", "a"].text() == "+0.0 ± 0.4, no difference"
+    assert found["x", "c", "a"].text(no_word="") == "+0.0 ± 0.4"
 
 
 def test_rounding_keeps_the_largest_weight_and_has_few_values():

@@ -26,10 +26,13 @@ class Difference(NamedTuple):
             return "no difference"
         return "more" if self.mean > 0 else "less"
 
-    def text(self, more: str = "more", less: str = "less", digits: int = 1) -> str:
+    def text(
+        self, more: str = "more", less: str = "less", digits: int = 1, no_word: str = "no difference"
+    ) -> str:
         """Mean ± standard error, and the word."""
-        word = {"more": more, "less": less}.get(self.word, self.word)
-        return f"{self.mean:+.{digits}f} ± {self.error:.{digits}f}, {word}".replace("-", "−")
+        word = {"more": more, "less": less}.get(self.word, no_word)
+        number = f"{self.mean:+.{digits}f} ± {self.error:.{digits}f}".replace("-", "−")
+        return f"{number}, {word}" if word else number
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

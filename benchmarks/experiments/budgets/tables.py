@@ -81,7 +81,7 @@ def accuracy(own: pd.DataFrame, names: list[str], rows: Mapping[str, Any]) -> st
                 f"{settings['epochs']:.0f}",
                 f"{one['gradients'].iloc[0]:,.0f}",
                 spread(100 * one[TEST]),
-                *("–" if cell is None else cell.text("better", "worse") for cell in cells),
+                *("–" if cell is None else cell.text("better", "worse", no_word="") for cell in cells),
                 spread(100 * one[FITTED]),
             ]
         )
