@@ -9,7 +9,7 @@ from benchmarks.experiments.budgets.differences import Difference, differences
 from benchmarks.experiments.budgets.search import mean
 from benchmarks.tables import spread, table, where
 
-TEST, FITTED = "test_accuracy", "training_accuracy_on_noisy_labels"
+TEST = "test_accuracy"
 OTHERS = ("sgd", "sam")  # with which all rows are compared
 UNITS = {"ema": "average", "learning_rate": "rate", "weight_decay": "decay", "label_smoothing": "smoothing"}
 
@@ -82,12 +82,11 @@ def accuracy(own: pd.DataFrame, names: list[str], rows: Mapping[str, Any]) -> st
                 f"{one['gradients'].iloc[0]:,.0f}",
                 spread(100 * one[TEST]),
                 *("–" if cell is None else cell.text("better", "worse", no_word="") for cell in cells),
-                spread(100 * one[FITTED]),
             ]
         )
     labels = [rows[other].label for other in OTHERS]
     head = ["", "chosen", "epochs", "gradients", "test accuracy (%)"]
-    return table([*head, *(f"minus {label}" for label in labels), "training labels fitted (%)"], lines)
+    return table([*head, *(f"minus {label}" for label in labels)], lines)
 
 
 def trials(records: list[dict[str, Any]], name: str, noise: float) -> list[dict[str, Any]]:
