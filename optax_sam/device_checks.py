@@ -12,6 +12,11 @@ import optax
 from optax_sam.devices import AxisName, axis_names, tracked, varies_over
 
 
+def named(axes: Iterable[Hashable]) -> str:
+    """Returns the names of mesh axes as they stand in an error."""
+    return ", ".join(sorted(map(repr, axes)))
+
+
 def check_m_sharpness(m_sharpness: Any, axis_name: Any) -> None:
     """Raises unless `m_sharpness` is a Python bool, and only true where an axis is named."""
     if not isinstance(m_sharpness, bool):
@@ -33,7 +38,7 @@ def check_averaged(gradient: optax.Updates, axis_name: AxisName) -> None:
     """Raises if JAX knows that a gradient passed to `update` as an average varies along the axis."""
     unaveraged = varies_over(gradient).intersection(axis_names(axis_name))
     if unaveraged:
-        names = ", ".join(sorted(map(repr, unaveraged)))
+        names = named(unaveraged)
         raise ValueError(
             "`m_sharpness=False`, the default, says that the gradient passed to `update` is an average, but"
             f" it varies over the mesh axis {names}, so that each device would have its own perturbation."
@@ -59,7 +64,7 @@ def check_replicated(params: optax.Params, axis_name: AxisName, sharded: Iterabl
     """Raises if the parameters are sharded along an axis that `axis_name` says they are the same along."""
     wrong = (varies_over(params) | frozenset(sharded)).intersection(axis_names(axis_name))
     if wrong:
-        names = ", ".join(sorted(map(repr, wrong)))
+        names = named(wrong)
         raise ValueError(
             f"`axis_name={axis_name!r}` says that the parameters are the same along the axis {names}, but"
             " each device has its own part of them. A mean over the devices would mix entries of different"
@@ -75,7 +80,7 @@ def check_summed(name: str, gradient: Any, params: optax.Params, sharded: Iterab
     varies = frozenset[Hashable]().union(*(varies_over(g) - varies_over(p) for g, p in leaves))
     wrong = varies.intersection(sharded)
     if wrong:
-        names = ", ".join(sorted(map(repr, wrong)))
+        names = named(wrong)
         raise ValueError(
             f"{name} varies over the mesh axis {names} also for parameters that are the same along it: it is"
             " the part of one device. JAX adds the parts of all devices unless the parameters were marked as"
@@ -88,7 +93,7 @@ def check_one_loss(name: str, value: jax.Array, sharded: Iterable[Hashable]) -> 
     """Raises if a loss varies over an axis along which the parameters are sharded."""
     wrong = varies_over(value).intersection(sharded)
     if wrong:
-        names = ", ".join(sorted(map(repr, wrong)))
+        names = named(wrong)
         raise ValueError(
             f"{name} varies over the mesh axis {names}, and so do the parameters. If each device has a shard"
             " of them, the loss must be that of the whole model and batch, the same on all devices: average"
@@ -101,7 +106,7 @@ def check_same(name: str, result: Any, params: optax.Params) -> None:
     """Raises if `result` varies over a mesh axis over which the parameters do not."""
     unaveraged = varies_over(result) - varies_over(params)  # of all leaves; `check_summed` looks at each
     if unaveraged:
-        names = ", ".join(sorted(map(repr, unaveraged)))
+        names = named(unaveraged)
         raise ValueError(
             f"{name} varies over the mesh axis {names} and the parameters do not, so the gradient would be"
             " summed over the devices instead of averaged. Name that axis,"
